@@ -1,0 +1,1 @@
+"""The launcher: turns a run file into processes. Imports no torch."""

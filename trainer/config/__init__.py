@@ -1,0 +1,32 @@
+"""The run file and its errors. Torch-free: the launcher imports it."""
+
+from trainer.config.errors import (
+    EXIT_DONE,
+    EXIT_FAULT,
+    EXIT_REFUSED,
+    EXIT_REQUEUE,
+    EXIT_USER,
+    GraftError,
+    RefusedError,
+    UserError,
+    nearest,
+)
+from trainer.config.load import changes, dump, load, schema
+from trainer.config.run import Run
+
+__all__ = [
+    "EXIT_DONE",
+    "EXIT_FAULT",
+    "EXIT_REFUSED",
+    "EXIT_REQUEUE",
+    "EXIT_USER",
+    "GraftError",
+    "RefusedError",
+    "Run",
+    "UserError",
+    "changes",
+    "dump",
+    "load",
+    "nearest",
+    "schema",
+]

@@ -1,0 +1,189 @@
+"""From a run file and overrides to a Run, and back to a resolved file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from trainer.config.base import kinds
+from trainer.config.errors import UserError, nearest
+from trainer.config.run import Run
+from trainer.config.yamlfile import Document, Loc, override, parse
+
+_TYPES = {
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "bool_type": "true or false", "string_type": "text", "list_type": "a list", "dict_type": "a section with keys of its own",
+    "model_type": "a section with keys of its own", "model_attributes_type": "a section with keys of its own",
+    "tuple_type": "a list", "none_required": "null",
+}  # fmt: skip
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Run:
+    """Read, override, check and resolve a run file; paths in it become absolute, from the working directory.
+
+    Raises UserError that names the file, the line, the key and the nearest valid name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
+        raise UserError(f"{path}: no such run file{near}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a run file: {error}") from None
+    document = parse(text, str(path))
+    for assignment in overrides:
+        override(document, assignment)
+    try:
+        run = Run.model_validate(document.value)
+    except ValidationError as error:
+        raise UserError(explain(error, document)) from None
+    return _absolute(run, Path.cwd())
+
+
+def explain(error: ValidationError, document: Document) -> str:
+    """One line for every mistake, each with its place."""
+    lines: list[str] = []
+    for mistake in error.errors():
+        loc = _written(mistake["loc"], document.value)
+        dotted = ".".join(str(part) for part in loc)
+        line = f"{document.where(loc)}: {_sentence(mistake['type'], dotted, mistake, document, loc)}"
+        if line not in lines:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _sentence(kind: str, dotted: str, mistake: Any, document: Document, loc: Loc) -> str:
+    given = mistake.get("input")
+    context = mistake.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"unknown key '{dotted}'{nearest(str(loc[-1]), _fields(document.value, loc[:-1]))}"
+    if kind == "missing":
+        return f"'{dotted}' is missing"
+    if kind == "union_tag_not_found":
+        return f"'{dotted}.kind' is missing; known: {context.get('discriminator') and _tags(dotted)}"
+    if kind in ("union_tag_invalid", "literal_error"):
+        expected = context.get("expected_tags") or context.get("expected", "")
+        names = [n.strip(" '") for n in expected.replace(" or ", ", ").split(",")]
+        at = dotted + ".kind" if kind == "union_tag_invalid" else dotted
+        value = context.get("tag", given)
+        near = nearest(str(value), names) or "; known: " + ", ".join(names)
+        return f"'{at}' is {value!r}{near}"
+    if kind in _TYPES:
+        hint = ""
+        if kind == "bool_type" and isinstance(given, str) and given.lower() in ("no", "off", "n"):
+            hint = "; write false"
+        elif kind == "bool_type" and isinstance(given, str) and given.lower() in ("yes", "on", "y"):
+            hint = "; write true"
+        elif kind == "string_type" and isinstance(given, int | float):
+            hint = f'; write "{given}" with quotes if text is meant'
+        return f"'{dotted}' must be {_TYPES[kind]}, not {_shown(given)}{hint}"
+    message = mistake["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return f"'{dotted}' is {_shown(given)}: {message}" if loc else message
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a section"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _tags(dotted: str) -> str:
+    packages = {"task": "trainer.config.tasks", "strategy": "trainer.config.strategies"}
+    if dotted in packages:
+        return ", ".join(kinds(packages[dotted]))
+    field = Run.model_fields[dotted]
+    return ", ".join(str(c.model_fields["kind"].default) for c in getattr(field.annotation, "__args__", ()))
+
+
+def _written(loc: Loc, value: Any) -> Loc:
+    """The part of pydantic's location that stands in the file: without the names of union members."""
+    kept: list[str | int] = []
+    for index, part in enumerate(loc):
+        if (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
+        ):
+            value = value[part]
+        elif index == len(loc) - 1 and isinstance(value, dict) and isinstance(part, str):
+            pass  # a missing key
+        else:
+            continue
+        kept.append(part)
+    return tuple(kept)
+
+
+def _fields(value: Any, loc: Loc) -> list[str]:
+    """The keys that are valid in a section, for suggestions."""
+    model: Any = Run
+    for part in loc:
+        value = value.get(part) if isinstance(value, dict) else None
+        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        chosen = value.get("kind") if isinstance(value, dict) else None
+        named = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == chosen]
+        if not models:
+            return []
+        model = (named or models)[0]
+    return list(model.model_fields)
+
+
+def _absolute(run: Run, base: Path) -> Run:
+    """Paths in sources and weights, made absolute so that the run can be resumed from any directory."""
+
+    def path(text: str) -> str:
+        return os.path.normpath(base / Path(text).expanduser())
+
+    def source(text: str | None) -> str | None:
+        scheme, colon, rest = (text or "").partition(":")
+        if scheme not in ("folder", "csv") or not colon:
+            return text
+        file, question, query = rest.partition("?")
+        return f"{scheme}:{path(file)}{question}{query}"
+
+    model = run.model
+    scheme, _, rest = model.source.partition(":")
+    file, colon, factory = rest.rpartition(":")
+    if scheme == "python" and colon and (file.endswith(".py") or "/" in file):
+        model = model.model_copy(update={"source": f"python:{path(file)}:{factory}"})
+    if "/" in model.weights or Path(model.weights).suffix:
+        model = model.model_copy(update={"weights": path(model.weights)})
+    data = run.data.model_copy(update={"train": source(run.data.train), "val": source(run.data.val)})
+    return run.model_copy(update={"model": model, "data": data})
+
+
+def dump(run: Run) -> str:
+    """The resolved run file: every default written out; `load` gives the same Run again."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a run file."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Run.model_json_schema()}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
+    return {prefix[:-1]: value}
+
+
+_FREE = ("parallel.", "resources.", "track.", "checkpoint.every", "checkpoint.keep", "data.workers", "train.micro_batch",
+         "evaluate.batch", "evaluate.show", "data.max_bad")  # fmt: skip
+
+
+def changes(old: Run, new: Run) -> list[str]:
+    """`key: old -> new` for each setting that would change what is learnt; the rest may change freely between attempts."""
+    before, after = (_flat(run.model_dump(mode="json")) for run in (old, new))
+    return [
+        f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key) and not key.startswith(_FREE)
+    ]

@@ -1,0 +1,230 @@
+"""The run file: what one training is, section by section."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from trainer.config.amounts import Amount, Interval, Seconds
+from trainer.config.base import Kind, Section, one_of
+from trainer.config.optimizers import AnyOptimizer, AnySchedule, Cosine
+from trainer.config.tasks import classify
+
+if TYPE_CHECKING:
+    AnyTask = Kind
+    AnyStrategy = Kind
+else:
+    AnyTask = one_of("trainer.config.tasks")
+    AnyStrategy = one_of("trainer.config.strategies")
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _every(text: str) -> Any:
+    number, unit = text.split()
+    units: dict[str, Any] = {"epoch": "epoch", "min": "second", "steps": "step"}
+    return Amount(float(number) * (60 if unit == "min" else 1), units[unit], text)
+
+
+class Adapt(Section):
+    """How the pretrained network is fitted to the new task."""
+
+    in_channels: int = Field(3, ge=1, le=64, description="channels of the input; the first layer is adapted when it differs")
+    image_size: int | None = Field(None, ge=8, le=4096, description="side in pixels; none: what the weights were trained at")
+    head: Literal["auto", "keep", "new"] = Field(
+        "auto", description="auto: keep a pretrained head whose classes are the task's, else make a new one"
+    )
+    head_module: str | None = Field(None, description="dotted name of the output layer, where it cannot be found")
+
+
+class Model(Section):
+    """The network: `torchvision:NAME`, `python:package.module:factory` or `python:path.py:factory`."""
+
+    source: str
+    weights: str = Field("none", description="torchvision's weights enum (IMAGENET1K_V1, DEFAULT), a checkpoint file, or none")
+    args: dict[str, bool | int | float | str | None] = Field(default_factory=dict, description="keyword arguments of the factory")
+    adapt: Adapt = Adapt()
+
+
+class Normalize(Section):
+    """Per-channel mean and deviation of pixels in [0, 1]."""
+
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+
+class Augment(Section):
+    """Random changes of training images, drawn from (seed, epoch, sample) alone."""
+
+    crop: Literal["none", "pad", "resized"] = Field(
+        "none", description="pad: shift within a border; resized: random area and aspect"
+    )
+    padding: int = Field(4, ge=1, description="border in pixels for crop: pad")
+    scale: tuple[float, float] = Field((0.08, 1.0), strict=False, description="area for crop: resized")
+    flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
+    rotate: float = Field(0.0, ge=0, le=180, description="degrees to either side")
+    color: float = Field(0.0, ge=0, le=1, description="strength of brightness, contrast and saturation jitter")
+    auto: Literal["none", "trivial", "rand", "autoaugment"] = "none"
+    erase: float = Field(0.0, ge=0, le=1, description="probability of erasing a random rectangle")
+
+
+class Data(Section):
+    """Where the samples are and how an image becomes a tensor.
+
+    Sources: `folder:PATH` (one folder a class), `csv:FILE?image=COLUMN&label=COLUMN`, `digits:0-4/train`.
+    """
+
+    train: str
+    val: str | None = Field(None, description="a source, or `split:0.2` to hold that share of the training images back")
+    classes: list[str] | None = Field(None, description="these classes only, in this order")
+    per_class: int | None = Field(None, ge=1, description="at most so many training images a class, chosen by the seed")
+    min_per_class: int = Field(2, ge=1, description="refuse a class with fewer training images")
+    workers: int = Field(2, ge=0, le=256, description="loader processes a rank; 0 loads in the training process")
+    resize: Literal["squash", "crop"] = Field(
+        "crop", description="crop: scale the short side, cut the middle; squash: ignore the aspect"
+    )
+    resize_to: int | None = Field(None, ge=8, description="short side before the middle is cut; none: image_size")
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    normalize: Literal["auto", "imagenet", "half", "none"] | Normalize = Field(
+        "auto",
+        description="auto: what the weights were trained with, else imagenet for 3 channels and half (to [-1, 1]) otherwise",
+    )
+    augment: Augment = Augment()
+    max_pixels: int = Field(64_000_000, ge=1, description="an image with more is refused before it is decoded")
+    max_bad: int = Field(0, ge=0, description="unreadable images to skip and count before the run stops; 0 stops at the first")
+
+
+class EarlyStop(Section):
+    """Stop when `checkpoint.best` has not improved for `patience` evaluations."""
+
+    patience: int = Field(ge=1)
+    min_delta: float = Field(0.0, ge=0)
+
+
+class Train(Section):
+    """How long, in what batches and how exactly."""
+
+    epochs: float = Field(10, gt=0)
+    steps: int | None = Field(None, ge=1, description="instead of epochs: so many optimizer steps")
+    global_batch: int = Field(64, ge=1, description="samples an optimizer step sees over all ranks")
+    micro_batch: int | Literal["auto"] = Field("auto", description="samples in one forward pass; auto: a rank's whole share")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = Field(0, ge=0, lt=2**32)
+    clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay a step of an average of the weights, which is then evaluated")
+    max_skipped: int = Field(10, ge=0, description="steps in a row with a gradient that is not finite before the run stops")
+    deterministic: bool = Field(False, description="refuse operations whose result varies between runs (slower on GPUs)")
+
+    @field_validator("micro_batch")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1")
+        return value
+
+
+class Parallel(Section):
+    """How the ranks work together."""
+
+    kind: Literal["ddp"] = "ddp"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: int | Literal["auto"] = Field("auto", description="ranks on this machine; auto: one a GPU, or one on a CPU")
+    threads: int | None = Field(None, ge=1, description="CPU threads a rank; none: the cores over the ranks")
+    timeout: Seconds = Field(600.0, gt=0, description="how long a rank waits for the others before the run is given up")
+
+    @field_validator("processes")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1")
+        return value
+
+
+class Evaluate(Section):
+    """When and how the validation samples are measured."""
+
+    every: Interval = Field(default_factory=lambda: _every("1 epoch"))
+    at_start: bool = Field(False, description="also before the first step")
+    batch: int | None = Field(None, ge=1, description="samples in one forward pass; none: twice the micro-batch")
+    early_stop: EarlyStop | None = None
+    show: int = Field(16, ge=0, le=64, description="validation samples drawn with their predictions at each evaluation")
+
+
+class Checkpoint(Section):
+    """When the state is saved and what is kept."""
+
+    every: Interval = Field(default_factory=lambda: _every("10 min"))
+    keep: int = Field(3, ge=1, description="newest checkpoints to keep, beside the best")
+    best: str = Field("val/accuracy", description="the metric that chooses the best; lowest for a loss, else highest")
+
+    @field_validator("best")
+    @classmethod
+    def _metric(cls, value: str) -> str:
+        if not re.fullmatch(r"val/[a-z0-9_]+", value):
+            raise ValueError("write a metric of the evaluation, such as val/accuracy, val/f1 or val/loss")
+        return value
+
+
+class WandB(Section):
+    """Weights & Biases; offline when there is no key or no server."""
+
+    project: str = "graft"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = Field(default_factory=list)
+    mode: Literal["auto", "offline", "disabled"] = "auto"
+    timeout: Seconds = Field(15.0, gt=0, description="how long to wait for the server before going on offline")
+
+
+class Track(Section):
+    """What is recorded, besides metrics.jsonl."""
+
+    every: int = Field(10, ge=1, description="steps between two points of the training curves")
+    wandb: WandB | None = None
+
+
+class Resources(Section):
+    """What the run asks of a cluster."""
+
+    nodes: int = Field(1, ge=1)
+    gpus_per_node: int | None = Field(None, ge=1)
+    time: str | None = Field(None, pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$", description='"hours:minutes:seconds", quoted')
+
+
+class Run(Section):
+    """One training."""
+
+    name: str
+    task: AnyTask = Field(default_factory=classify.Config)
+    model: Model
+    strategy: AnyStrategy
+    data: Data
+    optimizer: AnyOptimizer
+    schedule: AnySchedule = Field(default_factory=Cosine)
+    train: Train = Train()
+    parallel: Parallel = Parallel()
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    track: Track = Track()
+    resources: Resources = Resources()
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not NAME.fullmatch(value):
+            raise ValueError("1 to 100 letters, digits, dots, dashes or underscores, beginning with a letter or a digit")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Run:
+        if self.evaluate.early_stop is not None and self.data.val is None:
+            raise ValueError("evaluate.early_stop needs validation data; set data.val")
+        norm = self.data.normalize
+        if isinstance(norm, Normalize) and not len(norm.mean) == len(norm.std) == self.model.adapt.in_channels:
+            raise ValueError(
+                f"data.normalize has {len(norm.mean)} means and {len(norm.std)} deviations "
+                f"for model.adapt.in_channels {self.model.adapt.in_channels}"
+            )
+        return self

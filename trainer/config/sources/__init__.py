@@ -1,0 +1,9 @@
+"""What a data source names: a list of samples with their classes. Torch-free, so that `graft plan` and bad-input checks use it.
+
+One module a scheme (`folder`, `csv`, `digits`), found by name; each has `listing(rest: str) -> Listing` for the text after
+the colon of `scheme:rest`.
+"""
+
+from trainer.config.sources.listing import Item, Listing, Splits, open_source, open_splits
+
+__all__ = ["Item", "Listing", "Splits", "open_source", "open_splits"]

@@ -1,0 +1,1 @@
+"""One config class a strategy, found by file name."""

@@ -1,0 +1,13 @@
+"""Only the head learns."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from trainer.config.base import Kind
+
+
+class Config(Kind):
+    """Freeze the trunk, train the head (and what was made new to adapt the input); frozen BatchNorm stays in eval mode."""
+
+    kind: Literal["head"] = "head"

@@ -1,0 +1,1 @@
+"""One config class a task, found by file name."""

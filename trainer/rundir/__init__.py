@@ -1,0 +1,7 @@
+"""The run folder: its paths, its markers, its lease and its record. Torch-free: the launcher and the trainer meet here."""
+
+from trainer.rundir.folder import Marker, RunDir, write_atomically
+from trainer.rundir.lease import Lease, LeaseLostError
+from trainer.rundir.record import Record, read_points
+
+__all__ = ["Lease", "LeaseLostError", "Marker", "Record", "RunDir", "read_points", "write_atomically"]

@@ -1,0 +1,183 @@
+"""Every path of a run, and the markers that say how its last attempt ended."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.config import RefusedError, Run, UserError, changes, dump, load
+
+State = Literal["DONE", "REQUEUE", "FAILED"]
+STATES: tuple[State, ...] = ("DONE", "REQUEUE", "FAILED")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file so that a reader, or a crash at any instant, sees the old text or the new."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """How the last attempt ended: DONE, REQUEUE (start the same command again) or FAILED, with the reason and the exit code."""
+
+    state: State
+    reason: str
+    code: int
+    step: int = 0
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The run folder at `path`; one place that knows the name of everything in it."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "run.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def attempts(self) -> Path:
+        """One JSON line a start and an end of an attempt."""
+        return self.path / "attempts.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "log"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def lease(self) -> Path:
+        return self.path / "lease.json"
+
+    @property
+    def ranks(self) -> Path:
+        """One file a rank of the running attempt: host, pid, step, heartbeat."""
+        return self.path / "log" / "ranks"
+
+    def exists(self) -> bool:
+        return self.config.is_file()
+
+    def load(self) -> Run:
+        """The resolved run file of this folder; UserError when there is none."""
+        if not self.exists():
+            raise UserError(f"{self.path}: not a run folder (it has no run.yaml)")
+        return load(self.config)
+
+    def prepare(self, run: Run, *, accept_changes: bool) -> None:
+        """Create the folder, or open it again for the same run.
+
+        Raises RefusedError when it cannot be written or when the run file changed what would be learnt (the difference is
+        shown; `accept_changes` takes the new settings over).
+        """
+        try:
+            for folder in (self.path, self.logs, self.checkpoints, self.samples):
+                folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path) as probe:
+                probe.write(b"x")
+        except OSError as error:
+            what = {errno.ENOSPC: "the disk is full", errno.EROFS: "the file system is read-only"}.get(
+                error.errno or 0, error.strerror
+            )
+            raise RefusedError(
+                f"the run folder {self.path} cannot be written: {what}; choose another with --runs FOLDER"
+            ) from None
+        if self.exists():
+            difference = changes(self.load(), run)
+            if difference and not accept_changes:
+                raise RefusedError(
+                    f"{self.path} holds a run with other settings:\n  "
+                    + "\n  ".join(difference)
+                    + "\ngive the run another name, or pass --accept-changes to go on with the new settings"
+                )
+        text = dump(run)
+        if not self.config.is_file() or self.config.read_text(encoding="utf-8") != text:
+            write_atomically(self.config, text)
+
+    def mark(self, state: State, reason: str, code: int, step: int = 0) -> None:
+        """Leave one marker, in place of any other."""
+        marker = Marker(state, reason, code, step, time.time())
+        write_atomically(self.path / state, json.dumps(asdict(marker)) + "\n")
+        for other in STATES:
+            if other != state:
+                (self.path / other).unlink(missing_ok=True)
+
+    def clear_markers(self) -> None:
+        for state in STATES:
+            (self.path / state).unlink(missing_ok=True)
+
+    def marker(self) -> Marker | None:
+        """How the last attempt ended; none while it runs and after a kill."""
+        for state in STATES:
+            try:
+                return Marker(**json.loads((self.path / state).read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):
+                continue
+        return None
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """A JSON file of the folder, empty when it is missing or torn."""
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}

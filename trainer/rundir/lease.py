@@ -1,0 +1,170 @@
+"""One writer to a run folder.
+
+The lease is a file that names its holder (host, boot, pid, start time, token) and a counter that the holder raises every few
+seconds. On the holder's own host a dead process is recognised at once. On another host the counter is watched: it is stale when
+it stands still for `patience`, measured with the watcher's own clock, so that clocks that disagree change nothing. The token is
+the fence: a holder that was declared dead and comes back finds another token and must stop before it writes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from trainer.config import RefusedError
+from trainer.rundir.folder import write_atomically
+
+BEAT_EVERY = 5.0
+PATIENCE = 20.0
+
+
+class LeaseLostError(RefusedError):
+    """Another process took the run folder over; this one must not write any more."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who writes to the run folder."""
+
+    host: str
+    boot: str
+    pid: int
+    started: float
+    token: str
+    beat: int
+    since: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since} ({self.command})"
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return str(psutil.boot_time())
+
+
+def _me(token: str) -> Holder:
+    process = psutil.Process()
+    return Holder(
+        host=socket.gethostname(), boot=_boot(), pid=os.getpid(), started=process.create_time(), token=token, beat=0,
+        since=time.strftime("%Y-%m-%d %H:%M:%S"), command=" ".join(process.cmdline())[:200],
+    )  # fmt: skip
+
+
+def read_holder(path: Path) -> Holder | None:
+    """The holder that a lease names, none when there is no lease (or an unreadable one, which no writer of ours leaves)."""
+    try:
+        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _alive_here(holder: Holder) -> bool | None:
+    """Whether the holder lives, none when it is on another host."""
+    if holder.host != socket.gethostname():
+        return None
+    if holder.boot != _boot():
+        return False
+    try:
+        process = psutil.Process(holder.pid)
+        return abs(process.create_time() - holder.started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Only one process at a time decides about a lease."""
+    with path.with_suffix(".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def held_by(path: Path, *, patience: float = PATIENCE) -> Holder | None:
+    """The living holder of a lease, or none. Takes up to `patience` seconds when the holder is on another host."""
+    holder = read_holder(path)
+    if holder is None:
+        return None
+    alive = _alive_here(holder)
+    if alive is not None:
+        return holder if alive else None
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        time.sleep(min(0.5, patience / 4))
+        now = read_holder(path)
+        if now is None or now.token != holder.token:
+            return held_by(path, patience=patience) if now else None
+        if now.beat != holder.beat:
+            return now
+    return None
+
+
+class Lease:
+    """Holds a run folder until `release`; a thread keeps it fresh."""
+
+    def __init__(self, path: Path, *, beat_every: float = BEAT_EVERY, patience: float = PATIENCE) -> None:
+        self._path = path
+        self._beat_every = beat_every
+        self._holder = _me(secrets.token_hex(8))
+        self._lost = threading.Event()
+        self._stop = threading.Event()
+        before = read_holder(path)
+        other = held_by(path, patience=patience)
+        with _exclusive(path):
+            now = read_holder(path)
+            seen_dead = before is not None and now is not None and now.token == before.token
+            if other is None and now is not None and not seen_dead and _alive_here(now) is not False:
+                other = now  # somebody took it between the look and the lock
+            if other is not None:
+                raise RefusedError(f"the run folder {path.parent} is in use by {other}; wait for it or stop it first")
+            write_atomically(path, json.dumps(asdict(self._holder)) + "\n")
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread.start()
+
+    def _mine(self) -> bool:
+        now = read_holder(self._path)
+        return now is not None and now.token == self._holder.token
+
+    def _keep(self) -> None:
+        while not self._stop.wait(self._beat_every):
+            try:
+                with _exclusive(self._path):
+                    if self._stop.is_set():
+                        return
+                    if not self._mine():
+                        self._lost.set()
+                        return
+                    self._holder = replace(self._holder, beat=self._holder.beat + 1)
+                    write_atomically(self._path, json.dumps(asdict(self._holder)) + "\n")
+            except OSError:
+                continue  # a full disk or a slow file system is no reason to give the folder up
+
+    def check(self) -> None:
+        """Raise LeaseLostError when another process took over; called before anything is committed."""
+        if self._lost.is_set() or not self._mine():
+            self._lost.set()
+            raise LeaseLostError(f"another process took the run folder {self._path.parent} over: {read_holder(self._path)}")
+
+    def release(self) -> None:
+        """Stop the heartbeat and remove the lease, if it is still ours."""
+        self._stop.set()
+        self._thread.join(timeout=self._beat_every + 5)
+        with _exclusive(self._path):
+            if self._mine():
+                self._path.unlink(missing_ok=True)

@@ -1,0 +1,15 @@
+"""What a network takes, as a value that the rooms share without knowing each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """An image as the network takes it: [in_channels, image_size, image_size], pixels in [0, 1] then (x - mean) / std."""
+
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
