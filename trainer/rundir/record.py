@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from trainer.rundir.folder import fsync_folder
 
@@ -34,12 +37,13 @@ def _points(path: Path) -> Iterator[dict[str, Any]]:
 class Record:
     """Appends points to metrics.jsonl.
 
-    Opening it for a resume at `step` drops every later point, which the resumed run logs again.
+    Opening it for a resume keeps the first `points`, those that the checkpoint knew of, and drops what the resumed run logs again.
+    A full disk costs nothing: what could not be written waits for the next point.
     """
 
-    def __init__(self, path: Path, *, step: int) -> None:
-        self._path = path
-        kept = [p for p in _points(path) if p.get("step", 0) <= step]
+    def __init__(self, path: Path, *, points: int) -> None:
+        kept = list(itertools.islice(_points(path), points))
+        self.points = len(kept)
         temporary = path.with_name(f".{path.name}.tmp")
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(_line(point) for point in kept)
@@ -47,19 +51,32 @@ class Record:
             os.fsync(file.fileno())
         temporary.replace(path)
         fsync_folder(path.parent)
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._waiting = b""
+        self._lock = threading.Lock()  # a checkpoint's thread syncs while the training appends
 
     def append(self, point: dict[str, Any]) -> None:
         """Add a point; handed to the system at once, so that only a machine's crash can lose it."""
-        self._file.write(_line(point))
-        self._file.flush()
+        with self._lock:
+            self._waiting += _line(point).encode()
+            self.points += 1
+            with contextlib.suppress(OSError):
+                self._drain()
+
+    def _drain(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[os.write(self._handle, self._waiting) :]
 
     def sync(self) -> None:
-        """Make what was appended durable: called before a checkpoint is committed."""
-        os.fsync(self._file.fileno())
+        """Make what was appended durable: called before a checkpoint is committed. OSError when the disk is full."""
+        with self._lock:
+            self._drain()
+        os.fsync(self._handle)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._drain()
+        os.close(self._handle)
 
 
 def _line(point: dict[str, Any]) -> str:

@@ -1,0 +1,157 @@
+"""Puts a run together: data, network, strategy, optimizer and task become a Job for the loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from trainer import strategies
+from trainer.config import Run
+from trainer.config.arithmetic import rank_shares, total_steps
+from trainer.config.sources import Listing, Splits, open_splits
+from trainer.data import Batch
+from trainer.data.dataset import BadCount, ImageDataset
+from trainer.data.loader import eval_batches, train_batches
+from trainer.data.order import mix
+from trainer.evaluate import evaluate
+from trainer.models import Built, build_model
+from trainer.optim import Average, build_optimizer, build_schedule
+from trainer.runtime import Runtime
+from trainer.tasks import build_task
+from trainer.tasks.base import Evaluation, Phase, Task
+
+log = logging.getLogger("graft")
+DROPOUT, WEIGHTS = 1, 2  # keep the streams drawn from one seed apart
+
+
+@dataclass
+class Parts:
+    """A run that is put together but has no progress yet."""
+
+    run: Run
+    runtime: Runtime
+    splits: Splits
+    built: Built
+    task: Task
+    phase: Phase
+    average: Average | None
+    steps: int
+    bad: BadCount
+
+    @property
+    def epoch_samples(self) -> int:
+        return len(self.splits.train.items)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Count what could not be read, copy to the device and normalise there."""
+        if batch.bad:
+            self.bad.add(batch.bad)
+        return batch.to(self.runtime.device, self.built.spec)
+
+    def schedule(self) -> Callable[[int], float]:
+        batch = self.run.train.global_batch
+        return build_schedule(
+            self.run.schedule, total=self.steps * batch, epoch_samples=self.epoch_samples, step_samples=batch
+        )
+
+    def seed(self, step: int, rank: int, index: int) -> int:
+        """What dropout is seeded with: a pure function of (seed, step, rank, micro-batch)."""
+        return mix(self.run.train.seed, DROPOUT, step, rank, index)
+
+    def dataset(self, listing: Listing, *, train: bool) -> ImageDataset:
+        return ImageDataset(listing, self.run.data, self.built.spec, train=train, seed=self.run.train.seed)
+
+    def batches(self, start_step: int) -> Iterator[list[Batch]]:
+        """The training micro-batches of this rank, step by step."""
+        train, runtime = self.run.train, self.runtime
+        share = max(rank_shares(train.global_batch, runtime.world))
+        return train_batches(
+            self.dataset(self.splits.train, train=True),
+            seed=train.seed, start_step=start_step, steps=self.steps, global_batch=train.global_batch,
+            micro_batch=share if train.micro_batch == "auto" else train.micro_batch,
+            rank=runtime.rank, world=runtime.world, workers=self.run.data.workers, pin=runtime.device.type == "cuda",
+        )  # fmt: skip
+
+    def evaluation(self, listing: Listing) -> Callable[[], Evaluation]:
+        """A function that measures the network (its average, if there is one) over a listing."""
+        runtime, train = self.runtime, self.run.train
+        dataset = self.dataset(listing, train=False)
+        share = max(rank_shares(train.global_batch, runtime.world))
+        batch = self.run.evaluate.batch or 2 * (share if train.micro_batch == "auto" else train.micro_batch)
+
+        def measure() -> Evaluation:
+            batches = eval_batches(
+                dataset, batch=batch, rank=runtime.rank, world=runtime.world,
+                workers=self.run.data.workers, pin=runtime.device.type == "cuda",
+            )  # fmt: skip
+            return evaluate(
+                runtime, self.phase.network, self.task.measure(len(dataset), runtime.device), batches, self.prepare, self.average
+            )
+
+        return measure
+
+
+def build(run: Run, runtime: Runtime, *, load_weights: bool) -> Parts:
+    """Put a run together; `load_weights` is false where a checkpoint of its own will be loaded over them.
+
+    Raises UserError for everything in the run file that does not fit the data, the weights or the network.
+    """
+    splits = open_splits(run.data, run.train.seed)
+    classes = splits.train.classes
+    model = partial(
+        build_model, run.model, run.data.normalize, classes, mix(run.train.seed, WEIGHTS) % 2**63, load_weights=load_weights
+    )
+    # One rank downloads, the others find the file in the cache.
+    built = model() if runtime.main else None
+    runtime.barrier()
+    built = built or model()
+    strategies.apply(run.strategy, built.network, built.head, built.fresh)
+    task = build_task(run.task, classes, splits.train.counts())
+    network = built.network.to(runtime.device)
+    average = Average(network, run.train.ema) if run.train.ema is not None else None
+    optimizer = build_optimizer(run.optimizer, strategies.learning(network))
+    phase = Phase("model", network, runtime.wrap(network), optimizer, task.loss)
+    steps = total_steps(run.train, len(splits.train.items))
+    return Parts(run, runtime, splits, built, task, phase, average, steps, BadCount(run.data.max_bad))
+
+
+def tensors(parts: Parts) -> dict[str, dict[str, torch.Tensor]]:
+    """What a checkpoint holds, by file: the network, its average, and the optimizer's state by parameter name."""
+    phase = parts.phase
+    names = {parameter: name for name, parameter in phase.network.named_parameters()}
+    files: dict[str, dict[str, torch.Tensor]] = {f"{phase.name}.safetensors": dict(phase.network.state_dict())}
+    files[f"{phase.name}-optimizer.safetensors"] = {
+        f"{names[parameter]}.{key}": value
+        for parameter, state in phase.optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+    if parts.average is not None:
+        files[f"{phase.name}-average.safetensors"] = parts.average.state
+    return files
+
+
+def restore(parts: Parts, files: dict[str, dict[str, torch.Tensor]], extra: dict[str, Any]) -> None:
+    """Put a checkpoint's tensors back: the inverse of `tensors`."""
+    phase = parts.phase
+    phase.network.load_state_dict(files[f"{phase.name}.safetensors"])
+    if parts.average is not None:
+        for name, value in files[f"{phase.name}-average.safetensors"].items():
+            parts.average.state[name].copy_(value)
+    saved = files[f"{phase.name}-optimizer.safetensors"]
+    for name, parameter in phase.network.named_parameters():
+        if parameter.requires_grad:
+            prefix = f"{name}."
+            state = {k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix) and "." not in k[len(prefix) :]}
+            if state:
+                # Counters of steps stay on the host, as torch's optimizers want them.
+                phase.optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+                }
+    if parts.runtime.scaler is not None and "scaler" in extra:
+        parts.runtime.scaler.load_state_dict(extra["scaler"])

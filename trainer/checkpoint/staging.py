@@ -1,0 +1,67 @@
+"""A safetensors file laid out in one block of host memory.
+
+The training waits only for the copy of its tensors into the block; header, offsets and memory stay from one checkpoint to the
+next. The format is safetensors' own (eight bytes of header length, a JSON header, the tensors), and is read back with that library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import torch
+
+_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+
+
+def _layout(tensors: Mapping[str, torch.Tensor]) -> Layout:
+    return tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
+
+
+class StagedFile:
+    """Memory for the tensors of one layout; `copy` fills it, `data` is the file's content."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.layout = _layout(tensors)
+        # Wider types first, as safetensors does, so that every tensor is aligned without gaps.
+        order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name in order:
+            tensor = tensors[name]
+            size = tensor.numel() * tensor.element_size()
+            header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+            offset += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(len(text) + 8) % 64)
+        start = 8 + len(text)
+        pin = any(tensor.is_cuda for tensor in tensors.values())
+        # zeros, not empty: the first touch of fresh memory costs more than the copy, and is paid here.
+        self._memory = torch.zeros(start + offset, dtype=torch.uint8, pin_memory=pin)
+        prefix = len(text).to_bytes(8, "little") + text
+        self._memory[:start] = torch.frombuffer(bytearray(prefix), dtype=torch.uint8)
+        self._views: dict[str, torch.Tensor] = {}
+        for name in order:
+            begin, end = header[name]["data_offsets"]  # type: ignore[index]
+            flat = self._memory[start + begin : start + end].view(tensors[name].dtype)
+            self._views[name] = flat.view(tensors[name].shape)
+        self.data = memoryview(self._memory.numpy().data)
+
+    def fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Whether these tensors have the names, types and shapes of this layout."""
+        return _layout(tensors) == self.layout
+
+    @torch.no_grad()
+    def copy(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copy the values in; for CUDA tensors the caller synchronises afterwards."""
+        views = [self._views[name] for name in tensors]
+        torch._foreach_copy_(views, [tensor.detach() for tensor in tensors.values()], non_blocking=True)
+
+    def finite(self) -> bool:
+        """Whether every floating-point value is a finite number."""
+        return all(bool(torch.isfinite(view).all()) for view in self._views.values() if view.is_floating_point())

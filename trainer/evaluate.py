@@ -1,0 +1,42 @@
+"""Evaluation over exactly the samples there are, on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.optim import Average
+from trainer.runtime import Runtime
+from trainer.tasks.base import Batch, Evaluation, Measure
+
+
+@torch.no_grad()
+def evaluate(
+    runtime: Runtime,
+    network: nn.Module,
+    measure: Measure,
+    batches: Iterable[Any],
+    prepare: Callable[[Any], Batch],
+    average: Average | None = None,
+) -> Evaluation:
+    """Measure a network, or its averaged weights, in eval mode; each rank sees its own samples and the counts are summed.
+
+    Leaves the network in eval mode and touches no random state.
+    """
+    runtime.share_buffers(network)
+    network.eval()
+    if average is not None:
+        average.swap()
+    try:
+        with runtime.autocast():
+            for raw in batches:
+                measure.update(network, prepare(raw))
+    finally:
+        if average is not None:
+            average.swap()
+    for tensor in measure.tensors():
+        runtime.sum_host(tensor)
+    return measure.result()

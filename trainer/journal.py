@@ -1,0 +1,58 @@
+"""attempts.jsonl: when each attempt started, where it stood and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from typing import Any
+
+from trainer.config import RefusedError
+from trainer.rundir import RunDir, read_points
+
+SAME_CRASH = 3
+
+
+class Journal:
+    """The attempts of a run. Ranks other than 0 read the number of the attempt and write nothing."""
+
+    def __init__(self, folder: RunDir, *, main: bool, world: int, retry: bool) -> None:
+        self._path = folder.attempts
+        self._main = main
+        self._world = world
+        self.events = read_points(self._path)
+        self.attempt = sum(event.get("event") == "start" for event in self.events) + 1
+        self._began = time.time()
+        if main and not retry:
+            self._stop_repeating(folder)
+
+    def _stop_repeating(self, folder: RunDir) -> None:
+        """Refuse after the same failure at the same step three times in a row: another start would end there again."""
+        ends: dict[int, dict[str, Any]] = {e["attempt"]: e for e in self.events if e.get("event") == "end"}
+        recent = [ends.get(number, {}) for number in range(self.attempt - SAME_CRASH, self.attempt)]
+        crashes = {(e.get("state"), e.get("step"), e.get("reason")) for e in recent}
+        if len(crashes) == 1 and next(iter(crashes))[0] == "FAILED":
+            _, step, reason = next(iter(crashes))
+            raise RefusedError(
+                f"the last {SAME_CRASH} attempts of {folder.name} failed at step {step} with: {reason}\n"
+                "find the cause first; --retry tries once more"
+            )
+
+    def started(self, step: int) -> None:
+        self._began = time.time()
+        self._write({"event": "start", "step": step, "world": self._world, "host": socket.gethostname()})
+
+    def ended(self, state: str, step: int, reason: str) -> None:
+        self._write({"event": "end", "state": state, "step": step, "reason": reason})
+
+    def _write(self, event: dict[str, Any]) -> None:
+        if self._main:
+            line = {"attempt": self.attempt, "time": round(time.time(), 3), **event}
+            with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def wall(self) -> float:
+        """Seconds since the first attempt started, pauses included."""
+        starts = [e["time"] for e in self.events if e.get("event") == "start" and "time" in e]
+        return time.time() - min([*starts, self._began])

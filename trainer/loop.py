@@ -1,0 +1,241 @@
+"""The training loop, from top to bottom. It knows phases, progress and ranks; it knows no task, no model and no strategy."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from trainer.config import GraftError
+from trainer.optim import Average
+from trainer.progress import Clock, Progress
+from trainer.runtime import Runtime
+from trainer.tasks.base import Batch, Evaluation, Phase
+
+STOP, SAVE, EVALUATE = 1, 2, 4
+SCALER_PATIENCE = 20  # fp16 halves its scale on each of the first steps until nothing overflows
+
+
+class Listener(Protocol):
+    """What becomes of figures."""
+
+    def point(self, values: dict[str, Any], progress: Progress) -> None:
+        """Record a point of the curves."""
+
+    def evaluated(self, evaluation: Evaluation, progress: Progress, *, final: bool) -> None:
+        """Show an evaluation."""
+
+
+@dataclass
+class Job:
+    """All that a training is made of, assembled by `build`."""
+
+    runtime: Runtime
+    phases: Sequence[Phase]
+    average: Average | None
+    batches: Iterator[Sequence[Any]]
+    prepare: Callable[[Any], Batch]
+    steps: int
+    global_batch: int
+    epoch_samples: int
+    schedule: Callable[[int], float]
+    seed: Callable[[int, int, int], int]
+    train_mode: Callable[[], None]
+    evaluate: Callable[[], Evaluation] | None
+    save: Callable[[Progress, bool, bool], None]
+    wants_retry: Callable[[], bool]
+    stop: Callable[[], bool]
+    beat: Callable[[int], None]
+    listener: Listener
+    log_every: int
+    evaluate_every: Clock
+    checkpoint_every: Clock
+    evaluate_at_start: bool
+    lower_is_better: bool
+    best_metric: str
+    patience: int | None
+    min_delta: float
+    clip: float | None
+    max_skipped: int
+
+
+def train(job: Job, progress: Progress) -> bool:
+    """Train until the last step, an early stop or a wish to stop; true when the training is complete.
+
+    Evaluation and saving are decided between steps, from progress alone: a run that was stopped before an evaluation that was
+    due makes it up when it is started again.
+    """
+    runtime = job.runtime
+    agreement = runtime.agreement()
+    agreement.ask(STOP * job.stop())
+    wishes = agreement.settle() if runtime.world > 1 else STOP * job.stop()
+    job.train_mode()
+    taking = Step(job)
+    while True:
+        last = progress.step >= job.steps or exhausted(job, progress)
+        if wishes & STOP and not last:
+            taking.drain(progress)
+            job.save(progress, False, True)
+            return False
+        improved = False
+        due = job.evaluate_every.due(progress.samples, progress.evaluated) or (job.evaluate_at_start and progress.evaluated < 0)
+        if job.evaluate and progress.evaluated < progress.samples and (due or last or wishes & EVALUATE):
+            taking.drain(progress)
+            evaluation = job.evaluate()
+            improved = judge(job, progress, evaluation)
+            # Decided the same on every rank: the figures are sums over all of them.
+            last = last or exhausted(job, progress)
+            job.listener.evaluated(evaluation, progress, final=last)
+            job.evaluate_every.reset(time.monotonic())
+            job.train_mode()
+        if last or improved or wishes & SAVE or job.checkpoint_every.due(progress.samples, progress.saved):
+            taking.drain(progress)
+            job.save(progress, improved, last)
+            job.checkpoint_every.reset(time.monotonic())
+        if last:
+            return True
+
+        taking.step(progress)
+
+        if progress.step % job.log_every == 0 or progress.step == job.steps:
+            taking.point(progress)
+        now = time.monotonic()
+        wishes = agreement.ask(
+            STOP * job.stop()
+            | SAVE * (runtime.main and (job.checkpoint_every.late(now) or job.wants_retry()))
+            | EVALUATE * (runtime.main and job.evaluate_every.late(now))
+        )
+
+
+def exhausted(job: Job, progress: Progress) -> bool:
+    """Whether early stopping ends the run here."""
+    return job.patience is not None and progress.waited >= job.patience
+
+
+class Step:
+    """Takes optimizer steps and keeps their losses until a point of the record covers them."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._losses: list[torch.Tensor] = []
+        self._groups = [[(group, group["lr"]) for group in phase.optimizer.param_groups] for phase in job.phases]
+        self._parameters = [[p for g in phase.optimizer.param_groups for p in g["params"]] for phase in job.phases]
+        self._scale = job.runtime.world / job.global_batch  # a mean over the ranks of sums over samples is the global mean
+        self._limit = job.max_skipped if job.runtime.scaler is None else max(job.max_skipped, SCALER_PATIENCE)
+
+    def step(self, progress: Progress) -> None:
+        """One optimizer step of every phase over one global batch."""
+        job, runtime, scaler = self._job, self._job.runtime, self._job.runtime.scaler
+        micro_batches = next(job.batches)
+        began = time.perf_counter()
+        factor = job.schedule(progress.samples)
+        finite = True
+        for phase, groups, parameters in zip(job.phases, self._groups, self._parameters, strict=True):
+            for group, rate in groups:
+                group["lr"] = rate * factor
+            seen: torch.Tensor | None = None
+            for index, raw in enumerate(micro_batches):
+                batch = job.prepare(raw)
+                runtime.reseed(job.seed(progress.step, runtime.rank, index))
+                with runtime.syncing(phase.module, index == len(micro_batches) - 1):
+                    loss = phase.loss(phase.module, batch).sum() * self._scale
+                    (scaler.scale(loss) if scaler else loss).backward()  # type: ignore[no-untyped-call]
+                seen = loss.detach() if seen is None else seen + loss.detach()
+            assert seen is not None
+            self._losses.append(seen)
+            if scaler:
+                scaler.unscale_(phase.optimizer)
+            # The gradients are the same on every rank, so every rank comes to the same decision without a message.
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            good = math.isfinite(norm)
+            if good:
+                if job.clip is not None:
+                    torch.nn.utils.clip_grads_with_norm_(parameters, job.clip, norm)
+                phase.optimizer.step()
+            phase.optimizer.zero_grad(set_to_none=True)
+            finite = finite and good
+        if scaler:
+            scaler.update()
+        progress.rates.append(self._groups[0][0][1] * factor)
+        progress.step += 1
+        progress.samples += job.global_batch
+        if finite:
+            progress.skipped_in_row = 0
+            if job.average is not None:
+                job.average.update(progress.step)
+        else:
+            self._skip(progress)
+        job.beat(progress.step)
+        progress.productive += time.perf_counter() - began
+        if progress.samples // job.epoch_samples > (progress.samples - job.global_batch) // job.epoch_samples:
+            self._epoch(progress)
+
+    def _skip(self, progress: Progress) -> None:
+        """A gradient that is not finite changes nothing; too many in a row, or a spoilt state, stop all ranks at the same step."""
+        progress.skipped += 1
+        progress.skipped_in_row += 1
+        losses = torch.zeros(self._job.runtime.world, dtype=torch.float64)
+        losses[self._job.runtime.rank] = self._losses[-1].double().cpu()
+        ranks = [str(r) for r, loss in enumerate(self._job.runtime.sum_host(torch.isfinite(losses).logical_not().int()).tolist()) if loss]
+        where = f"the loss is not finite on rank {', '.join(ranks)}" if ranks else "the loss is finite, its gradient is not"
+        spoilt = [n for p in self._job.phases for n, b in p.network.named_buffers() if b.is_floating_point() and not b.isfinite().all()]
+        if spoilt:
+            raise GraftError(
+                f"step {progress.step}: {where}, and it spoilt the statistics of {spoilt[0]}; the checkpoint before is finite. "
+                "Lower optimizer.lr, set train.clip, or look for bad input"
+            )
+        if progress.skipped_in_row > self._limit:
+            raise GraftError(
+                f"step {progress.step}: {progress.skipped_in_row} steps in a row without a finite gradient ({where}); the last "
+                "checkpoint is finite. Lower optimizer.lr, set train.clip, or raise train.max_skipped"
+            )
+        self._job.listener.point({"skipped": float(progress.skipped), "why": where}, progress)
+
+    def drain(self, progress: Progress) -> None:
+        """Turn the losses kept on the device into numbers, each the mean over all ranks."""
+        if self._losses:
+            values = torch.stack(self._losses).double().cpu()
+            self._losses.clear()
+            values = self._job.runtime.sum_host(values) / self._job.runtime.world
+            for value in values.tolist():
+                progress.losses.append(value)
+                if math.isfinite(value):
+                    progress.epoch_loss += value
+                    progress.epoch_steps += 1
+
+    def point(self, progress: Progress) -> None:
+        """Record the mean loss since the last point."""
+        self.drain(progress)
+        finite = [value for value in progress.losses if math.isfinite(value)]
+        mean = math.fsum(finite) / len(finite) if finite else math.nan
+        values = {"train/loss": mean, "lr": progress.rates[-1]}
+        progress.losses, progress.rates = [], []
+        self._job.listener.point(values, progress)
+
+    def _epoch(self, progress: Progress) -> None:
+        """Record the mean loss of an epoch that ended within this step."""
+        self.drain(progress)
+        mean = progress.epoch_loss / progress.epoch_steps if progress.epoch_steps else math.nan
+        progress.epoch_loss, progress.epoch_steps = 0.0, 0
+        self._job.listener.point({"train/epoch_loss": mean}, progress)
+
+
+def judge(job: Job, progress: Progress, evaluation: Evaluation) -> bool:
+    """Note an evaluation in the progress; true when it is the best yet."""
+    progress.evaluated = progress.samples
+    progress.metrics = {f"val/{name}": value for name, value in evaluation.metrics.items()}
+    if job.best_metric not in progress.metrics:
+        raise GraftError(f"checkpoint.best is '{job.best_metric}'; the evaluation gives {', '.join(progress.metrics)}")
+    value = progress.metrics[job.best_metric]
+    gain = math.inf if progress.best is None else (progress.best - value if job.lower_is_better else value - progress.best)
+    if math.isfinite(value) and gain > 0:
+        progress.waited = 0 if gain > job.min_delta else progress.waited + 1
+        progress.best, progress.best_step, progress.best_metrics = value, progress.step, dict(progress.metrics)
+        return True
+    progress.waited += 1
+    return False

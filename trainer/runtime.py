@@ -1,0 +1,158 @@
+"""Processes, devices and precision: the one place that knows Accelerate and torch.distributed."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from trainer.config import RefusedError, UserError
+from trainer.config.run import Parallel, Train
+
+_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+class Runtime:
+    """This rank, its device and what it does together with the others.
+
+    Raises RefusedError when the ranks that were found are not those that were planned, UserError for a precision that the device
+    does not have.
+    """
+
+    def __init__(self, parallel: Parallel, train: Train, *, planned: int | None) -> None:
+        found = int(os.environ.get("WORLD_SIZE", "1"))
+        planned = planned or (parallel.processes if isinstance(parallel.processes, int) else None)
+        if planned is not None and planned != found:
+            raise RefusedError(
+                f"the run was planned for {planned} rank(s) and {found} started; with accelerate launch on CPUs use "
+                f"--multi_gpu --num_processes {planned} (--cpu starts one process whatever is asked for)"
+            )
+        cpu = parallel.device == "cpu" or not torch.cuda.is_available()
+        if cpu and parallel.device == "cuda":
+            raise UserError("parallel.device is cuda and no GPU is visible; write auto or cpu")
+        if cpu and train.precision == "fp16":
+            raise UserError("train.precision is fp16, which needs a GPU; on a CPU write bf16 or fp32")
+        cores = os.cpu_count() or 1
+        if cpu:
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", found))
+            torch.set_num_threads(parallel.threads or max(1, cores // local))
+        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+        # One bucket view saves a copy of the gradients; buffers follow rank 0 at each forward, so its state is the run's.
+        self._accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=_PRECISIONS[train.precision],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=parallel.timeout)),
+            ],
+        )
+        self.rank: int = self._accelerator.process_index
+        self.world: int = self._accelerator.num_processes
+        self.device: torch.device = self._accelerator.device
+        self.precision = train.precision
+        self.scaler: torch.amp.GradScaler | None = self._accelerator.scaler
+        if self.world != found:
+            raise RefusedError(f"Accelerate found {self.world} rank(s) where the environment says {found}")
+        # Small messages between hosts must not wait for the GPU: they have a group of their own.
+        timeout = timedelta(seconds=parallel.timeout)
+        self._host_group = dist.new_group(backend="gloo", timeout=timeout) if self.world > 1 else None
+        if train.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network for several ranks and mixed precision, on the device."""
+        wrapped: nn.Module = self._accelerator.prepare_model(network)
+        return wrapped
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision for calls outside the wrapped network."""
+        context: AbstractContextManager[Any] = self._accelerator.autocast()
+        return context
+
+    def syncing(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Average gradients over the ranks only with the last micro-batch of a step."""
+        if last or self.world == 1:
+            return nullcontext()
+        context: AbstractContextManager[Any] = module.no_sync()  # type: ignore[operator]
+        return context
+
+    def reseed(self, seed: int) -> None:
+        """Seed what dropout draws from."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    def sum_host(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks of a tensor, in place for CPU tensors; the same bits on every rank."""
+        if self.world > 1:
+            host = values.cpu()
+            dist.all_reduce(host, group=self._host_group)
+            values.copy_(host)
+        return values
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's value on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._host_group)
+        return box[0]
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give every rank the buffers of rank 0 (BatchNorm's statistics differ between ranks while training)."""
+        if self.world > 1:
+            for buffer in network.buffers():
+                host = buffer.detach().cpu()
+                dist.broadcast(host, src=0, group=self._host_group)
+                buffer.copy_(host)
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier(group=self._host_group)
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def agreement(self) -> Agreement:
+        return Agreement(self._host_group)
+
+
+class Agreement:
+    """What any rank wishes (bits of an integer), known to all at the same step.
+
+    With several ranks the answer to what was asked at one step arrives at the next, so that no step waits for a message.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self._flight: tuple[torch.Tensor, Any] | None = None
+
+    def ask(self, wishes: int) -> int:
+        """Hand this rank's wishes in; returns what all ranks together wished at the last call (alone: at this one)."""
+        if self._group is None:
+            return wishes
+        result = self.settle()
+        values = torch.tensor([wishes >> bit & 1 for bit in range(4)], dtype=torch.int32)
+        self._flight = (values, dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self._group, async_op=True))
+        return result
+
+    def settle(self) -> int:
+        """Wait for the answer under way and return it."""
+        if self._flight is None:
+            return 0
+        values, work = self._flight
+        self._flight = None
+        work.wait()
+        return sum(bit << place for place, bit in enumerate(values.tolist()))

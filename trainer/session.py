@@ -1,0 +1,180 @@
+"""One attempt of a run: takes the folder, finds where the last attempt stopped, trains, and leaves a marker."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+from safetensors.torch import load_file
+
+from trainer import build as building
+from trainer import strategies
+from trainer.checkpoint import Loaded, Saver, Store
+from trainer.config import EXIT_DONE, EXIT_REQUEUE, RefusedError, Run
+from trainer.faultpoints import reached
+from trainer.journal import Journal
+from trainer.loop import Job, train
+from trainer.manifest import write_manifest
+from trainer.progress import Clock, Progress
+from trainer.rundir import Lease, Record, RunDir
+from trainer.runtime import Runtime
+from trainer.signals import StopFlag
+from trainer.track.tracker import Pictures, Tracker
+from trainer.watch import Heartbeat
+
+log = logging.getLogger("graft")
+
+
+def start(
+    folder: RunDir, runtime: Runtime, journal: Journal, lease: Lease | None, stop: StopFlag, heart: Heartbeat, *, accept_changes: bool
+) -> int:
+    """Train the run of a folder to its end or to a wish to stop; returns the exit code."""
+    run = folder.load()
+    store = Store(folder.checkpoints, keep=run.checkpoint.keep, before_commit=lease.check if lease else lambda: None)
+    loaded = find(store, runtime)
+    progress = Progress.from_dict(loaded.state["progress"]) if loaded else Progress()
+    journal.started(progress.step)
+    heart.step = progress.step
+    parts = building.build(run, runtime, load_weights=loaded is None)
+    if runtime.main:
+        write_manifest(folder, run, parts.splits, world=runtime.world, device=str(runtime.device), accept_changes=accept_changes)
+    if loaded:
+        reached("resume-verified", loaded.step)
+        files = {path.name: load_file(path) for path in sorted(loaded.path.glob("*.safetensors"))}
+        building.restore(parts, files, loaded.state)
+        log.info("resumed at step %d of %d from %s", progress.step, parts.steps, loaded.path.name)
+    else:
+        for line in parts.built.report.lines():
+            log.info("%s", line)
+    log.info("%s", strategies.summary(parts.built.network))
+    reached("resume-loaded", progress.step)
+    tracker = _tracker(folder, parts, progress, journal) if runtime.main else None
+    saver = _saver(store, tracker) if tracker else None
+    job = assemble(run, parts, progress, tracker, saver, stop, heart)
+    done = False
+    try:
+        done = train(job, progress)
+    finally:
+        job.batches.close()  # type: ignore[attr-defined]
+        if saver and not done:
+            saver.join()
+        if tracker:
+            tracker.close(progress, complete=done)
+    runtime.barrier()
+    if runtime.main:
+        if done:
+            folder.mark("DONE", f"{progress.step} steps", EXIT_DONE, progress.step)
+        else:
+            folder.mark("REQUEUE", f"stopped by {stop.reason or 'another rank'}", EXIT_REQUEUE, progress.step)
+    journal.ended("DONE" if done else "REQUEUE", progress.step, stop.reason or "")
+    return EXIT_DONE if done else EXIT_REQUEUE
+
+
+def find(store: Store, runtime: Runtime) -> Loaded | None:
+    """The newest intact checkpoint, chosen and checked by rank 0; the others read the same folder."""
+    found: Loaded | None = None
+    problem = ""
+    if runtime.main:
+        store.clean()
+        try:
+            found = store.last_good()
+        except RefusedError as error:
+            problem = str(error)
+    problem, found = runtime.from_main((problem, found))
+    if problem:
+        raise RefusedError(problem)
+    return found
+
+
+def _tracker(folder: RunDir, parts: building.Parts, progress: Progress, journal: Journal) -> Tracker:
+    val = parts.splits.val
+    pictures = None
+    if val is not None:
+        dataset = parts.dataset(val, train=False)
+        pictures = Pictures(
+            fetch=lambda index: dataset.fetch([(0, index)]).images[0], keys=[item.key for item in val.items], classes=val.classes
+        )
+    return Tracker(
+        folder, parts.run, progress,
+        wall=journal.wall, attempt=journal.attempt, total_samples=parts.steps * parts.run.train.global_batch,
+        epoch_samples=parts.epoch_samples, parameters=asdict(strategies.summary(parts.built.network)), pictures=pictures,
+    )  # fmt: skip
+
+
+def _saver(store: Store, tracker: Tracker) -> Saver:
+    return Saver(store, before_write=tracker.sync, on_commit=tracker.committed)
+
+
+def assemble(
+    run: Run, parts: building.Parts, progress: Progress, tracker: Tracker | None, saver: Saver | None, stop: StopFlag, heart: Heartbeat
+) -> Job:
+    """The job of this rank."""
+    runtime, batch = parts.runtime, run.train.global_batch
+    lower = run.checkpoint.best.rsplit("/", 1)[1] in ("loss", "error")
+
+    def save(state: Progress, improved: bool, wait: bool) -> None:
+        state.saved = state.samples
+        if saver is None or tracker is None:
+            if wait:
+                runtime.barrier()
+            return
+        state.points = tracker.points
+        extra: dict[str, Any] = {
+            "progress": state.as_dict(), "step": state.step, "samples": state.samples, "world": runtime.world,
+            "classes": list(parts.splits.train.classes), "spec": vars(parts.built.spec),
+        }  # fmt: skip
+        if runtime.scaler is not None:
+            extra["scaler"] = runtime.scaler.state_dict()
+        saver.save(state.step, building.tensors(parts), extra, best=state.best if improved else None, wait=wait)
+        if wait:
+            runtime.barrier()
+
+    def beat(step: int) -> None:
+        heart.step = step
+        reached("step", step)
+
+    def clock(every: Any) -> Clock:
+        return Clock(every, epoch_samples=parts.epoch_samples, step_samples=batch, now=time.monotonic())
+
+    early = run.evaluate.early_stop
+    return Job(
+        runtime=runtime,
+        phases=[parts.phase],
+        average=parts.average,
+        batches=parts.batches(progress.step),
+        prepare=parts.prepare,
+        steps=parts.steps,
+        global_batch=batch,
+        epoch_samples=parts.epoch_samples,
+        schedule=parts.schedule(),
+        seed=parts.seed,
+        train_mode=lambda: strategies.train_mode(parts.phase.module),
+        evaluate=parts.evaluation(parts.splits.val) if parts.splits.val else None,
+        save=save,
+        wants_retry=lambda: saver is not None and saver.retry,
+        stop=lambda: bool(stop),
+        beat=beat,
+        listener=tracker or Silent(),
+        log_every=run.track.every,
+        evaluate_every=clock(run.evaluate.every),
+        checkpoint_every=clock(run.checkpoint.every),
+        evaluate_at_start=run.evaluate.at_start,
+        lower_is_better=lower,
+        best_metric=run.checkpoint.best,
+        patience=early.patience if early else None,
+        min_delta=early.min_delta if early else 0.0,
+        clip=run.train.clip,
+        max_skipped=run.train.max_skipped,
+    )
+
+
+class Silent:
+    """The listener of the ranks that record nothing."""
+
+    def point(self, values: dict[str, Any], progress: Progress) -> None:
+        """Nothing: rank 0 records."""
+
+    def evaluated(self, evaluation: Any, progress: Progress, *, final: bool) -> None:
+        """Nothing: rank 0 records."""

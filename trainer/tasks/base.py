@@ -1,0 +1,67 @@
+"""What the loop knows of a task: phases to step, and a measure to evaluate with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+class Batch(Protocol):
+    """A micro-batch on the device: normalised images [n, c, h, w], targets, and which samples of the listing they are."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+
+LossFunction = Callable[[nn.Module, Any], torch.Tensor]
+
+
+@dataclass
+class Phase:
+    """A network, its loss and its optimizer; a classifier has one, a GAN two.
+
+    `module` is what is called (wrapped for several ranks and mixed precision), `network` the bare one that is saved;
+    `loss(module, batch)` gives one value a sample, [n].
+    """
+
+    name: str
+    network: nn.Module
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: LossFunction
+
+
+class Measure(Protocol):
+    """Accumulates an evaluation over batches, and over ranks by summing its tensors."""
+
+    def update(self, network: nn.Module, batch: Batch) -> None:
+        """Add a batch."""
+
+    def tensors(self) -> Sequence[torch.Tensor]:
+        """What is to be summed over the ranks, in place."""
+
+    def result(self) -> Evaluation:
+        """The figures, once the tensors hold the sums."""
+
+
+@dataclass
+class Evaluation:
+    """The figures of an evaluation: `metrics` for the curves (named without a prefix), `details` for the report (JSON)."""
+
+    metrics: dict[str, float]
+    details: dict[str, Any]
+
+
+class Task(Protocol):
+    """A task: how a batch becomes a loss, how a network is measured and what its answers look like."""
+
+    def loss(self, module: nn.Module, batch: Any) -> torch.Tensor:
+        """One value a sample, [n], so that any split over ranks and micro-batches gives the same mean."""
+
+    def measure(self, samples: int, device: torch.device) -> Measure:
+        """A fresh measure for an evaluation of so many samples."""

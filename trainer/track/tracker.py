@@ -1,0 +1,147 @@
+"""Everything that is recorded of a run, by rank 0: the record, the console, W&B, pictures and the summary."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer import gallery
+from trainer.config import Run
+from trainer.progress import Progress
+from trainer.rundir import Record, RunDir, write_atomically
+from trainer.tasks.base import Evaluation
+from trainer.track.console import Console
+from trainer.track.wandb_sink import WandbSink
+
+FINISH_WITHIN = 60.0
+log = logging.getLogger("graft.track")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How to show a validation sample: its pixels as the network sees them, its name, the classes."""
+
+    fetch: gallery.Fetch
+    keys: Sequence[str]
+    classes: Sequence[str]
+
+
+class Tracker:
+    """Listens to the loop. A failure to draw or to write a summary is logged and costs nothing else."""
+
+    def __init__(
+        self, folder: RunDir, run: Run, progress: Progress, *, wall: Callable[[], float], attempt: int, total_samples: int,
+        epoch_samples: int, parameters: Any, pictures: Pictures | None,
+    ) -> None:  # fmt: skip
+        self._folder = folder
+        self._run = run
+        self._wall = wall
+        self._attempt = attempt
+        self._total = total_samples
+        self._epoch_samples = epoch_samples
+        self._parameters = parameters
+        self._pictures = pictures
+        self._began = time.time()
+        self._record = Record(folder.metrics, points=progress.points)
+        self._wandb = WandbSink(folder, run)
+        self._console = Console(name=run.name, total_samples=total_samples, main=True)
+        if progress.step:
+            self._console.message(f"going on at step {progress.step:,}, {progress.samples:,} of {total_samples:,} samples")
+
+    @property
+    def points(self) -> int:
+        """Points of the record so far: a checkpoint keeps the number, a resume keeps just those points."""
+        return self._record.points
+
+    def point(self, values: dict[str, Any], progress: Progress) -> None:
+        """Record a point of the curves."""
+        self._add(values, progress)
+        self._console.update(progress.samples, progress.step, progress.samples / self._epoch_samples, values)
+
+    def _add(self, values: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        point = {
+            "samples": progress.samples, "step": progress.step, "epoch": round(progress.samples / self._epoch_samples, 6),
+            "time": round(time.time(), 3), **values,
+        }  # fmt: skip
+        self._record.append(point)
+        self._wandb.log(point)
+        return point
+
+    def evaluated(self, evaluation: Evaluation, progress: Progress, *, final: bool) -> None:
+        """Record an evaluation, draw its predictions, and keep what the report needs."""
+        point = self._add(progress.metrics, progress)
+        self._console.evaluation(progress.metrics)
+        try:
+            self._draw(evaluation, point, progress, final=final)
+            self._summarise(progress, "running")
+        except Exception as error:  # pictures are no reason to stop a training
+            log.warning("the predictions of step %d were not drawn: %s", progress.step, error)
+
+    def _draw(self, evaluation: Evaluation, point: dict[str, Any], progress: Progress, *, final: bool) -> None:
+        samples, details = self._folder.samples, dict(evaluation.details)
+        answers = details.pop("answers")
+        self._wandb.confusion(details["confusion"], details["classes"], point)
+        if self._pictures is None:
+            return
+        show = self._pictures
+        chosen = gallery.choose(answers, self._run.evaluate.show)
+        if chosen:
+            path = samples / f"step-{progress.step:08d}.png"
+            gallery.contact_sheet(chosen, show.classes, show.fetch, path)
+            right = sum(a["truth"] == a["predicted"] for a in chosen)
+            self._wandb.images("val/predictions", [(path, f"{right} of {len(chosen)} right")], point)
+        details |= {"step": progress.step, "examples": []}
+        if final:
+            details["examples"] = gallery.examples(answers, show.classes, show.fetch, samples)
+            gallery.table(answers, show.classes, show.keys, samples / "predictions.csv")
+        write_atomically(samples / "evaluation.json", json.dumps(details) + "\n")
+
+    def sync(self) -> None:
+        """Make the record durable, before a checkpoint that relies on it."""
+        self._record.sync()
+
+    def committed(self, step: int) -> None:
+        """A checkpoint is on disk: the points up to it are final."""
+        self._wandb.commit(step)
+
+    def message(self, text: str) -> None:
+        self._console.message(text)
+
+    def _summarise(self, progress: Progress, state: str) -> dict[str, Any]:
+        wall = self._wall()
+        summary = {
+            "name": self._run.name, "state": state, "step": progress.step, "samples": progress.samples,
+            "total_samples": self._total, "epoch": round(progress.samples / self._epoch_samples, 4),
+            "final": progress.metrics, "best": {"metric": self._run.checkpoint.best, "value": progress.best,
+            "step": progress.best_step, "metrics": progress.best_metrics}, "skipped_steps": progress.skipped,
+            "attempts": self._attempt, "wall_seconds": round(wall, 2), "productive_seconds": round(progress.productive, 2),
+            "ettr": round(progress.productive / wall, 4) if wall > 0 else None, "parameters": self._parameters,
+        }  # fmt: skip
+        write_atomically(self._folder.summary, json.dumps(summary, indent=1) + "\n")
+        return summary
+
+    def close(self, progress: Progress, *, complete: bool) -> None:
+        """Finish the record, the summary and W&B (which has a limited time for it)."""
+        try:
+            summary = self._summarise(progress, "done" if complete else "stopped")
+            self._wandb.summary({**progress.metrics, "best": progress.best, "ettr": summary["ettr"]})
+            if complete:
+                self._console.message(_closing(summary))
+        except OSError as error:
+            log.warning("the summary was not written: %s", error)
+        self._console.close()
+        self._record.close()
+        self._wandb.finish(timeout=FINISH_WITHIN)
+
+
+def _closing(summary: dict[str, Any]) -> str:
+    best = summary["best"]
+    result = f"best {best['metric']} {best['value']:.4f} at step {best['step']:,}; " if best["value"] is not None else ""
+    return (
+        f"done: {summary['samples']:,} samples in {summary['productive_seconds']:.1f} s of training, {result}"
+        f"{summary['attempts']} attempt(s), {summary['ettr']:.0%} of the wall time productive"
+    )
