@@ -10,7 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from trainer.config import EXIT_FAULT, EXIT_REQUEUE, GraftError, UserError, load
+from trainer.config import EXIT_FAULT, EXIT_REQUEUE, GraftError, Run, UserError, load
 from trainer.journal import Journal
 from trainer.rundir import Lease, RunDir
 from trainer.signals import StopFlag
@@ -28,11 +28,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the folder of a run file is made")
     parser.add_argument("--accept-changes", action="store_true", help="go on with other settings or data than the last attempt")
     parser.add_argument("--retry", action="store_true", help="start although the same failure came three times")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)  # overrides may stand before and after options
 
 
-def open_folder(arguments: argparse.Namespace, *, main: bool) -> RunDir:
-    """The run folder that is asked for; made from the run file by rank 0."""
+def open_folder(arguments: argparse.Namespace, *, main: bool) -> tuple[RunDir, Run]:
+    """The run folder that is asked for, made from the run file by rank 0, and its run."""
     if arguments.run.is_dir():
         if arguments.overrides:
             raise UserError("overrides go with a run file; the settings of a run folder stand in its run.yaml")
@@ -43,7 +43,7 @@ def open_folder(arguments: argparse.Namespace, *, main: bool) -> RunDir:
         folder = RunDir((arguments.runs / run.name).resolve())
     if main:
         folder.prepare(run, accept_changes=arguments.accept_changes)
-    return folder
+    return folder, run
 
 
 def logs(folder: RunDir, attempt: int, rank: int) -> None:
@@ -105,24 +105,28 @@ class Attempt:
         self._owned = False
 
     def run(self, arguments: argparse.Namespace) -> int:
-        main = self._rank == 0
-        folder = open_folder(arguments, main=main)
-        if main:
-            self._lease = Lease(folder.lease)
-            for old in folder.ranks.glob("rank-*.json"):
-                old.unlink(missing_ok=True)
-            folder.clear_markers()
-        self._folder, self._owned = folder, main
-        self._journal = Journal(folder, main=main, world=self.world, retry=arguments.retry)
-        logs(folder, self._journal.attempt, self._rank)
-
         from trainer.runtime import Runtime
         from trainer.session import start
 
-        run = folder.load()
+        main = self._rank == 0
+        folder, run = open_folder(arguments, main=main)
+        if main:
+            self._lease = Lease(folder.lease)
+            self._folder, self._owned = folder, True
+            for old in folder.ranks.glob("rank-*.json"):
+                old.unlink(missing_ok=True)
+            folder.clear_markers()
+            self._journal = Journal(folder, main=True, world=self.world, retry=arguments.retry)
+            logs(folder, self._journal.attempt, 0)
         planned = int(os.environ["GRAFT_WORLD"]) if "GRAFT_WORLD" in os.environ else None
         runtime = Runtime(run.parallel, run.train, planned=planned)
-        self._owned = True  # rank 0 holds the lease, or the ranks would not have met
+        # The ranks have met: rank 0 holds the lease and has made the folder, the others may use it from here on.
+        attempt = runtime.from_main(self._journal.attempt if self._journal else None)
+        if not main:
+            self._folder, self._owned = folder, True
+            self._journal = Journal(folder, main=False, world=self.world, retry=True)
+            logs(folder, attempt, self._rank)
+        assert self._journal is not None
         self._heart = Heartbeat(folder.ranks, self._rank)
         code = start(
             folder, runtime, self._journal, self._lease, self._stop, self._heart, accept_changes=arguments.accept_changes
