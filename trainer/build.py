@@ -96,20 +96,22 @@ class Parts:
         return measure
 
 
-def build(run: Run, runtime: Runtime, *, load_weights: bool) -> Parts:
-    """Put a run together; `load_weights` is false where a checkpoint of its own will be loaded over them.
+def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:
+    """Put a run together; `saved` is the state of its own checkpoint, which will be loaded over the pretrained weights.
 
     Raises UserError for everything in the run file that does not fit the data, the weights or the network.
     """
     splits = open_splits(run.data, run.train.seed)
     classes = splits.train.classes
     model = partial(
-        build_model, run.model, run.data.normalize, classes, mix(run.train.seed, WEIGHTS) % 2**63, load_weights=load_weights
+        build_model, run.model, run.data.normalize, classes, mix(run.train.seed, WEIGHTS), load_weights=saved is None
     )
     # One rank downloads, the others find the file in the cache.
     built = model() if runtime.main else None
     runtime.barrier()
     built = built or model()
+    if saved is not None:
+        built.fresh = tuple(saved["fresh"])  # what the pretrained checkpoint lacked is known only when it is read
     strategies.apply(run.strategy, built.network, built.head, built.fresh)
     task = build_task(run.task, classes, splits.train.counts())
     network = built.network.to(runtime.device)

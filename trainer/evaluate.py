@@ -14,6 +14,14 @@ from trainer.tasks.base import Batch, Evaluation, Measure
 
 
 @torch.no_grad()
+def measured(network: nn.Module, measure: Measure, batches: Iterable[Any], prepare: Callable[[Any], Batch]) -> Measure:
+    """Update a measure with every batch, the network in eval mode."""
+    network.eval()
+    for raw in batches:
+        measure.update(network, prepare(raw))
+    return measure
+
+
 def evaluate(
     runtime: Runtime,
     network: nn.Module,
@@ -22,18 +30,16 @@ def evaluate(
     prepare: Callable[[Any], Batch],
     average: Average | None = None,
 ) -> Evaluation:
-    """Measure a network, or its averaged weights, in eval mode; each rank sees its own samples and the counts are summed.
+    """Measure a network, or its averaged weights; each rank sees its own samples and the counts are summed.
 
     Leaves the network in eval mode and touches no random state.
     """
     runtime.share_buffers(network)
-    network.eval()
     if average is not None:
         average.swap()
     try:
         with runtime.autocast():
-            for raw in batches:
-                measure.update(network, prepare(raw))
+            measured(network, measure, batches, prepare)
     finally:
         if average is not None:
             average.swap()

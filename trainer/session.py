@@ -37,7 +37,7 @@ def start(
     progress = Progress.from_dict(loaded.state["progress"]) if loaded else Progress()
     journal.started(progress.step)
     heart.step = progress.step
-    parts = building.build(run, runtime, load_weights=loaded is None)
+    parts = building.build(run, runtime, loaded.state if loaded else None)
     if runtime.main:
         write_manifest(folder, run, parts.splits, world=runtime.world, device=str(runtime.device), accept_changes=accept_changes)
     if loaded:
@@ -123,7 +123,8 @@ def assemble(
         state.points = tracker.points
         extra: dict[str, Any] = {
             "progress": state.as_dict(), "step": state.step, "samples": state.samples, "world": runtime.world,
-            "classes": list(parts.splits.train.classes), "spec": vars(parts.built.spec),
+            "classes": list(parts.splits.train.classes), "counts": parts.splits.train.counts(),
+            "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
         }  # fmt: skip
         if runtime.scaler is not None:
             extra["scaler"] = runtime.scaler.state_dict()

@@ -1,0 +1,145 @@
+"""`python -m trainer evaluate | predict | export | report`: what is done with a run afterwards."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.config import EXIT_DONE, GraftError
+from trainer.rundir import RunDir
+
+if TYPE_CHECKING:
+    from trainer.tasks.base import Evaluation
+
+
+def main(argv: list[str]) -> int:
+    """Run one of the commands; explained failures become a message and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="graft: %(message)s")
+    logging.captureWarnings(True)
+    commands = {"evaluate": evaluate, "predict": predict, "export": export, "report": report}
+    try:
+        return commands[argv[0]](argv[1:])
+    except GraftError as error:
+        print(f"graft: {error}", file=sys.stderr)
+        return error.code
+
+
+def _parser(command: str, about: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"graft {command}", description=about)
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    return parser
+
+
+def _checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", default="best", help="best, last or a step (default: best)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def evaluate(argv: list[str]) -> int:
+    """Measure the weights of a run over its validation samples, or over another source."""
+    parser = _parser("evaluate", "Measure a run's weights on its validation data or on other data.")
+    parser.add_argument("data", nargs="?", help="a source such as folder:PATH; left out: the validation data of the run")
+    _checkpoint(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object with the confusion matrix")
+    arguments = parser.parse_intermixed_args(argv)
+
+    from trainer.measuring import measure
+    from trainer.restored import device_of, restore
+
+    restored = restore(RunDir(arguments.run.resolve()), arguments.checkpoint)
+    result, bad = measure(restored, arguments.data, device_of(arguments.device))
+    if arguments.json:
+        details = {key: value for key, value in result.details.items() if key != "answers"}
+        print(json.dumps({"step": restored.step, "metrics": result.metrics, "unreadable": bad, **details}, indent=1))
+    else:
+        _show(result, f"{restored.run.name}, step {restored.step:,}, {arguments.data or 'validation data'}", bad)
+    return EXIT_DONE
+
+
+def _show(result: Evaluation, title: str, bad: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Console(highlight=False)
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    skipped = f", {bad} unreadable left out" if bad else ""
+    out.print(f"{title}: {result.details['samples']:,} samples{skipped}\n{figures}", markup=False)
+    table = Table("class", *("precision", "recall", "f1", "samples"))
+    for row in result.details["per_class"]:
+        table.add_row(row["name"], *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1")), f"{row['support']:,}")
+    out.print(table)
+
+
+def predict(argv: list[str]) -> int:
+    """Classify files and folders of images."""
+    parser = _parser("predict", "Classify images with a run's weights.")
+    parser.add_argument("files", nargs="+", type=Path, help="images, or folders of images")
+    _checkpoint(parser)
+    parser.add_argument("--top", type=int, default=3, help="classes shown for an image (default: 3)")
+    parser.add_argument("--batch", type=int, default=32, help="images in one forward pass")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    arguments = parser.parse_intermixed_args(argv)
+
+    import torch
+
+    from trainer.data import Batch
+    from trainer.data.images import read
+    from trainer.data.transforms import evaluation
+    from trainer.predict import predict_files, show
+    from trainer.restored import device_of, restore
+
+    restored = restore(RunDir(arguments.run.resolve()), arguments.checkpoint)
+    spec, device = restored.spec, device_of(arguments.device)
+    transform = evaluation(restored.run.data, spec)
+
+    def normalise(images: torch.Tensor) -> torch.Tensor:
+        nothing = torch.zeros(len(images), dtype=torch.int64)
+        return Batch(images, nothing, nothing).to(device, spec).images
+
+    rows = predict_files(
+        restored.network.to(device), restored.classes, arguments.files,
+        lambda path: transform(read(path, spec.in_channels, restored.run.data.max_pixels)), normalise,
+        top=arguments.top, batch=arguments.batch,
+    )  # fmt: skip
+    return show(rows, arguments.json)
+
+
+def export(argv: list[str]) -> int:
+    """Write weights, settings, a model card and a program that need no graft."""
+    parser = _parser("export", "Write a run's weights with a model card, for use without graft.")
+    _checkpoint(parser)
+    parser.add_argument("--out", type=Path, help="the folder to write (default: RUN/export)")
+    arguments = parser.parse_args(argv)
+
+    from trainer.export import export as write
+    from trainer.restored import restore
+
+    folder = RunDir(arguments.run.resolve())
+    restored = restore(folder, arguments.checkpoint)
+    evaluation: dict[str, Any] = folder.read_json(folder.samples / "evaluation.json")
+    out = write(
+        folder, arguments.out or folder.export, network=restored.network, spec=restored.spec, classes=restored.classes,
+        run=restored.run, summary=folder.read_json(folder.summary), evaluation=evaluation,
+    )  # fmt: skip
+    print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")
+    return EXIT_DONE
+
+
+def report(argv: list[str]) -> int:
+    """Write one page about one run or several."""
+    parser = argparse.ArgumentParser(prog="graft report", description="Write a page with curves and examples of runs.")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--out", type=Path, help="the file to write (default: report.html in the first run's folder)")
+    arguments = parser.parse_intermixed_args(argv)
+
+    from trainer.report import write_report
+
+    folders = [RunDir(path.resolve()) for path in arguments.runs]
+    for folder in folders:
+        folder.load()
+    print(write_report(folders, arguments.out or folders[0].report))
+    return EXIT_DONE

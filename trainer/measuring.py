@@ -1,0 +1,51 @@
+"""Measures a restored network on one device, over any source."""
+
+from __future__ import annotations
+
+import torch
+
+from trainer.config import UserError
+from trainer.config.sources import Listing, open_source, open_splits
+from trainer.data import Batch
+from trainer.data.dataset import BadCount, ImageDataset
+from trainer.data.loader import eval_batches
+from trainer.evaluate import measured
+from trainer.restored import Restored
+from trainer.tasks import build_task
+from trainer.tasks.base import Evaluation
+
+BATCH = 64
+
+
+def listing_of(restored: Restored, source: str | None) -> Listing:
+    """The samples of a source with the classes of the run, or the run's own validation samples."""
+    if source is not None:
+        return open_source(source, restored.classes)
+    val = restored.run.data.val
+    if val is None:
+        raise UserError(f"{restored.run.name} has no validation data; name a source, such as folder:PATH")
+    if val.startswith("split:"):
+        held = open_splits(restored.run.data, restored.run.train.seed).val
+        assert held is not None
+        return held
+    return open_source(val, restored.classes)
+
+
+def measure(restored: Restored, source: str | None, device: torch.device) -> tuple[Evaluation, int]:
+    """The figures over exactly the readable samples of a source, and how many were not readable."""
+    listing = listing_of(restored, source)
+    run = restored.run
+    dataset = ImageDataset(listing, run.data, restored.spec, train=False, seed=run.train.seed)
+    bad = BadCount(run.data.max_bad)
+    unreadable: set[str] = set()
+
+    def prepare(batch: Batch) -> Batch:
+        bad.add(batch.bad)
+        unreadable.update(path for path, _ in batch.bad)
+        return batch.to(device, restored.spec)
+
+    network = restored.network.to(device)
+    task = build_task(run.task, restored.classes, restored.counts)
+    batches = eval_batches(dataset, batch=BATCH, rank=0, world=1, workers=run.data.workers, pin=device.type == "cuda")
+    result = measured(network, task.measure(len(dataset), device), batches, prepare)
+    return result.result(), len(unreadable)
