@@ -12,7 +12,7 @@ from trainer.spec import InputSpec
 
 @dataclass
 class Batch:
-    """Images [n, c, h, w] (uint8 until `to`, then normalised float32), labels [n] int64, and which samples of the listing they are.
+    """Images [n, c, h, w] (uint8 until `to`, then normalised float32), labels [n] and indices in the listing [n], both int64.
 
     `bad` lists (path, reason) of files that could not be read: in training another sample took their place, in evaluation
     they are left out, so that n may even be 0.

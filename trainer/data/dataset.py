@@ -88,13 +88,15 @@ class ImageDataset:
         """
         if self._pixels is None:
             return self._fetch_files(keys)
-        indices = torch.tensor([index for _, index in keys], dtype=torch.int64)
-        pixels = self._pixels[indices]
+        # numpy and index_select: a third of the time of torch.tensor and of indexing by a tensor
+        indices = torch.from_numpy(np.array([index for _, index in keys], dtype=np.int64))
+        pixels = self._pixels.index_select(0, indices)
         if self._fixed is not None:
             pixels = self._fixed(pixels)
         if self._channels > 1:
-            pixels = pixels.repeat(1, self._channels, 1, 1)
-            pixels[:, 3:] = 255  # opaque
+            pixels = pixels.expand(-1, self._channels, -1, -1).contiguous()
+            if self._channels == 4:
+                pixels[:, 3] = 255  # opaque
         random = self._transforms.random
         if random is not None and len(keys):
             with _kept_state() as generator:
@@ -103,7 +105,7 @@ class ImageDataset:
                     generator.manual_seed(mix(self.seed, epoch, index))
                     changed.append(random(image))
             pixels = torch.stack(changed)
-        return Batch(pixels, self._labels[indices], indices)
+        return Batch(pixels, self._labels.index_select(0, indices), indices)
 
     def _fetch_files(self, keys: Sequence[Key]) -> Batch:
         kept: list[int] = []
@@ -123,7 +125,7 @@ class ImageDataset:
 
     def _read(self, wanted: int, bad: list[tuple[str, str]]) -> tuple[int, torch.Tensor] | None:
         """The image of an index, or in training of the next one that can be read."""
-        count = BadCount(self._max_bad + 1)
+        before = len(bad)
         for step in range(len(self)):
             index = (wanted + step) % len(self)
             path = os.path.join(self.listing.root, self.listing.items[index].key)  # noqa: PTH118
@@ -133,7 +135,8 @@ class ImageDataset:
                 bad.append((error.path, error.reason))
                 if not self.train:
                     return None
-                count.add(bad[-1:])
+                if step > self._max_bad:  # one is for the caller to count; a long row of them need not be read to its end
+                    BadCount(self._max_bad).add(bad[before:])
         raise UserError(f"{self.listing.root}: none of its {len(self)} images can be read; the last: {bad[-1][0]}: {bad[-1][1]}")
 
 

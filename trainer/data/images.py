@@ -17,14 +17,15 @@ from typing import IO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from trainer.config.errors import UserError
 
 Pixels = NDArray[np.uint8]
 
-# Only these are tried: Pillow goes by the content, and its other readers include one that starts Ghostscript.
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
+# Only these are tried: Pillow goes by the content, and its other readers include one that starts Ghostscript. (MPO comes with JPEG.)
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _PHOTOMETRIC, _BITS = 262, 258
 _TURNS = {
@@ -69,7 +70,7 @@ def read(path: str | Path, channels: int, max_pixels: int) -> torch.Tensor:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         size = path.stat().st_size if path.is_file() else 0
         return "not an image that can be read here" if size else "the file is empty"
     if isinstance(error, OSError) and error.strerror:
@@ -101,7 +102,7 @@ def _decode(file: IO[bytes], channels: int, max_pixels: int) -> Pixels:
             _check_png(file)
             _scale_key(image)
         to_array = _deep if image.mode in _DEEP else _floats if image.mode == "F" else None
-        if to_array is not None and image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+        if to_array is not None and isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0:
             raise _Refused("a TIFF whose zero is white, in more than 8 bits; save it with zero as black")
         image.load()
         upright = _upright(image)
@@ -140,7 +141,7 @@ def _colours(image: Image.Image, channels: int) -> Pixels:
     return array[:, :, None] if channels == 1 else array
 
 
-def _scale_key(image: Image.Image) -> None:
+def _scale_key(image: ImageFile.ImageFile) -> None:
     """Make a PNG's transparent colour a value of the decoded pixels; Pillow gives that of the file."""
     key = image.info.get("transparency")
     raw = str(image.tile[0][3])
@@ -152,12 +153,12 @@ def _scale_key(image: Image.Image) -> None:
 
 def _deep(image: Image.Image, opened: Image.Image) -> Pixels:
     """Greys of up to 16 bits to [h, w, 1]: round(value / 257), so that 65535 becomes 255."""
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int64 if image.mode == "I" else np.int32)
     top = 65535
-    if opened.format == "TIFF":
-        bits = opened.tag_v2.get(_BITS, (16,))[0]  # type: ignore[attr-defined]
+    if isinstance(opened, TiffImageFile):
+        bits = opened.tag_v2.get(_BITS, (16,))[0]
         top = 4095 if bits == 12 else 65535
-        if bits == 32 and 0 <= values.min() and values.max() <= 255:
+        if bits == 32 and values.min() >= 0 and values.max() <= 255:
             raise _Refused(f"32-bit whole numbers up to {values.max()}: it cannot be told what is white; save it in 8 or 16 bits")
     if values.min() < 0 or values.max() > top:
         raise _Refused(f"whole numbers from {values.min()} to {values.max()}, beyond 16 bits; save it in 8 or 16 bits")

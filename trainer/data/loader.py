@@ -92,7 +92,7 @@ def _load(dataset: ImageDataset, keys: Iterable[list[Key]], workers: int, pin: b
                 batch = next(iterator)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:
                 raise _explained(error, processes) from None
             if isinstance(batch, GraftError):
                 raise batch
@@ -168,10 +168,10 @@ def _settle(worker: int) -> None:
             os._exit(1)
 
 
-def _explained(error: RuntimeError, processes: Sequence[Any]) -> Exception:
+def _explained(error: Exception, processes: Sequence[Any]) -> Exception:
     """A dead worker in words; any other error is a bug and stays as it is."""
     dead = [p for p in processes if p.exitcode not in (None, 0)]
-    if "DataLoader worker" not in str(error) or "Caught" in str(error) or not dead:
+    if str(error).startswith("Caught ") or not dead:
         return error
     process = dead[0]
     code = process.exitcode

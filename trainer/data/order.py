@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,4 +88,4 @@ def share(global_batch: int, rank: int, world: int, micro: int) -> list[range]:
     largest = -(-global_batch // world)
     count = min(-(-largest // micro), stop - start)
     cuts = [start + (stop - start) * i // count for i in range(count + 1)]
-    return [range(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [range(a, b) for a, b in pairwise(cuts)]

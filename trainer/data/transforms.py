@@ -99,7 +99,8 @@ def _fixed(data: Data, spec: InputSpec) -> Transform:
     side = data.resize_to or spec.image_size
     if side < spec.image_size:
         raise UserError(
-            f"data.resize_to is {side}, less than the {spec.image_size} pixels that the network takes; write {spec.image_size} or more"
+            f"data.resize_to is {side}, less than the {spec.image_size} pixels that the network takes; "
+            f"write {spec.image_size} or more"
         )
     size = [side, side] if data.resize == "squash" else [side]
     resize = v2.Resize(size, interpolation=_resize_mode(data), antialias=True)

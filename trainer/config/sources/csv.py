@@ -104,11 +104,12 @@ class _Files:
         self.folders: dict[str, bool] = {}
 
     def inside(self, path: str) -> bool:
-        return os.path.realpath(path).startswith(self.real.rstrip("/") + "/") or os.path.realpath(path) == self.real
+        real = os.path.realpath(path)
+        return real == self.real or real.startswith(self.real.rstrip("/") + "/")
 
     def key(self, path: str, at: str) -> str:
         """The path, normalised, relative to the CSV's folder."""
-        if os.path.isabs(path):
+        if os.path.isabs(path):  # noqa: PTH117
             raise RefusedError(f"{at}: '{path}' is absolute; write it relative to {self.folder}")
         key = os.path.normpath(path)
         if key == ".." or key.startswith("../"):

@@ -48,7 +48,7 @@ def _is_image(name: str) -> bool:
 
 def _names(folder: Path) -> list[str]:
     try:
-        return os.listdir(folder)
+        return [path.name for path in folder.iterdir()]
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed: {error.strerror}") from None
 

@@ -130,6 +130,8 @@ def _select(listing: Listing, classes: Sequence[str]) -> Listing:
 
 
 def _chosen(train: Listing, classes: list[str]) -> Listing:
+    if not classes:
+        raise UserError("data.classes is empty; name the classes to use, or leave it out")
     for index, name in enumerate(classes):
         if name in classes[:index]:
             raise UserError(f"data.classes names '{name}' twice")
