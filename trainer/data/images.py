@@ -24,7 +24,7 @@ from trainer.config.errors import UserError
 
 Pixels = NDArray[np.uint8]
 
-# Only these are tried: Pillow goes by the content, and its other readers include one that starts Ghostscript. (MPO comes with JPEG.)
+# Only these are tried: Pillow goes by the content, and one of its other readers starts Ghostscript. MPO comes with JPEG.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _PHOTOMETRIC, _BITS = 262, 258

@@ -36,7 +36,7 @@ class Transforms:
 
 def evaluation(data: Data, spec: InputSpec) -> Transforms:
     """Resize and cut the middle. Raises UserError when the resized image would be smaller than the cut."""
-    return Transforms(_fixed(data, spec), None)
+    return Transforms(_Fixed(data, spec), None)
 
 
 def training(data: Data, spec: InputSpec) -> Transforms:
@@ -53,7 +53,7 @@ def training(data: Data, spec: InputSpec) -> Transforms:
         mode = _resize_mode(data)
         steps.append(v2.RandomResizedCrop(spec.image_size, augment.scale, interpolation=mode, antialias=True))
     else:
-        fixed = _fixed(data, spec)
+        fixed = _Fixed(data, spec)
         if augment.crop == "pad":
             steps.append(v2.RandomCrop(spec.image_size, padding=augment.padding))
     if augment.flip:
@@ -95,25 +95,28 @@ def _turn_mode(data: Data) -> InterpolationMode:
     return InterpolationMode.NEAREST if data.interpolation == "nearest" else InterpolationMode.BILINEAR
 
 
-def _fixed(data: Data, spec: InputSpec) -> Transform:
-    side = data.resize_to or spec.image_size
-    if side < spec.image_size:
-        raise UserError(
-            f"data.resize_to is {side}, less than the {spec.image_size} pixels that the network takes; "
-            f"write {spec.image_size} or more"
-        )
-    size = [side, side] if data.resize == "squash" else [side]
-    resize = v2.Resize(size, interpolation=_resize_mode(data), antialias=True)
-    centre = v2.CenterCrop(spec.image_size)
+class _Fixed:
+    """Resize, then cut the middle: uint8 [..., h, w] to [..., image_size, image_size]."""
 
-    def fixed(image: torch.Tensor) -> torch.Tensor:
-        if data.resize == "crop":
+    def __init__(self, data: Data, spec: InputSpec) -> None:
+        side = data.resize_to or spec.image_size
+        if side < spec.image_size:
+            raise UserError(
+                f"data.resize_to is {side}, less than the {spec.image_size} pixels that the network takes; "
+                f"write {spec.image_size} or more"
+            )
+        self.keep_aspect = data.resize == "crop"
+        self.side = (side, side)
+        self.size = (spec.image_size, spec.image_size)
+        self.resize = v2.Resize([side] if self.keep_aspect else [side, side], interpolation=_resize_mode(data), antialias=True)
+        self.centre = v2.CenterCrop(spec.image_size)
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        if self.keep_aspect:
             image = _trim(image)
-        if image.shape[-2:] != (side, side):
-            image = resize(image)
-        return image if image.shape[-2:] == (spec.image_size, spec.image_size) else centre(image)
-
-    return fixed
+        if image.shape[-2:] != self.side:
+            image = self.resize(image)
+        return image if image.shape[-2:] == self.size else self.centre(image)
 
 
 def _trim(image: torch.Tensor) -> torch.Tensor:
