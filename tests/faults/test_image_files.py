@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,7 +173,16 @@ print(json.dumps([peak() - before, reasons]))
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_puts_the_next_image_in_place_of_a_bad_one(tmp_path: Path, workers: int) -> None:
     root = folder(tmp_path)
-    keys = {"seed": 0, "start_step": 0, "steps": 4, "global_batch": 6, "micro_batch": 6, "rank": 0, "world": 1, "pin": False}
+    keys: dict[str, Any] = {
+        "seed": 0,
+        "start_step": 0,
+        "steps": 4,
+        "global_batch": 6,
+        "micro_batch": 6,
+        "rank": 0,
+        "world": 1,
+        "pin": False,
+    }
     good = list(train_batches(dataset(root), workers=0, **keys))
     (root / "ant" / "5.png").write_text("<html>")
     (root / "bee" / "0.png").write_bytes(b"")
@@ -220,7 +230,16 @@ def test_a_folder_of_bad_images_is_not_read_to_its_end(tmp_path: Path, workers: 
     root = folder(tmp_path, 20)
     for path in root.rglob("*.png"):
         path.write_bytes(b"")
-    keys = {"seed": 0, "start_step": 0, "steps": 1, "global_batch": 2, "micro_batch": 2, "rank": 0, "world": 1, "pin": False}
+    keys: dict[str, Any] = {
+        "seed": 0,
+        "start_step": 0,
+        "steps": 1,
+        "global_batch": 2,
+        "micro_batch": 2,
+        "rank": 0,
+        "world": 1,
+        "pin": False,
+    }
     with pytest.raises(
         UserError, match=r"4 images cannot be read, more than data\.max_bad 3; the last: .*png: the file is empty"
     ) as caught:

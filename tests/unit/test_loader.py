@@ -175,11 +175,11 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(root: Path) -> None
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loading_disturbs_no_generator(root: Path, workers: int) -> None:
     torch.manual_seed(0), random.seed(0), np.random.seed(0)
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     prints(steps(files(root), workers=workers))
     list(eval_batches(files(root, train=False), batch=4, rank=0, world=1, workers=workers, pin=False))
     digits(augment=AUGMENT.model_copy(update={"color": 0.0, "auto": "none"})).fetch([(0, 1)])
-    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
 
@@ -333,6 +333,22 @@ time.sleep(60)
     while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in workers):
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_an_error_that_nobody_catches_ends_the_process_and_its_workers(root: Path) -> None:
+    code = f"""
+from pathlib import Path
+import psutil
+from tests.unit.test_loader import files, steps
+batches = steps(files(Path({str(root)!r})), steps=10**6, workers=2)
+next(batches)
+print(*[p.pid for p in psutil.Process().children()], flush=True)
+raise SystemExit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 7
+    assert len(done.stdout.split()) == 2
+    assert not any(psutil.pid_exists(int(pid)) for pid in done.stdout.split())
 
 
 def test_more_workers_than_cores_and_samples(root: Path) -> None:

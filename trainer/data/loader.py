@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -87,6 +89,8 @@ def _load(dataset: ImageDataset, keys: Iterable[list[Key]], workers: int, pin: b
         return
     iterator = _start(dataset, keys, workers, pin, ahead)
     processes = list(iterator._workers)
+    end = partial(_end, iterator, processes)
+    atexit.register(end)  # before multiprocessing's own, which would wait for ever for workers that ignore SIGTERM
     try:
         while True:
             try:
@@ -99,11 +103,16 @@ def _load(dataset: ImageDataset, keys: Iterable[list[Key]], workers: int, pin: b
                 raise batch
             yield batch
     finally:
-        iterator._shutdown_workers()
-        for process in processes:
-            if process.is_alive():  # torch sends SIGTERM, which workers ignore
-                process.kill()
-            process.join()
+        atexit.unregister(end)
+        end()
+
+
+def _end(iterator: Any, processes: Sequence[Any]) -> None:
+    iterator._shutdown_workers()
+    for process in processes:
+        if process.is_alive():  # torch sends SIGTERM, which workers ignore
+            process.kill()
+        process.join()
 
 
 class _Fetching(Dataset[Any]):
@@ -158,7 +167,10 @@ def _start(dataset: ImageDataset, keys: Iterable[list[Key]], workers: int, pin: 
 
 
 def _settle(worker: int) -> None:
-    """In a worker: deaf to what stops the run (the ranks decide when), one thread, and gone when its rank is gone."""
+    """In a worker: deaf to what stops the run (the ranks decide when), one thread, and gone when its rank is gone.
+
+    To Linux the parent is the thread that asked for the first batch: it must live as long as the batches are wanted.
+    """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
