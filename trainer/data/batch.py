@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
@@ -11,10 +12,10 @@ from trainer.spec import InputSpec
 
 @dataclass
 class Batch:
-    """Images [n, c, h, w] (uint8 until `to`, then normalised float32), labels [n] int64, and which samples of the listing they are.
+    """Images [n, c, h, w] (uint8 until `to`, then normalised float32), labels [n] and indices in the listing [n], both int64.
 
     `bad` lists (path, reason) of files that could not be read: in training another sample took their place, in evaluation
-    they are left out.
+    they are left out, so that n may even be 0.
     """
 
     images: torch.Tensor
@@ -23,8 +24,19 @@ class Batch:
     bad: list[tuple[str, str]] = field(default_factory=list)
 
     def pin_memory(self) -> Batch:
+        """A copy in page-locked memory, from which a copy to a GPU need not be waited for."""
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices, self.bad)
 
     def to(self, device: torch.device, spec: InputSpec) -> Batch:
-        """Copy to the device as uint8 and normalise there."""
-        raise NotImplementedError
+        """Copy to the device as uint8, a quarter of the bytes, and normalise there: (x / 255 - mean) / std."""
+        scale, shift = _affine(spec, device)
+        images = torch.addcmul(shift, self.images.to(device, non_blocking=True), scale)
+        return Batch(images, self.labels.to(device, non_blocking=True), self.indices, self.bad)
+
+
+@lru_cache(maxsize=16)
+def _affine(spec: InputSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """x * scale + shift equals (x / 255 - mean) / std; each [1, c, 1, 1], worked out in double precision."""
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
+    scale, shift = 1 / (255 * std), -mean / std
+    return scale.to(device, torch.float32), shift.to(device, torch.float32)

@@ -1,0 +1,160 @@
+"""Samples by (epoch, index): decoded, transformed and stacked; a pure function of the seed and the key."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from trainer.config.errors import UserError
+from trainer.config.run import Data
+from trainer.config.sources import Listing
+from trainer.data import images, transforms
+from trainer.data.batch import Batch
+from trainer.data.order import mix
+from trainer.spec import InputSpec
+
+Key = tuple[int, int]
+_KEEP_BYTES = 64 << 20  # images held in memory are also held resized, up to this
+
+
+class BadCount:
+    """Counts the files that could not be read, each once, and stops the run when there are more than `max_bad`."""
+
+    def __init__(self, max_bad: int) -> None:
+        self.max_bad = max_bad
+        self.bad: dict[str, str] = {}
+
+    def add(self, bad: Sequence[tuple[str, str]]) -> None:
+        """Raises UserError that names the file and the reason."""
+        for path, reason in bad:
+            self.bad.setdefault(path, reason)
+            if len(self.bad) > self.max_bad:
+                if self.max_bad:
+                    count = f"{len(self.bad)} images cannot be read, more than data.max_bad {self.max_bad}; the last: "
+                    raise UserError(f"{count}{path}: {reason}")
+                raise UserError(f"{path}: {reason}; mend or remove it, or set data.max_bad to skip so many")
+
+
+class ImageDataset:
+    """The images of a listing as the network takes them, still uint8.
+
+    `in_memory`: no file is read (digits). `cheap`: then also nothing random, so that fetching is indexing.
+    """
+
+    def __init__(self, listing: Listing, data: Data, spec: InputSpec, *, train: bool, seed: int) -> None:
+        self.listing = listing
+        self.train = train
+        self.seed = seed
+        self._channels = spec.in_channels
+        self._size = spec.image_size
+        self._max_pixels = data.max_pixels
+        self._max_bad = data.max_bad
+        self._transforms = (transforms.training if train else transforms.evaluation)(data, spec)
+        self._labels = torch.tensor([item.label for item in listing.items], dtype=torch.int64)
+        self._pixels: torch.Tensor | None = None
+        self._fixed = self._transforms.fixed
+        if listing.scheme == "digits":
+            if spec.in_channels not in (1, 3, 4):
+                raise UserError(f"digits have 1 channel (or 3 or 4, repeated), but model.adapt.in_channels is {spec.in_channels}")
+            self._pixels = _digits(listing)
+            if self._fixed is not None and len(listing.items) * spec.image_size**2 <= _KEEP_BYTES:
+                self._pixels, self._fixed = self._fixed(self._pixels), None
+
+    def __len__(self) -> int:
+        return len(self.listing.items)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.listing.classes
+
+    @property
+    def in_memory(self) -> bool:
+        return self._pixels is not None
+
+    @property
+    def cheap(self) -> bool:
+        return self._pixels is not None and self._transforms.random is None
+
+    def fetch(self, keys: Sequence[Key]) -> Batch:
+        """The samples of (epoch, index) keys as uint8 [n, c, size, size].
+
+        A file that cannot be read is listed in `bad`; in training the next index that can be read takes its place, augmented
+        as (epoch, its index) would be. Raises UserError when more than data.max_bad files in a row cannot be read.
+        """
+        if self._pixels is None:
+            return self._fetch_files(keys)
+        # numpy and index_select: a third of the time of torch.tensor and of indexing by a tensor
+        indices = torch.from_numpy(np.array([index for _, index in keys], dtype=np.int64))
+        pixels = self._pixels.index_select(0, indices)
+        if self._fixed is not None:
+            pixels = self._fixed(pixels)
+        if self._channels > 1:
+            pixels = pixels.expand(-1, self._channels, -1, -1).contiguous()
+            if self._channels == 4:
+                pixels[:, 3] = 255  # opaque
+        random = self._transforms.random
+        if random is not None and len(keys):
+            with _kept_state() as generator:
+                changed = []
+                for (epoch, index), image in zip(keys, pixels, strict=True):
+                    generator.manual_seed(mix(self.seed, epoch, index))
+                    changed.append(random(image))
+            pixels = torch.stack(changed)
+        return Batch(pixels, self._labels.index_select(0, indices), indices)
+
+    def _fetch_files(self, keys: Sequence[Key]) -> Batch:
+        kept: list[int] = []
+        bad: list[tuple[str, str]] = []
+        pixels = torch.empty((len(keys), self._channels, self._size, self._size), dtype=torch.uint8)
+        with _kept_state() as generator:
+            for epoch, wanted in keys:
+                found = self._read(wanted, bad)
+                if found is None:
+                    continue
+                index, image = found
+                generator.manual_seed(mix(self.seed, epoch, index))
+                pixels[len(kept)] = self._transforms(image)
+                kept.append(index)
+        indices = torch.tensor(kept, dtype=torch.int64)
+        return Batch(pixels[: len(kept)], self._labels[indices], indices, bad)
+
+    def _read(self, wanted: int, bad: list[tuple[str, str]]) -> tuple[int, torch.Tensor] | None:
+        """The image of an index, or in training of the next one that can be read."""
+        before = len(bad)
+        for step in range(len(self)):
+            index = (wanted + step) % len(self)
+            path = os.path.join(self.listing.root, self.listing.items[index].key)  # noqa: PTH118
+            try:
+                return index, images.read(path, self._channels, self._max_pixels)
+            except images.BadImageError as error:
+                bad.append((error.path, error.reason))
+                if not self.train:
+                    return None
+                if step > self._max_bad:  # one is for the caller to count; a long row of them need not be read to its end
+                    BadCount(self._max_bad).add(bad[before:])
+        raise UserError(f"{self.listing.root}: none of its {len(self)} images can be read; the last: {bad[-1][0]}: {bad[-1][1]}")
+
+
+@contextmanager
+def _kept_state() -> Iterator[torch.Generator]:
+    """torch's default CPU generator, put back afterwards: loading in the training process must not disturb its dropout."""
+    generator = torch.default_generator
+    state = generator.get_state()
+    try:
+        yield generator
+    finally:
+        generator.set_state(state)
+
+
+def _digits(listing: Listing) -> torch.Tensor:
+    """The listing's rows as uint8 [n, 1, 8, 8], the 17 levels 0..16 spread over 0..255."""
+    with gzip.open(listing.root, "rt", encoding="ascii") as file:
+        lines = file.read().split()
+    rows = [lines[int(item.key)].split(",")[:64] for item in listing.items]
+    levels = np.array(rows, dtype=np.float32).reshape(-1, 1, 8, 8)
+    return torch.from_numpy(np.rint(levels * np.float32(255 / 16)).astype(np.uint8))

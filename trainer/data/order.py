@@ -1,0 +1,91 @@
+"""The order of samples: pure functions of (seed, epoch, position), so that a run can stop and go on anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.config.errors import UserError
+
+
+def mix(*values: int) -> int:
+    """63 well-mixed bits of any whole numbers: BLAKE2b (RFC 7693) of their decimal text.
+
+    Every bit of the result depends on every value, so neighbouring seeds, epochs and samples share nothing; the same in
+    every process, on every machine and in every version.
+    """
+    text = ",".join(map(str, values)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """0 … n-1 sorted by the SplitMix64 hash (Steele, Lea, Flood 2014) of each, keyed by (seed, epoch).
+
+    numpy's own permutation may change between its versions (NEP 19), and a resumed run must not change its order.
+    """
+    x = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(mix(seed, epoch))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x ^= x >> np.uint64(shift)
+        x *= np.uint64(factor)
+    x ^= x >> np.uint64(31)
+    return np.argsort(x, kind="stable").astype(np.int64, copy=False)
+
+
+class Order:
+    """The endless stream of training positions: epoch `p // n` is a permutation drawn from (seed, epoch) alone.
+
+    Global batch k is the positions [k*G, (k+1)*G): every batch is full, and an epoch may end inside one.
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        if n < 1:
+            raise ValueError("an order needs at least one sample")
+        self.n = n
+        self.seed = seed
+        self._epochs: dict[int, NDArray[np.int64]] = {}
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        found = self._epochs.get(epoch)
+        if found is None:
+            while len(self._epochs) > 1:
+                del self._epochs[next(iter(self._epochs))]
+            found = self._epochs[epoch] = _permutation(self.n, self.seed, epoch)
+        return found
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(epoch, index of the sample) at a position."""
+        epoch, place = divmod(position, self.n)
+        return epoch, int(self._epoch(epoch)[place])
+
+    def slice(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """`at` of the positions start … stop-1."""
+        found: list[tuple[int, int]] = []
+        while start < stop:
+            epoch, place = divmod(start, self.n)
+            count = min(stop - start, self.n - place)
+            found += [(epoch, index) for index in self._epoch(epoch)[place : place + count].tolist()]
+            start += count
+        return found
+
+
+def share(global_batch: int, rank: int, world: int, micro: int) -> list[range]:
+    """A rank's part of a global batch, as offsets into it, cut into micro-batches of at most `micro` samples.
+
+    The parts are contiguous in rank order and differ by at most one sample, as do a rank's micro-batches. All ranks have the
+    same number of micro-batches, save where a rank has fewer samples than that. Raises UserError when a rank would have none.
+    """
+    if world > global_batch:
+        raise UserError(
+            f"train.global_batch {global_batch} leaves nothing for {world - global_batch} of {world} ranks; "
+            f"write {world} or more, or use fewer processes"
+        )
+    if micro < 1 or not 0 <= rank < world:
+        raise ValueError(f"rank {rank} of {world}, micro-batch {micro}")
+    start, stop = (global_batch * r // world for r in (rank, rank + 1))
+    largest = -(-global_batch // world)
+    count = min(-(-largest // micro), stop - start)
+    cuts = [start + (stop - start) * i // count for i in range(count + 1)]
+    return [range(a, b) for a, b in pairwise(cuts)]

@@ -1,0 +1,129 @@
+"""What happens to an image between the file and the network, in uint8 throughout (torchvision.transforms.v2).
+
+A sample's random changes are drawn from torch's default CPU generator, which the data set seeds for each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torchvision.transforms import InterpolationMode, v2
+
+from trainer.config.errors import UserError
+from trainer.config.run import Data
+from trainer.spec import InputSpec
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+_EXTREME = 8  # long side over short side, beyond which the ends are cut before the resize
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """`fixed` is the same at every reading and takes [..., c, h, w]; `random` takes one image. None: does nothing."""
+
+    fixed: Transform | None
+    random: Transform | None
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """uint8 [c, h, w] to uint8 [c, image_size, image_size]."""
+        if self.fixed is not None:
+            image = self.fixed(image)
+        return image if self.random is None else self.random(image)
+
+
+def evaluation(data: Data, spec: InputSpec) -> Transforms:
+    """Resize and cut the middle. Raises UserError when the resized image would be smaller than the cut."""
+    return Transforms(_Fixed(data, spec), None)
+
+
+def training(data: Data, spec: InputSpec) -> Transforms:
+    """The evaluation's transform, then `data.augment`; `crop: resized` takes the place of the former.
+
+    Raises UserError for what cannot be done with the number of channels.
+    """
+    augment = data.augment
+    steps: list[Any] = []
+    fixed: Transform | None = None
+    if augment.crop == "resized":
+        if not 0 < augment.scale[0] <= augment.scale[1] <= 1:
+            raise UserError(f"data.augment.scale is {list(augment.scale)}: write shares of the area, such as [0.08, 1.0]")
+        mode = _resize_mode(data)
+        steps.append(v2.RandomResizedCrop(spec.image_size, augment.scale, interpolation=mode, antialias=True))
+    else:
+        fixed = _Fixed(data, spec)
+        if augment.crop == "pad":
+            steps.append(v2.RandomCrop(spec.image_size, padding=augment.padding))
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip(augment.flip))
+    if augment.rotate:
+        steps.append(v2.RandomRotation(augment.rotate, interpolation=_turn_mode(data)))
+    if augment.color:
+        _needs("color", augment.color, (1, 3), spec)
+        steps.append(v2.ColorJitter(augment.color, augment.color, augment.color))
+    if augment.auto != "none":
+        _needs("auto", augment.auto, (3,), spec)
+        policy = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment, "autoaugment": v2.AutoAugment}[augment.auto]
+        steps.append(policy(interpolation=_turn_mode(data)))
+    if augment.erase:
+        steps.append(v2.RandomErasing(augment.erase))
+    random: Transform | None = v2.Compose(steps) if steps else None
+    return Transforms(fixed, random)
+
+
+def _needs(name: str, value: object, channels: tuple[int, ...], spec: InputSpec) -> None:
+    if spec.in_channels not in channels:
+        raise UserError(
+            f"data.augment.{name} is {value!r}: it works on {' or '.join(map(str, channels))} channels, "
+            f"but the network takes {spec.in_channels}; leave it out"
+        )
+
+
+def _resize_mode(data: Data) -> InterpolationMode:
+    modes = {
+        "nearest": InterpolationMode.NEAREST_EXACT,
+        "bilinear": InterpolationMode.BILINEAR,
+        "bicubic": InterpolationMode.BICUBIC,
+    }
+    return modes[data.interpolation]
+
+
+def _turn_mode(data: Data) -> InterpolationMode:
+    """Rotations and shears know only nearest and bilinear."""
+    return InterpolationMode.NEAREST if data.interpolation == "nearest" else InterpolationMode.BILINEAR
+
+
+class _Fixed:
+    """Resize, then cut the middle: uint8 [..., h, w] to [..., image_size, image_size]."""
+
+    def __init__(self, data: Data, spec: InputSpec) -> None:
+        side = data.resize_to or spec.image_size
+        if side < spec.image_size:
+            raise UserError(
+                f"data.resize_to is {side}, less than the {spec.image_size} pixels that the network takes; "
+                f"write {spec.image_size} or more"
+            )
+        self.keep_aspect = data.resize == "crop"
+        self.side = (side, side)
+        self.size = (spec.image_size, spec.image_size)
+        self.resize = v2.Resize([side] if self.keep_aspect else [side, side], interpolation=_resize_mode(data), antialias=True)
+        self.centre = v2.CenterCrop(spec.image_size)
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        if self.keep_aspect:
+            image = _trim(image)
+        if image.shape[-2:] != self.side:
+            image = self.resize(image)
+        return image if image.shape[-2:] == self.size else self.centre(image)
+
+
+def _trim(image: torch.Tensor) -> torch.Tensor:
+    """The middle of a very long image: a line of 5000 x 1 would become 1,120,000 x 224 before its middle is cut."""
+    height, width = image.shape[-2:]
+    longest = _EXTREME * min(height, width)
+    for dim, size in ((-2, height), (-1, width)):
+        if size > longest:
+            image = image.narrow(dim, (size - longest) // 2, longest)
+    return image
