@@ -40,7 +40,8 @@ def build_model(config: Model, normalize: Norm, classes: tuple[str, ...], seed: 
         network = source.make(len(classes), size)
         anatomy = examine(network, source.name, adapt.in_channels, size, adapt.head_module)
         made = _reshape(network, source, config, anatomy, len(classes))
-    if (made and any(not name.startswith(anatomy.head) for name in made)) or not source.sized:
+    reshaped = bool(made) or anatomy.channels != adapt.in_channels
+    if reshaped and not source.sized:  # an author's own network may do more with its layers than call them
         after = examine(network, source.name, adapt.in_channels, size, adapt.head_module)
         if after.classes != len(classes) or after.channels != adapt.in_channels:
             raise UserError(

@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from trainer.models.base import Checkpoint, first_few
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-_REFUSED = re.compile(r"(?:GLOBAL|[Uu]nsupported (?:global|class|operand))[: ]+(?:GLOBAL )?([A-Za-z_][\w.]*)")
+_REFUSED = re.compile(r"(?:GLOBAL|[Uu]nsupported (?:global|class))[: ]+(?:GLOBAL )?([A-Za-z_][\w.]*)")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -69,17 +70,20 @@ def _pickle(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # a damaged pickle raises almost anything
-        text = str(error)
-        if "TorchScript" in text:
-            raise UserError(f"{path}: a TorchScript archive, which is a program; save its state_dict() instead") from error
-        found = _REFUSED.search(text)
-        if found:
+        # torch's own text advises weights_only=False, which is the one thing not to do; the reason is in what it wraps.
+        wrapped = error.__context__ if isinstance(error, UnpicklingError) and error.__context__ else error
+        text = " ".join(str(wrapped).split()) or type(error).__name__
+        asked = _REFUSED.search(text)
+        old = "TorchScript" if "TorchScript" in text else "legacy .tar" if "legacy .tar" in text else ""
+        if asked or old:
+            what = f"it asks for {asked[1]}" if asked else f"it is in the {old} format, which can hold a program"
             raise UserError(
-                f"{path}: refused, nothing in it was run: it asks for {found[1]}, which is more than tensors; "
+                f"{path}: refused, nothing in it was run: {what}, which is more than tensors; "
                 "where you trust it, load it with the program that wrote it and save only its state_dict()"
             ) from error
-        first = text.strip().splitlines()[0][:150] if text.strip() else type(error).__name__
-        raise UserError(f"{path}: damaged or not a checkpoint ({first}); copy or download it again") from error
+        raise UserError(
+            f"{path}: damaged or not a file of tensors ({text[:150]}), nothing in it was run; copy or download it again"
+        ) from error
 
 
 def _tensors(content: Any, path: Path) -> dict[str, torch.Tensor]:

@@ -13,6 +13,8 @@ from torch.func import functional_call
 from trainer.config import UserError, nearest
 from trainer.models.base import first_few
 
+# Left out of a pass for shapes alone: they change none, and take most of its time.
+_SHAPELESS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 Layer = nn.Linear | nn.Conv2d
 
 
@@ -89,6 +91,9 @@ def trace(network: nn.Module, channels: int, size: int, *, training: bool, meta:
         for name, module in network.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 stack.callback(module.register_forward_hook(hook(name)).remove)
+            if meta and type(module) in _SHAPELESS and "forward" not in vars(module):
+                module.forward = nn.Identity().forward
+                stack.callback(delattr, module, "forward")
         stack.enter_context(_mode(network, training))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -97,20 +102,14 @@ def trace(network: nn.Module, channels: int, size: int, *, training: bool, meta:
     return Trace(calls, [o for o in outputs if o is not None])
 
 
-def _both(network: nn.Module, channels: int, size: int) -> tuple[Trace, Trace]:
-    """The passes in evaluation and in training; a network that cannot do without values is run for real."""
+def _pass(network: nn.Module, channels: int, size: int, *, training: bool) -> Trace:
+    """A pass for shapes, or for real where the network cannot do without values."""
     try:
-        return (
-            trace(network, channels, size, training=False, meta=True),
-            trace(network, channels, size, training=True, meta=True),
-        )
+        return trace(network, channels, size, training=training, meta=True)
     except Exception:  # may be the meta device's fault (a tensor that is no buffer, a data-dependent branch)
         if any(p.is_meta for p in network.parameters()):
             raise
-        return (
-            trace(network, channels, size, training=False, meta=False),
-            trace(network, channels, size, training=True, meta=False),
-        )
+        return trace(network, channels, size, training=training, meta=False)
 
 
 def examine(network: nn.Module, source: str, channels: int, size: int, head_module: str | None) -> Anatomy:
@@ -123,18 +122,23 @@ def examine(network: nn.Module, source: str, channels: int, size: int, head_modu
         raise UserError(f"{source}: lazy layers have no weights before their first input; write their sizes out")
     conv = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     candidates = list(dict.fromkeys([*([conv.in_channels] if conv else []), channels, 3]))
-    failures: list[Exception] = []
+    failures: list[tuple[Exception, bool]] = []
     for candidate in candidates:
+        training = False
         try:
-            still, moving = _both(network, candidate, size)
+            still = _pass(network, candidate, size, training=False)
+            training = True
+            moving = _pass(network, candidate, size, training=True)
         except Exception as error:  # the network is the user's: anything can come
-            failures.append(error)
+            failures.append((error, training))
             continue
         return _anatomy(network, source, candidate, still, moving, head_module)
-    first = f"{type(failures[0]).__name__}: {str(failures[0]).strip().splitlines()[0][:200]}" if str(failures[0]) else ""
+    reason, in_training = failures[0]
+    told = f"{type(reason).__name__}: {reason}".strip().splitlines()[0][:200]
+    when = " in training, though it does in evaluation (auxiliary heads can need larger ones)" if in_training else ""
     smallest = _smallest(network, candidates[0], size)
     hint = f"; the smallest that it takes is {smallest}: set model.adapt.image_size" if smallest else ""
-    raise UserError(f"{source}: cannot take images of {size} x {size} pixels ({first}){hint}")
+    raise UserError(f"{source}: does not take images of {size} x {size} pixels{when} ({told}){hint}")
 
 
 def _smallest(network: nn.Module, channels: int, size: int, limit: int = 512) -> int | None:
@@ -142,7 +146,8 @@ def _smallest(network: nn.Module, channels: int, size: int, limit: int = 512) ->
 
     def works(side: int) -> bool:
         try:
-            _both(network, channels, side)
+            for training in (False, True):
+                _pass(network, channels, side, training=training)
         except Exception:
             return False
         return True

@@ -76,6 +76,7 @@ def _from_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look the module up by name
     folder = str(path.resolve().parent)
+    before = list(sys.path)
     sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
@@ -83,7 +84,7 @@ def _from_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise UserError(f"{path}: running it failed: {_told(error)}") from error
     finally:
-        sys.path.remove(folder)
+        sys.path[:] = before
     return module
 
 

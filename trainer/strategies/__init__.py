@@ -35,7 +35,7 @@ def learning(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def train_mode(network: nn.Module) -> None:
     """Training mode, except for frozen layers with running statistics (BatchNorm), which keep evaluating with those.
 
-    Such a layer is frozen when none of its parameters learns; one without parameters, when nothing in the module around it does.
+    Such a layer is frozen when none of its parameters learns; one without parameters, when anything in the module around it is.
     """
     network.train()
     modules = dict(network.named_modules())
@@ -45,8 +45,8 @@ def train_mode(network: nn.Module) -> None:
         around = name
         while around and not any(True for _ in modules[around].parameters()):
             around = around.rpartition(".")[0]
-        parameters = list(modules[around].parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
+        learns = [p.requires_grad for p in modules[around].parameters()]
+        if (around == name and not any(learns)) or (around != name and not all(learns)):
             module.eval()
 
 
