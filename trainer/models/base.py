@@ -1,9 +1,11 @@
-"""What the model room hands over."""
+"""What the model room hands over, and what its modules hand to each other."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from trainer.spec import InputSpec
@@ -11,7 +13,7 @@ from trainer.spec import InputSpec
 
 @dataclass
 class LoadReport:
-    """What became of a checkpoint's tensors, by name."""
+    """What became of a checkpoint's tensors, by name; an entry of `adapted` also says what was done (`name: what`)."""
 
     source: str
     matched: list[str] = field(default_factory=list)
@@ -20,16 +22,23 @@ class LoadReport:
     left_over: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The report as a person reads it."""
-        raise NotImplementedError
+        """The report as a person reads it: one line of counts, then a line for each group that is not simply a match."""
+        counts = f"{len(self.matched):,} tensors matched, {len(self.adapted)} adapted, {len(self.fresh)} new"
+        lines = [f"{self.source}: {counts}, {len(self.left_over)} left over"]
+        lines += [f"  adapted   {entry}" for entry in self.adapted]
+        for word, names in (("new", self.fresh), ("left over", self.left_over)):
+            if names:
+                lines.append(f"  {word:<9} {first_few(names)}")
+        return lines
 
 
 @dataclass
 class Built:
     """An adapted network.
 
-    `head`: dotted names of the output modules (main first, then auxiliary); `fresh`: names of the parameters that have no
-    pretrained values; `spec`: what it takes.
+    `head`: dotted names of the output modules (main first, then auxiliary); `fresh`: names of the parameters that were made
+    for this task or were not in the checkpoint; `spec`: what it takes. With `weights: none` only what the adaptation made is
+    fresh, so that the strategy `head` freezes a random trunk when it is told to.
     """
 
     network: nn.Module
@@ -37,3 +46,42 @@ class Built:
     fresh: tuple[str, ...]
     spec: InputSpec
     report: LoadReport
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, and the class names of the head where they are known.
+
+    `official`: published for classes that are not the task's by accident of number (torchvision's ImageNet weights), so that
+    their head is kept only where the names agree. `untrained`: prefixes of names whose values are of no use.
+    """
+
+    source: str
+    tensors: Mapping[str, torch.Tensor]
+    classes: tuple[str, ...] | None = None
+    official: bool = False
+    untrained: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What `model.source` and `model.weights` name, before anything is built or read: a function of the run file alone.
+
+    `make(classes, image_size)` builds the network; `sized`: with that many outputs (else with the outputs of its author's
+    choice). `image_size`: what it was trained at, or what the architecture is made for. `mean` and `std`: of the three channels
+    that the weights expect, where that is known. `read`: the checkpoint, if there is one.
+    """
+
+    name: str
+    make: Callable[[int, int], nn.Module]
+    sized: bool
+    image_size: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    read: Callable[[], Checkpoint] | None
+
+
+def first_few(names: list[str], limit: int = 4) -> str:
+    """`a, b, c, d and 12 more`."""
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
