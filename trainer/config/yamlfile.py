@@ -82,9 +82,8 @@ def parse(text: str, file: str) -> Document:
     if node is None:
         raise UserError(f"{file}: the file is empty; `graft schema` lists what a run file holds")
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(
-            f"{file}:{node.start_mark.line + 1}: a run file is a mapping (`key: value` lines), not a {type(node).__name__.removesuffix('Node').lower()}"
-        )
+        kind = "list" if isinstance(node, yaml.SequenceNode) else "single value"
+        raise UserError(f"{file}:{node.start_mark.line + 1}: a run file is a mapping (`key: value` lines), not a {kind}")
     document.value = _construct(node, (), document)
     return document
 
