@@ -54,9 +54,12 @@ def _print_json(value: Any) -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        print(f"graft {version('graft-trainer')}")
+        try:
+            print(f"graft {version('graft-trainer')}")
+        except PackageNotFoundError:  # a checkout that was not installed
+            print("graft, not installed")
         raise typer.Exit
 
 
@@ -70,7 +73,8 @@ def _options(
 @app.command()
 def train(
     run: RunFile, overrides: Overrides = None, runs: Runs = _RUNS, processes: Processes = None, json: Json = False,
-    accept_changes: Annotated[bool, typer.Option(help="go on with a run folder although the settings changed")] = False,
+    accept_changes: Annotated[bool, typer.Option("--accept-changes", help="go on with a run folder although the settings changed")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="start although the same failure came three times")] = False,
 ) -> None:  # fmt: skip
     """Train here and now.
 
@@ -79,7 +83,7 @@ def train(
     from launcher import start
 
     prepared = start.prepare(run, overrides or [], runs, processes)
-    raise typer.Exit(start.train(prepared, accept_changes=accept_changes, as_json=json))
+    raise typer.Exit(start.train(prepared, accept_changes=accept_changes, retry=retry, as_json=json))
 
 
 @app.command()
@@ -202,4 +206,7 @@ def _trainer(command: str, run: str, runs: Path, arguments: list[str]) -> None:
         from launcher.runs import find
 
         folders, rest = [str(find(run, runs).path)], arguments
-    os.execv(sys.executable, [sys.executable, "-m", "trainer", command, *folders, *rest])
+    from launcher.python import environment, trainer_command
+
+    words = trainer_command(command, *folders, *rest)
+    os.execve(words[0], words, environment())

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from launcher.python import environment, trainer_command
 from launcher.tree import ProcessTree
 from trainer.config import EXIT_DONE, EXIT_FAULT, EXIT_REFUSED, EXIT_REQUEUE, EXIT_USER
 from trainer.rundir import RunDir
@@ -34,10 +35,10 @@ num_processes: {world_size}
 """
 
 
-def train(rundir: RunDir, *, world_size: int, threads: int, quiet_stdout: bool = False) -> int:
+def train(rundir: RunDir, options: list[str], *, world_size: int, threads: int, quiet_stdout: bool) -> int:
     """Train the run folder with `world_size` ranks on this machine; returns the exit code once no process of it is left.
 
-    `threads`: CPU threads a rank. `quiet_stdout` sends the ranks' stdout to stderr.
+    `options` are passed on to the trainer; `threads`: CPU threads a rank; `quiet_stdout` sends the ranks' stdout to stderr.
     """
     log = rundir.logs / f"launch-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     failure = rundir.logs / "failure.json"
@@ -46,7 +47,7 @@ def train(rundir: RunDir, *, world_size: int, threads: int, quiet_stdout: bool =
     tree, signals = ProcessTree(), _Signals()
     with log.open("wb") as file:
         child = subprocess.Popen(
-            command(rundir, world_size, failure), env=_environment(threads), start_new_session=True, preexec_fn=_in_child(),
+            command(rundir, options, world_size, failure), env=_environment(world_size, threads), start_new_session=True, preexec_fn=_in_child(),
             stdout=sys.stderr if quiet_stdout else None, stderr=subprocess.PIPE,
         )  # fmt: skip
         pump = _Pump(child, file)
@@ -71,11 +72,11 @@ def train(rundir: RunDir, *, world_size: int, threads: int, quiet_stdout: bool =
     return _unexplained(rundir, first["rank"], first["code"], log, pump.text())
 
 
-def command(rundir: RunDir, world_size: int, failure: Path) -> list[str]:
+def command(rundir: RunDir, options: list[str], world_size: int, failure: Path) -> list[str]:
     """The command that trains the folder: the trainer itself, or `accelerate launch` for several ranks."""
-    trainer = ["-m", "trainer", "train", str(rundir.path)]
+    trainer = trainer_command("train", str(rundir.path), *options)
     if world_size == 1:
-        return [sys.executable, *trainer]
+        return trainer
     # an explicit configuration: without one accelerate silently reads the user's default_config.yaml
     config = rundir.logs / "accelerate.yaml"
     config.write_text(_ACCELERATE.format(world_size=world_size), encoding="utf-8")
@@ -83,14 +84,15 @@ def command(rundir: RunDir, world_size: int, failure: Path) -> list[str]:
     return [
         sys.executable, "-m", "launcher.agent", str(failure), "--config_file", str(config), "--multi_gpu",
         "--num_machines", "1", "--num_processes", str(world_size), "--main_process_port", "0",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--monitor_interval", "0.2", *trainer,
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--monitor_interval", "0.2", *trainer[1:],
     ]  # fmt: skip
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(world_size: int, threads: int) -> dict[str, str]:
     return {
-        **os.environ,
-        "GRAFT_LAUNCHED": "1",
+        **environment(),
+        "GRAFT_LAUNCHED": "1",  # the ranks die with the process that started them
+        "GRAFT_WORLD": str(world_size),  # what was planned; a trainer that finds another world size refuses
         "OMP_NUM_THREADS": str(threads),
         # torchrun takes SIGTERM back from SIG_IGN unless told not to; the ranks answer it, not the agent above them
         "PET_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT",
@@ -176,8 +178,7 @@ def _unexplained(rundir: RunDir, rank: int, code: int, log: Path, shown: str) ->
     if code in (EXIT_USER, EXIT_REFUSED, EXIT_REQUEUE) and shown.strip():
         return code  # refused before the folder was theirs to mark, and they said why
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code} and no result"
-    logs = sorted(rundir.logs.glob(f"*rank-{rank:05d}*.log"), key=lambda path: path.stat().st_mtime)
-    newest = logs[-1] if logs else log
+    newest = rundir.log_of(rank) or log
     lines = newest.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
     if lines and lines[-1] not in shown:
         print("\n".join(lines), file=sys.stderr)

@@ -17,13 +17,14 @@ _CHECKPOINT = re.compile(r"step-([0-9]+)")
 
 @dataclass(frozen=True)
 class Status:
-    """A run as a table shows it; `at` is the time (seconds since 1970) of the last thing it wrote."""
+    """A run as a table shows it; `total_samples` is none before the first evaluation, `at` is the time (seconds since 1970) of the last thing it wrote."""
 
     name: str
     folder: str
     state: str
     step: int
-    steps: int | None
+    samples: int
+    total_samples: int | None
     best_metric: str | None
     best: float | None
     at: float
@@ -61,12 +62,12 @@ def status(rundir: RunDir) -> Status:
     except GraftError:  # a folder from another version still has its name, its state and its record
         metric = None
     values = [float(p[metric]) for p in points if metric in p and p[metric] is not None]
-    step = max((int(p.get("step", 0)) for p in points), default=last_checkpoint(rundir) or 0)
-    steps = rundir.read_json(rundir.manifest).get("steps")
+    last = points[-1] if points else {}
     state, reason = _state(rundir)
     newest = [rundir.config, rundir.metrics, *(rundir.path / name for name in ("DONE", "REQUEUE", "FAILED"))]
     return Status(
-        name=rundir.name, folder=str(rundir.path), state=state, step=step, steps=steps if isinstance(steps, int) else None,
+        name=rundir.name, folder=str(rundir.path), state=state, step=int(last.get("step", 0)),
+        samples=int(last.get("samples", 0)), total_samples=rundir.read_json(rundir.summary).get("total_samples"),
         best_metric=metric if values else None,
         best=(min if metric == "val/loss" else max)(values) if values else None,
         at=max(f.stat().st_mtime for f in newest if f.exists()), reason=reason,

@@ -63,7 +63,7 @@ def runs(found: Iterable[Status]) -> None:
     for column in ("run", "state", "step", "best", "when"):
         table.add_column(column, justify="right" if column == "step" else "left", no_wrap=column == "run")
     for run in found:
-        share = f"{run.step:,} of {run.steps:,} ({run.step / run.steps:.0%})" if run.steps else f"{run.step:,}"
+        share = f"{run.step:,} ({run.samples / run.total_samples:.0%})" if run.total_samples else f"{run.step:,}"
         best = f"{run.best_metric} {run.best:.4f}" if run.best is not None else ""
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.at))
         table.add_row(run.name, Text(run.state, style=_STYLES[run.state]), share, best, when)

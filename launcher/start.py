@@ -50,7 +50,7 @@ def prepare(target: str, overrides: list[str], runs: Path, processes: int | None
     return Prepared(run, rundir, worked_out, difference, done, _happens(rundir, difference, done))
 
 
-def train(prepared: Prepared, *, accept_changes: bool, as_json: bool) -> int:
+def train(prepared: Prepared, *, accept_changes: bool = False, retry: bool = False, as_json: bool = False) -> int:
     """Train a prepared run; returns the exit code. Raises RefusedError when the folder is in use or holds another run."""
     run, rundir, planned = prepared.run, prepared.rundir, prepared.plan
     if run.resources.nodes > 1:
@@ -77,7 +77,8 @@ def train(prepared: Prepared, *, accept_changes: bool, as_json: bool) -> int:
         # imported here: signals, processes and threads are of no use to `graft plan`
         from launcher import local
 
-        code = local.train(rundir, world_size=planned.world_size, threads=planned.threads, quiet_stdout=as_json)
+        options = ["--accept-changes"] * accept_changes + ["--retry"] * retry
+        code = local.train(rundir, options, world_size=planned.world_size, threads=planned.threads, quiet_stdout=as_json)
     if as_json:
         summary = rundir.read_json(rundir.summary)
         print(json.dumps({**status(rundir).as_json(), "code": code, "summary": summary}, indent=2))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import start
+from launcher.python import environment, trainer_command
 from trainer.config import EXIT_DONE, GraftError, RefusedError
 from trainer.rundir import RunDir, read_points
 from trainer.rundir.lease import held_by
@@ -48,7 +49,7 @@ def run_demo(runs: Path, *, fresh: bool) -> int:
     for work in _WORKS:
         prepared = start.prepare(str(files[work]), [], runs, None)
         began = time.monotonic()
-        code = start.train(prepared, accept_changes=False, as_json=False)
+        code = start.train(prepared)
         if code != EXIT_DONE:
             print("graft: the demo is not complete; `graft demo` again goes on where it stopped", file=sys.stderr)
             return code
@@ -96,14 +97,14 @@ def _export(rundir: RunDir) -> None:
 
 
 def _trainer(command: str, *arguments: str) -> None:
-    code = subprocess.run([sys.executable, "-m", "trainer", command, *arguments], check=False).returncode
+    code = subprocess.run(trainer_command(command, *arguments), env=environment(), check=False).returncode
     if code:
         raise GraftError(f"the demo's `graft {command}` ended with exit code {code}")
 
 
 def _row(work: str, rundir: RunDir, seconds: float, command: str) -> Row:
     measured = [p["val/accuracy"] for p in read_points(rundir.metrics) if p.get("val/accuracy") is not None]
-    trained = rundir.read_json(rundir.summary).get("seconds")  # of the training itself, also when it was done before
+    trained = rundir.read_json(rundir.summary).get("wall_seconds")  # of the training itself, also when it was done before
     return Row(
         rundir.name, _LEARNS[work], measured[-1] if measured else None,
         float(trained) if isinstance(trained, int | float) else seconds, command,

@@ -133,9 +133,8 @@ def _written(loc: Loc, value: Any, *, missing: bool) -> Loc:
     """The part of pydantic's location that stands in the file: without the names of union members."""
     kept: list[str | int] = []
     for index, part in enumerate(loc):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        known: Any = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        if part in known:
             value = value[part]
         elif not (missing and index == len(loc) - 1):
             continue
