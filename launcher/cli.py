@@ -21,6 +21,8 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="where the run folders are")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 Processes = Annotated[int | None, typer.Option("--processes", min=1, help="ranks on this machine")]
+Accept = Annotated[bool, typer.Option("--accept-changes", help="go on with a run folder although the settings changed")]
+Retry = Annotated[bool, typer.Option("--retry", help="start although the same failure came three times")]
 _RUNS = Path("runs")
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -73,8 +75,7 @@ def _options(
 @app.command()
 def train(
     run: RunFile, overrides: Overrides = None, runs: Runs = _RUNS, processes: Processes = None, json: Json = False,
-    accept_changes: Annotated[bool, typer.Option("--accept-changes", help="go on with a run folder although the settings changed")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="start although the same failure came three times")] = False,
+    accept_changes: Accept = False, retry: Retry = False,
 ) -> None:  # fmt: skip
     """Train here and now.
 

@@ -47,8 +47,8 @@ def train(rundir: RunDir, options: list[str], *, world_size: int, threads: int, 
     tree, signals = ProcessTree(), _Signals()
     with log.open("wb") as file:
         child = subprocess.Popen(
-            command(rundir, options, world_size, failure), env=_environment(world_size, threads), start_new_session=True, preexec_fn=_in_child(),
-            stdout=sys.stderr if quiet_stdout else None, stderr=subprocess.PIPE,
+            command(rundir, options, world_size, failure), env=_environment(world_size, threads),
+            start_new_session=True, preexec_fn=_in_child(), stdout=sys.stderr if quiet_stdout else None, stderr=subprocess.PIPE,
         )  # fmt: skip
         pump = _Pump(child, file)
         try:

@@ -17,7 +17,10 @@ _CHECKPOINT = re.compile(r"step-([0-9]+)")
 
 @dataclass(frozen=True)
 class Status:
-    """A run as a table shows it; `total_samples` is none before the first evaluation, `at` is the time (seconds since 1970) of the last thing it wrote."""
+    """A run as a table shows it.
+
+    `total_samples` is none before the first evaluation; `at` is the time (seconds since 1970) of the last thing it wrote.
+    """
 
     name: str
     folder: str
