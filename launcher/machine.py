@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+DEVICES = Path("/dev")
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -22,7 +24,7 @@ def here() -> Machine:
 
 
 def _gpus() -> int:
-    present = sum(1 for device in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia[0-9]+", device.name))
+    present = sum(1 for device in DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia[0-9]+", device.name))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None or not present:
         return present

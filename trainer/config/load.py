@@ -8,13 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from trainer.config.base import kinds
 from trainer.config.errors import UserError, nearest
 from trainer.config.run import Run
-from trainer.config.yamlfile import Document, Loc, override, parse
+from trainer.config.yamlfile import Document, Loc, override, parse, unparse
 
 _TYPES = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
@@ -184,7 +183,7 @@ def _absolute(run: Run, base: Path) -> Run:
 
 def dump(run: Run) -> str:
     """The resolved run file: every default written out; `load` gives the same Run again."""
-    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return unparse(run.model_dump(mode="json"))
 
 
 def schema() -> dict[str, Any]:
