@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A section of the run file: unknown keys and wrong types are refused, values cannot be changed afterwards."""
+    """A section of the run file: unknown keys, wrong types, nan and infinity are refused; values cannot be changed afterwards."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Kind(Section):

@@ -8,20 +8,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from trainer.config.base import kinds
 from trainer.config.errors import UserError, nearest
 from trainer.config.run import Run
-from trainer.config.yamlfile import Document, Loc, override, parse
+from trainer.config.yamlfile import Document, Loc, override, parse, unparse
 
 _TYPES = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
     "bool_type": "true or false", "string_type": "text", "list_type": "a list", "dict_type": "a section with keys of its own",
     "model_type": "a section with keys of its own", "model_attributes_type": "a section with keys of its own",
-    "tuple_type": "a list", "none_required": "null",
+    "tuple_type": "a list", "none_required": "null", "dataclass_type": "an amount such as '5 epochs'",
 }  # fmt: skip
+_WRONG_TYPE = (*_TYPES, "literal_error")
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Run:
@@ -47,33 +47,56 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Run:
 
 
 def explain(error: ValidationError, document: Document) -> str:
-    """One line for every mistake, each with its place."""
-    lines: list[str] = []
+    """One line for every mistake, each with its place; what several members of a union say of one value becomes one line."""
+    mistakes: dict[Loc, list[Any]] = {}
     for mistake in error.errors():
-        loc = _written(mistake["loc"], document.value)
+        mistakes.setdefault(_written(mistake["loc"], document.value, missing=mistake["type"] == "missing"), []).append(mistake)
+    lines: list[str] = []
+    for loc, said in mistakes.items():
+        if len(said) > 1 or said[0]["type"] in _WRONG_TYPE:
+            # a section that was tried and failed inside speaks for itself; that it is not a word either says nothing
+            if isinstance(said[0]["input"], dict) and any(deeper[: len(loc)] == loc != deeper for deeper in mistakes):
+                continue
+            said = [m for m in said if m["type"] not in _WRONG_TYPE][:1] or said
         dotted = ".".join(str(part) for part in loc)
-        line = f"{document.where(loc)}: {_sentence(mistake['type'], dotted, mistake, document, loc)}"
-        if line not in lines:
-            lines.append(line)
+        sentence = _sentence(dotted, said[0], document, loc) if len(said) == 1 else _alternatives(dotted, said)
+        lines.append(f"{document.where(loc)}: {sentence}")
     return "\n".join(lines)
 
 
-def _sentence(kind: str, dotted: str, mistake: Any, document: Document, loc: Loc) -> str:
-    given = mistake.get("input")
+def _alternatives(dotted: str, said: list[Any]) -> str:
+    """One sentence for a value that fits no member of a union."""
+    words = [name for m in said if m["type"] == "literal_error" for name in _names(m["ctx"]["expected"])]
+    wanted = [*dict.fromkeys([*words, *(_TYPES[m["type"]] for m in said if m["type"] in _TYPES)])]
+    given = said[0]["input"]
+    # a short list of words is shown in full, so only a near name is worth adding
+    near = nearest(given, words) if isinstance(given, str) else ""
+    return f"'{dotted}' must be {_or(wanted)}, not {_shown(given)}{near if 'did you mean' in near else ''}"
+
+
+def _or(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
+
+
+def _names(expected: str) -> list[str]:
+    return [name.strip(" '") for name in expected.replace(" or ", ", ").split(",")]
+
+
+def _sentence(dotted: str, mistake: Any, document: Document, loc: Loc) -> str:
+    kind, given = mistake["type"], mistake.get("input")
     context = mistake.get("ctx", {})
     if kind == "extra_forbidden":
         return f"unknown key '{dotted}'{nearest(str(loc[-1]), _fields(document.value, loc[:-1]))}"
     if kind == "missing":
         return f"'{dotted}' is missing"
     if kind == "union_tag_not_found":
-        return f"'{dotted}.kind' is missing; known: {context.get('discriminator') and _tags(dotted)}"
+        return f"'{dotted}.kind' is missing; known: {_tags(dotted)}"
     if kind in ("union_tag_invalid", "literal_error"):
-        expected = context.get("expected_tags") or context.get("expected", "")
-        names = [n.strip(" '") for n in expected.replace(" or ", ", ").split(",")]
+        names = _names(context.get("expected_tags") or context["expected"])
         at = dotted + ".kind" if kind == "union_tag_invalid" else dotted
         value = context.get("tag", given)
         near = nearest(str(value), names) or "; known: " + ", ".join(names)
-        return f"'{at}' is {value!r}{near}"
+        return f"'{at}' is {_shown(value)}{near}"
     if kind in _TYPES:
         hint = ""
         if kind == "bool_type" and isinstance(given, str) and given.lower() in ("no", "off", "n"):
@@ -82,8 +105,10 @@ def _sentence(kind: str, dotted: str, mistake: Any, document: Document, loc: Loc
             hint = "; write true"
         elif kind == "string_type" and isinstance(given, int | float):
             hint = f'; write "{given}" with quotes if text is meant'
+        elif kind.startswith("model") and isinstance(given, str) and "kind" in _fields(document.value, loc):
+            hint = f"; write {dotted}: {{kind: {given}}}"
         return f"'{dotted}' must be {_TYPES[kind]}, not {_shown(given)}{hint}"
-    message = mistake["msg"].removeprefix("Value error, ")
+    message = mistake["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     message = message[0].lower() + message[1:]
     return f"'{dotted}' is {_shown(given)}: {message}" if loc else message
 
@@ -91,7 +116,7 @@ def _sentence(kind: str, dotted: str, mistake: Any, document: Document, loc: Loc
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return "a section"
-    text = repr(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -103,17 +128,14 @@ def _tags(dotted: str) -> str:
     return ", ".join(str(c.model_fields["kind"].default) for c in getattr(field.annotation, "__args__", ()))
 
 
-def _written(loc: Loc, value: Any) -> Loc:
+def _written(loc: Loc, value: Any, *, missing: bool) -> Loc:
     """The part of pydantic's location that stands in the file: without the names of union members."""
     kept: list[str | int] = []
     for index, part in enumerate(loc):
-        if (isinstance(value, dict) and part in value) or (
-            isinstance(value, list) and isinstance(part, int) and part < len(value)
-        ):
+        known: Any = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        if part in known:
             value = value[part]
-        elif index == len(loc) - 1 and isinstance(value, dict) and isinstance(part, str):
-            pass  # a missing key
-        else:
+        elif not (missing and index == len(loc) - 1):
             continue
         kept.append(part)
     return tuple(kept)
@@ -161,7 +183,7 @@ def _absolute(run: Run, base: Path) -> Run:
 
 def dump(run: Run) -> str:
     """The resolved run file: every default written out; `load` gives the same Run again."""
-    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return unparse(run.model_dump(mode="json"))
 
 
 def schema() -> dict[str, Any]:

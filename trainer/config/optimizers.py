@@ -50,9 +50,11 @@ AnyOptimizer = Annotated[SGD | Adam | AdamW, Field(discriminator="kind")]
 
 
 def _warmup(value: Any) -> Any:
-    if isinstance(value, str):
+    if isinstance(value, str | Amount):
         return parse_amount(value, times=False)
-    return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError("write a share of the training from 0 to below 1, or an amount such as '5 epochs'")
+    return float(value)
 
 
 Warmup = Annotated[Share | TrainingAmount, BeforeValidator(_warmup)]

@@ -190,7 +190,14 @@ class Resources(Section):
 
     nodes: int = Field(1, ge=1)
     gpus_per_node: int | None = Field(None, ge=1)
-    time: str | None = Field(None, pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$", description='"hours:minutes:seconds", quoted')
+    time: str | None = Field(None, description="hours:minutes:seconds or days-hours:minutes:seconds", examples=["4:00:00"])
+
+    @field_validator("time")
+    @classmethod
+    def _time(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"([0-9]+-)?[0-9]{1,2}:[0-9]{2}:[0-9]{2}", value):
+            raise ValueError("write hours:minutes:seconds, such as 4:00:00, or days-hours:minutes:seconds")
+        return value
 
 
 class Run(Section):

@@ -62,9 +62,13 @@ def parse(text: str, file: str) -> Document:
     """Parse the text of a run file; raises UserError with file and line."""
     if len(text) > MAX_BYTES:
         raise UserError(f"{file}: {len(text):,} characters; a run file has at most {MAX_BYTES:,}")
+    depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             line = event.start_mark.line + 1 if event.start_mark else 0
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:  # found while reading: PyYAML's time grows with the square of the depth
+                raise UserError(f"{file}:{line}: nested too deeply; at most {MAX_DEPTH} levels")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise UserError(f"{file}:{line}: anchors (&) and aliases (*) are not allowed; write the value out")
             tag = getattr(event, "tag", None)
@@ -76,23 +80,17 @@ def parse(text: str, file: str) -> Document:
         at = f":{mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         raise UserError(f"{file}{at}: not valid YAML: {what}") from None
-    except RecursionError:
-        raise UserError(f"{file}: nested too deeply; at most {MAX_DEPTH} levels") from None
     document = Document({}, file)
     if node is None:
         raise UserError(f"{file}: the file is empty; `graft schema` lists what a run file holds")
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(
-            f"{file}:{node.start_mark.line + 1}: a run file is a mapping (`key: value` lines), not a {type(node).__name__.removesuffix('Node').lower()}"
-        )
+        kind = "list" if isinstance(node, yaml.SequenceNode) else "single value"
+        raise UserError(f"{file}:{node.start_mark.line + 1}: a run file is a mapping (`key: value` lines), not a {kind}")
     document.value = _construct(node, (), document)
     return document
 
 
 def _construct(node: yaml.Node, loc: Loc, document: Document) -> Any:
-    where = f"{document.file}:{node.start_mark.line + 1}"
-    if len(loc) > MAX_DEPTH:
-        raise UserError(f"{where}: nested too deeply; at most {MAX_DEPTH} levels")
     if isinstance(node, yaml.ScalarNode):
         return scalar(node.value) if node.style is None else node.value
     if isinstance(node, yaml.SequenceNode):
@@ -117,6 +115,22 @@ def _construct(node: yaml.Node, loc: Loc, document: Document) -> Any:
         document.lines[(*loc, key)] = line
         mapping[key] = _construct(value_node, (*loc, key), document)
     return mapping
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `parse` reads back as the same value: PyYAML's own would leave the text `1e3` without quotes."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if scalar(value) == value else "'")
+
+
+_Dumper.add_representer(str, _text)
+
+
+def unparse(value: dict[str, Any]) -> str:
+    """The text of a run file with these values."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def override(document: Document, assignment: str) -> None:

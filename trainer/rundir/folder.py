@@ -114,6 +114,11 @@ class RunDir:
         """One file a rank of the running attempt: host, pid, step, heartbeat."""
         return self.path / "log" / "ranks"
 
+    def log_of(self, rank: int) -> Path | None:
+        """The log of a rank's latest attempt."""
+        path = self.logs / f"rank-{rank:05d}.log"
+        return path.resolve() if path.exists() else None
+
     def exists(self) -> bool:
         return self.config.is_file()
 

@@ -1,0 +1,213 @@
+"""The `graft` command. Everything heavy is imported in the command that needs it, so that `graft --help` starts at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Fine-tune pretrained image networks: a run file becomes a trained model.",
+)  # fmt: skip
+
+RunFile = Annotated[str, typer.Argument(metavar="RUN", help="a run file (.yaml), or a run folder to go on with")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, or its name below --runs")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings in place of the run file's")]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="where the run folders are")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+Processes = Annotated[int | None, typer.Option("--processes", min=1, help="ranks on this machine")]
+Accept = Annotated[bool, typer.Option("--accept-changes", help="go on with a run folder although the settings changed")]
+Retry = Annotated[bool, typer.Option("--retry", help="start although the same failure came three times")]
+_RUNS = Path("runs")
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def main() -> None:
+    """The entry point: errors become one message and an exit code."""
+    signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))
+    # pydantic looks through every installed distribution for plugins otherwise (30 ms)
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    try:
+        app()
+    except BrokenPipeError:  # `graft … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except Exception as error:
+        from trainer.config import GraftError
+
+        if not isinstance(error, GraftError):
+            raise
+        if "--json" in sys.argv:
+            _print_json({"error": {"code": error.code, "message": str(error)}})
+        print(f"graft: {error}", file=sys.stderr)
+        sys.exit(error.code)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=2))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"graft {version('graft-trainer')}")
+        except PackageNotFoundError:  # a checkout that was not installed
+            print("graft, not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    run: RunFile, overrides: Overrides = None, runs: Runs = _RUNS, processes: Processes = None, json: Json = False,
+    accept_changes: Accept = False, retry: Retry = False,
+) -> None:  # fmt: skip
+    """Train here and now.
+
+    On every GPU, or on the CPU; the same command again goes on where it stopped.
+    """
+    from launcher import start
+
+    prepared = start.prepare(run, overrides or [], runs, processes)
+    raise typer.Exit(start.train(prepared, accept_changes=accept_changes, retry=retry, as_json=json))
+
+
+@app.command()
+def plan(run: RunFile, overrides: Overrides = None, runs: Runs = _RUNS, processes: Processes = None, json: Json = False) -> None:
+    """Show what a run would do, and start nothing."""
+    from launcher import start
+
+    prepared = start.prepare(run, overrides or [], runs, processes)
+    if json:
+        _print_json({**prepared.plan.as_json(), "folder": str(prepared.rundir.path), "happens": prepared.happens})
+    else:
+        from launcher import show
+
+        show.plan(prepared.plan, prepared.happens)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a run file, for editors."""
+    from trainer.config import schema
+
+    _print_json(schema())
+
+
+@app.command()
+def demo(runs: Runs = _RUNS, fresh: Annotated[bool, typer.Option("--fresh", help="train again what is there")] = False) -> None:
+    """Try it: real digits, no network, two minutes.
+
+    Pretrains, grafts, compares with training from scratch, and writes a report.
+    """
+    from launcher.demo import run_demo
+
+    raise typer.Exit(run_demo(runs, fresh=fresh))
+
+
+@app.command(context_settings=_PASS_ON)
+def evaluate(context: typer.Context, run: RunName, runs: Runs = _RUNS) -> None:
+    """Measure a run's best weights.
+
+    On its own validation data, or on other: graft evaluate RUN [DATA].
+    """
+    _trainer("evaluate", run, runs, context.args)
+
+
+@app.command(context_settings=_PASS_ON)
+def predict(context: typer.Context, run: RunName, runs: Runs = _RUNS) -> None:
+    """Classify images: graft predict RUN FILES…"""
+    _trainer("predict", run, runs, context.args)
+
+
+@app.command(context_settings=_PASS_ON)
+def export(context: typer.Context, run: RunName, runs: Runs = _RUNS) -> None:
+    """Write a run's best weights for use without graft."""
+    _trainer("export", run, runs, context.args)
+
+
+@app.command(context_settings=_PASS_ON)
+def report(context: typer.Context, run: RunName, runs: Runs = _RUNS) -> None:
+    """Write a page of curves and examples.
+
+    Of one run, or of several compared: graft report RUN…
+    """
+    _trainer("report", run, runs, [_named(argument, runs) for argument in context.args])
+
+
+@app.command(name="runs")
+def runs_(runs: Runs = _RUNS, json: Json = False) -> None:
+    """List the runs and how far they got."""
+    from launcher.runs import every
+
+    found = every(runs)
+    if json:
+        _print_json([status.as_json() for status in found])
+    elif not found:
+        print(f"no runs in {runs}; `graft demo` makes some")
+    else:
+        from launcher import show
+
+        show.runs(found)
+
+
+@app.command()
+def status(run: RunName, runs: Runs = _RUNS, json: Json = False) -> None:
+    """Show where a run stands."""
+    from launcher.runs import find, status
+
+    found = status(find(run, runs))
+    if json:
+        _print_json(found.as_json())
+    else:
+        from launcher import show
+
+        show.status(found)
+
+
+@app.command()
+def logs(
+    run: RunName, runs: Runs = _RUNS,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on while it grows")] = False,
+    rank: Annotated[int, typer.Option("--rank", min=0, help="whose log")] = 0,
+) -> None:  # fmt: skip
+    """Show the log of a run."""
+    from launcher.follow import show
+    from launcher.runs import find
+
+    show(find(run, runs), rank, follow=follow)
+
+
+def _named(argument: str, runs: Path) -> str:
+    """A run's name becomes its folder; anything else stays."""
+    folder = runs / argument
+    return str(folder) if (folder / "run.yaml").is_file() else argument
+
+
+def _trainer(command: str, run: str, runs: Path, arguments: list[str]) -> None:
+    """Become `python -m trainer COMMAND`: its arguments, its output and its exit code."""
+    if run in ("--help", "-h"):
+        folders, rest = [], ["--help"]
+    else:
+        from launcher.runs import find
+
+        folders, rest = [str(find(run, runs).path)], arguments
+    from launcher.python import environment, trainer_command
+
+    words = trainer_command(command, *folders, *rest)
+    os.execve(words[0], words, environment())

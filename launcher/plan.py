@@ -1,0 +1,115 @@
+"""From a run file, the counts of its samples and a machine to what will happen: pure arithmetic, nothing is started."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from launcher.machine import Machine
+from trainer.config import Run, UserError
+from trainer.config.arithmetic import micro_batches, occasions, rank_shares, total_steps
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Samples a class for training, and in all for validation (none without validation data)."""
+
+    classes: tuple[str, ...]
+    train: tuple[int, ...]
+    val: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. All amounts are samples unless the name says steps; `shares[r]` is what rank r takes of a step.
+
+    `accumulation` counts the forward passes of a step (on the rank with most), `tail` the samples that the last, full batch
+    takes from the epoch after the last.
+    """
+
+    name: str
+    device: Device
+    precision: str
+    nodes: int
+    world_size: int
+    threads: int
+    learns: str
+    classes: int
+    train_samples: int
+    fewest: int
+    most: int
+    val_samples: int | None
+    global_batch: int
+    shares: tuple[int, ...]
+    micro_batch: int
+    accumulation: int
+    steps: int
+    epochs: float
+    samples: int
+    tail: int
+    warmup_samples: int
+    evaluate_every: str | None
+    evaluations: int | None
+    checkpoint_every: str
+    checkpoints: int | None
+    keep: int
+    best: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan(run: Run, counts: Counts, machine: Machine) -> Plan:
+    """Work a run out for a machine; raises UserError where the numbers cannot be met."""
+    device, local = _processes(run, machine)
+    nodes = run.resources.nodes
+    world_size = nodes * local
+    train = run.train
+    if train.precision == "fp16" and device == "cpu":
+        raise UserError("train.precision is fp16, which a CPU cannot train in; write train.precision=bf16 (or fp32)")
+    n = sum(counts.train)
+    shares = rank_shares(train.global_batch, world_size)
+    passes = micro_batches(shares[0], train.micro_batch)
+    steps = total_steps(train, n)
+    samples = steps * train.global_batch
+    asked = samples if train.steps is not None else round(train.epochs * n)
+
+    def times(every: Any) -> int | None:
+        return occasions(every, steps=steps, global_batch=train.global_batch, epoch_samples=n)
+
+    evaluations = times(run.evaluate.every)
+    if evaluations is not None and run.evaluate.at_start:
+        evaluations += 1
+    warmup = run.schedule.warmup_samples(total=samples, epoch_samples=n, step_samples=train.global_batch)
+    return Plan(
+        name=run.name, device=device, precision=train.precision, nodes=nodes, world_size=world_size,
+        threads=run.parallel.threads or max(1, machine.cores // local), learns=run.strategy.kind,
+        classes=len(counts.classes), train_samples=n, fewest=min(counts.train), most=max(counts.train), val_samples=counts.val,
+        global_batch=train.global_batch, shares=shares, micro_batch=passes[0], accumulation=len(passes),
+        steps=steps, epochs=samples / n, samples=samples, tail=max(0, samples - asked), warmup_samples=warmup,
+        evaluate_every=run.evaluate.every.text if counts.val is not None else None,
+        evaluations=evaluations if counts.val is not None else 0,
+        checkpoint_every=run.checkpoint.every.text, checkpoints=times(run.checkpoint.every), keep=run.checkpoint.keep,
+        best=run.checkpoint.best if counts.val is not None else None,
+    )  # fmt: skip
+
+
+def _processes(run: Run, machine: Machine) -> tuple[Device, int]:
+    """The device and the ranks a node."""
+    wanted, asked, nodes = run.parallel.device, run.parallel.processes, run.resources.nodes
+    gpus = machine.gpus
+    if nodes > 1:
+        gpus = run.resources.gpus_per_node or gpus  # the nodes of a cluster need not be like this machine
+    if wanted == "cuda" and not gpus:
+        raise UserError("parallel.device is cuda and no GPU is visible here; write parallel.device=cpu, or auto")
+    device: Device = "cuda" if wanted != "cpu" and gpus else "cpu"
+    if asked == "auto":
+        return device, gpus if device == "cuda" else 1
+    if device == "cuda" and asked > gpus:
+        raise UserError(
+            f"parallel.processes is {asked} and {gpus} GPU{'s are' if gpus > 1 else ' is'} visible; "
+            f"write parallel.processes={gpus}, or parallel.device=cpu"
+        )
+    return device, asked

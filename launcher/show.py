@@ -1,0 +1,76 @@
+"""Plans and runs as tables for people. Imports rich, so imported where something is shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from launcher.plan import Plan
+from launcher.runs import Status
+
+_STYLES = {"done": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "killed": "red", "new": "dim"}
+
+
+def plan(plan: Plan, happens: str) -> None:
+    """Print a plan."""
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for label, text in plan_rows(plan, happens):
+        table.add_row(Text(label), Text(text))
+    Console().print(table)
+
+
+def plan_rows(plan: Plan, happens: str) -> list[tuple[str, str]]:
+    """The lines of a plan: label and text."""
+    ranks = "1 process" if plan.world_size == 1 else f"{plan.world_size} ranks"
+    where = f"{ranks} on {plan.device}" + (f", {plan.nodes} nodes" if plan.nodes > 1 else "")
+    shares = sorted(set(plan.shares), reverse=True)
+    share = " or ".join(str(s) for s in shares)
+    batch = f"{plan.global_batch} a step = {plan.world_size} x {share}" if plan.world_size > 1 else f"{plan.global_batch} a step"
+    batch += f", in {plan.accumulation} micro-batches of {plan.micro_batch}" if plan.accumulation > 1 else ""
+    tail = f"; the last batch is full and takes {plan.tail:,} from the next epoch" if plan.tail else ""
+    val = f"{plan.val_samples:,} for validation" if plan.val_samples is not None else "no validation"
+    each = f"{plan.fewest:,}" if plan.fewest == plan.most else f"{plan.fewest:,} to {plan.most:,}"
+    rows = [
+        ("run", f"{plan.name}: {happens}"),
+        ("processes", f"{where}, {plan.threads} CPU thread{'s' if plan.threads > 1 else ''} each, {plan.precision}"),
+        ("data", f"{plan.train_samples:,} samples of {plan.classes} classes ({each} a class), {val}"),
+        ("batch", batch),
+        ("steps", f"{plan.steps:,} = {plan.samples:,} samples = {plan.epochs:.4g} epochs{tail}"),
+        ("learns", plan.learns),
+        ("warm-up", f"{plan.warmup_samples:,} samples" if plan.warmup_samples else "none"),
+    ]
+    if plan.evaluate_every is not None:
+        rows.append(("evaluates", f"every {plan.evaluate_every}{_times(plan.evaluations)}; the best is chosen by {plan.best}"))
+    kept = f"the newest {plan.keep} are kept" + (", and the best" if plan.best else "")
+    rows.append(("checkpoints", f"every {plan.checkpoint_every}{_times(plan.checkpoints)}, and at the end; {kept}"))
+    return rows
+
+
+def _times(count: int | None) -> str:
+    return "" if count is None else f" ({count} time{'s' if count != 1 else ''})"
+
+
+def runs(found: Iterable[Status]) -> None:
+    """Print a table of runs."""
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for column in ("run", "state", "step", "best", "when"):
+        table.add_column(column, justify="right" if column == "step" else "left", no_wrap=column == "run")
+    for run in found:
+        share = f"{run.step:,} ({run.samples / run.total_samples:.0%})" if run.total_samples else f"{run.step:,}"
+        best = f"{run.best_metric} {run.best:.4f}" if run.best is not None else ""
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.at))
+        table.add_row(run.name, Text(run.state, style=_STYLES[run.state]), share, best, when)
+    Console().print(table)
+
+
+def status(run: Status) -> None:
+    """Print one run."""
+    runs([run])
+    print(f"{run.folder}\n{run.reason}")

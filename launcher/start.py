@@ -1,0 +1,105 @@
+"""What `graft plan` and `graft train` share: from what the user named to a checked run, its plan and its folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.machine import here
+from launcher.plan import Counts, Plan, plan
+from launcher.runs import find, last_checkpoint, status
+from trainer.config import EXIT_DONE, RefusedError, Run, UserError, changes, load
+from trainer.rundir import RunDir
+from trainer.rundir.lease import held_by
+
+# the trainer, which takes the lease, watches a holder on another host for as long as it needs; here a look is enough
+_PATIENCE = 4.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that was checked as far as that goes without torch; nothing was written yet."""
+
+    run: Run
+    rundir: RunDir
+    plan: Plan
+    difference: list[str]
+    done: bool
+    happens: str
+
+
+def prepare(target: str, overrides: list[str], runs: Path, processes: int | None) -> Prepared:
+    """Load a run file (or the one of a run folder), list its data and work the plan out. Raises UserError."""
+    if processes is not None:
+        overrides = [*overrides, f"parallel.processes={processes}"]
+    path = Path(target)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        run = load(path, overrides)
+        rundir = RunDir((runs / run.name).resolve())
+    elif path.exists() or (runs / target).exists():
+        rundir = find(target, runs)
+        run = load(rundir.config, overrides)
+    else:
+        raise UserError(f"{target}: no such run file, and no run folder of that path or of that name in {runs}")
+    worked_out = plan(run, _counts(run), here())
+    difference = changes(rundir.load(), run) if rundir.exists() else []
+    marker = rundir.marker()
+    done = marker is not None and marker.state == "DONE" and not difference
+    return Prepared(run, rundir, worked_out, difference, done, _happens(rundir, difference, done))
+
+
+def train(prepared: Prepared, *, accept_changes: bool = False, retry: bool = False, as_json: bool = False) -> int:
+    """Train a prepared run; returns the exit code. Raises RefusedError when the folder is in use or holds another run."""
+    run, rundir, planned = prepared.run, prepared.rundir, prepared.plan
+    if run.resources.nodes > 1:
+        raise RefusedError(
+            f"resources.nodes is {run.resources.nodes}, and `graft train` starts ranks on this machine only; on each node run\n"
+            f"  accelerate launch --multi_gpu --num_machines {run.resources.nodes} --num_processes {planned.world_size} "
+            "--machine_rank RANK --main_process_ip HOST --main_process_port 29500 -m trainer RUN\n"
+            "or write resources.nodes=1 to train here"
+        )
+    holder = held_by(rundir.lease, patience=_PATIENCE)
+    if holder is not None:
+        raise RefusedError(f"the run folder {rundir.path} is in use by {holder}; wait for it or stop it first")
+    rundir.prepare(run, accept_changes=accept_changes)
+    out = sys.stderr if as_json else sys.stdout
+    if prepared.done:
+        print(f"{run.name} is done already; its result is in {rundir.path}", file=out)
+        code = EXIT_DONE
+    else:
+        if prepared.difference:
+            rundir.clear_markers()  # what ended was the run with the old settings
+        ranks = "1 process" if planned.world_size == 1 else f"{planned.world_size} ranks"
+        work = f"{planned.steps:,} steps of {planned.global_batch} samples on {planned.device}, {ranks}"
+        print(f"{run.name}: {work}; {prepared.happens}", file=out, flush=True)
+        # imported here: signals, processes and threads are of no use to `graft plan`
+        from launcher import local
+
+        options = ["--accept-changes"] * accept_changes + ["--retry"] * retry
+        code = local.train(rundir, options, world_size=planned.world_size, threads=planned.threads, quiet_stdout=as_json)
+    if as_json:
+        summary = rundir.read_json(rundir.summary)
+        print(json.dumps({**status(rundir).as_json(), "code": code, "summary": summary}, indent=2))
+    return code
+
+
+def _counts(run: Run) -> Counts:
+    from trainer.config.sources import open_splits
+
+    splits = open_splits(run.data, run.train.seed)
+    return Counts(splits.train.classes, tuple(splits.train.counts()), None if splits.val is None else len(splits.val.items))
+
+
+def _happens(rundir: RunDir, difference: list[str], done: bool) -> str:
+    """What starting this run would do."""
+    if not rundir.exists():
+        return f"starts anew in {rundir.path}"
+    if done:
+        return f"is done already, in {rundir.path}; would not train again"
+    step = last_checkpoint(rundir)
+    goes_on = f"goes on from step {step:,}" if step is not None else "starts from the beginning (no checkpoint yet)"
+    if difference:
+        return f"{goes_on} in {rundir.path}, only with --accept-changes:\n" + "\n".join(difference)
+    return f"{goes_on} in {rundir.path}"

@@ -1,0 +1,47 @@
+"""The arithmetic of batches and steps: one place for the plan, which shows it, and the loop, which does it."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from trainer.config.amounts import Amount
+from trainer.config.errors import UserError
+from trainer.config.run import Train
+
+
+def rank_shares(global_batch: int, world_size: int) -> tuple[int, ...]:
+    """The samples of one optimizer step that each rank takes; they differ by at most one and add up to the global batch."""
+    if global_batch < world_size:
+        raise UserError(
+            f"train.global_batch is {global_batch} and there are {world_size} ranks: {global_batch} / {world_size} is less than "
+            f"one sample a rank; write train.global_batch={world_size} or more, or parallel.processes={global_batch} or fewer"
+        )
+    least, more = divmod(global_batch, world_size)
+    return tuple(least + (rank < more) for rank in range(world_size))
+
+
+def micro_batches(share: int, micro_batch: int | Literal["auto"]) -> tuple[int, ...]:
+    """The sizes of the forward passes that make up a rank's share of a step: full micro-batches, then what is left."""
+    size = share if micro_batch == "auto" else min(micro_batch, share)
+    full, rest = divmod(share, size)
+    return (size,) * full + ((rest,) if rest else ())
+
+
+def total_steps(train: Train, epoch_samples: int) -> int:
+    """Optimizer steps of the whole run: as asked, or as many full batches as cover the epochs."""
+    if train.steps is not None:
+        return train.steps
+    wanted = math.ceil(round(train.epochs * epoch_samples, 6))  # 0.1 epochs of 30 samples are 3, not 3.0000000000000004
+    return max(1, -(-wanted // train.global_batch))
+
+
+def occasions(every: Amount, *, steps: int, global_batch: int, epoch_samples: int) -> int | None:
+    """How often something happens that is due `every` so much training and at the last step; none for a time."""
+    if every.unit == "second":
+        return None
+    apart = every.samples(epoch_samples=epoch_samples, step_samples=global_batch)
+    if apart <= global_batch:
+        return steps
+    times = steps * global_batch // apart
+    return times + (math.ceil(times * apart / global_batch) < steps)
