@@ -70,7 +70,8 @@ class Stub(ThreadingHTTPServer):
         rows = [self.history[k] for k in sorted(self.history)]
         return {
             "id": "Yg==", "name": next(iter(self.ids)), "displayName": "n", "config": "{}", "tags": [],
-            "wandbConfig": '{"t": {}}', "historyLineCount": len(rows), "eventsLineCount": 0, "logLineCount": 0, "eventsTail": "[]",
+            "wandbConfig": '{"t": {}}', "historyLineCount": len(rows), "eventsLineCount": 0, "logLineCount": 0,
+            "eventsTail": "[]",
             "historyTail": json.dumps([json.dumps(rows[-1])] if rows else []), "summaryMetrics": json.dumps(self.summary),
         }  # fmt: skip
 

@@ -150,8 +150,9 @@ def _comparison(views: Sequence[View]) -> str:
     )
 
 
-def smoothed(values: Sequence[float], strength: float = 0.9) -> list[float]:
-    """An exponential average without the pull towards its start (as in Adam's bias correction); gaps stay gaps."""
+def smoothed(values: Sequence[float]) -> list[float]:
+    """An exponential average over about 3% of the points, unbiased at its start (as in Adam); gaps stay gaps."""
+    strength = 1 - 1 / max(3.0, 0.03 * len(values))
     total = weight = 0.0
     result = []
     for value in values:
