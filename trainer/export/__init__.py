@@ -1,0 +1,5 @@
+"""A trained network as a folder that needs no graft: weights, settings, a model card and a program."""
+
+from trainer.export.folder import export
+
+__all__ = ["export"]

@@ -1,0 +1,133 @@
+"""Writes an export, checks that it gives the same answers, and commits it once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from trainer.config import Run, UserError
+from trainer.export.card import card
+from trainer.export.snippet import build_code, make, program
+from trainer.rundir import RunDir
+from trainer.rundir.folder import fsync_folder
+from trainer.spec import InputSpec
+
+TOLERANCE = 1e-5
+
+
+def export(
+    folder: RunDir,
+    out: Path,
+    *,
+    network: nn.Module,
+    spec: InputSpec,
+    classes: tuple[str, ...],
+    run: Run,
+    summary: dict[str, Any],
+    evaluation: dict[str, Any],
+) -> Path:
+    """Write `out` (model.safetensors, config.json, README.md, predict.py, and the file of an own factory) and return it.
+
+    `network`: on the CPU in eval mode. Before the folder takes its name, the network is built again from the program's own
+    lines and must give the same logits to 1e-5 of their size. An export that was there is replaced only then.
+    Raises UserError when `out` is something else, or when the network cannot be described.
+    """
+    if out.exists() and not (out / "model.safetensors").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there and is no export; name another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as name:
+        new = Path(name) / "new"
+        new.mkdir()
+        settings = _settings(run, spec, classes)
+        own = _copy_factory(run, new)
+        build = build_code(run, network, spec, len(classes), own, new)
+        code = program(build, run, spec, classes)
+        save_model(network, str(new / "model.safetensors"), {key: _text(value) for key, value in settings.items()})
+        _check(build, new, network, spec)
+        (new / "config.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (new / "predict.py").write_text(code, encoding="utf-8")
+        text = card(run, spec, classes, folder.read_json(folder.manifest), summary, evaluation, code)
+        (new / "README.md").write_text(text, encoding="utf-8")
+        _commit(new, out, Path(name) / "old")
+    return out
+
+
+def _version() -> str:
+    try:
+        return version("graft-trainer")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _settings(run: Run, spec: InputSpec, classes: tuple[str, ...]) -> dict[str, Any]:
+    """All that is needed to load the weights and to prepare a picture for them."""
+    return {
+        "graft": _version(),
+        "name": run.name,
+        "source": run.model.source,
+        "args": dict(run.model.args),
+        "classes": list(classes),
+        "in_channels": spec.in_channels,
+        "image_size": spec.image_size,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "preprocessing": {
+            "resize": run.data.resize,
+            "resize_to": run.data.resize_to or spec.image_size,
+            "interpolation": run.data.interpolation,
+            "pixels": "x / 255, then (x - mean) / std",
+        },
+    }
+
+
+def _text(value: Any) -> str:
+    """Metadata of a safetensors file is text alone: what is not text is JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _copy_factory(run: Run, new: Path) -> str | None:
+    """The file of `python:path.py:factory` goes into the export; its name there."""
+    scheme, _, rest = run.model.source.partition(":")
+    place = Path(rest.rpartition(":")[0])
+    if scheme != "python" or place.suffix != ".py":
+        return None
+    name = place.name if place.name != "predict.py" else "predict_network.py"
+    try:
+        shutil.copyfile(place, new / name)
+    except OSError as error:
+        raise UserError(f"{place}: the file of model.source cannot be read: {error.strerror}") from None
+    return name
+
+
+def _check(build: str, new: Path, network: nn.Module, spec: InputSpec) -> None:
+    """Load the export by its own lines and compare its logits with the network's."""
+    again = make(build, new)
+    load_model(again, str(new / "model.safetensors"))
+    probe = torch.randn(2, spec.in_channels, spec.image_size, spec.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, found = network(probe), again.eval()(probe)
+    difference = float((expected - found).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise UserError(f"the exported network gives other logits than the trained one (by {difference:g}); nothing was written")
+
+
+def _commit(new: Path, out: Path, old: Path) -> None:
+    """Everything durable, then the name; what was there goes afterwards."""
+    for path in new.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    fsync_folder(new)
+    new.chmod(0o755)
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    fsync_folder(out.parent)

@@ -1,0 +1,121 @@
+"""The last evaluation of a run: confusion, classes, examples."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from io import BytesIO
+from typing import Any
+
+from trainer.report.read import Json, View, picture
+from trainer.report.svg import heat_map
+
+MAX_CLASSES = 100
+MAX_PICTURE = 60_000
+PAIRS = 12
+TINY = 64
+
+
+def evaluation(view: View, *, heading: str = "") -> str:
+    """HTML of what samples/evaluation.json holds; empty when there is none."""
+    found = view.evaluation
+    if not found:
+        return ""
+    matrix, classes = found["confusion"], [str(c) for c in found["classes"]]
+    total = sum(map(sum, matrix))
+    right = sum(row[i] for i, row in enumerate(matrix))
+    when = f"step {found['step']:,}, " if isinstance(found.get("step"), int) else ""
+    title = f"{escape(heading)}: " if heading else ""
+    share = f" ({right / total:.1%})" if total else ""
+    intro = f'<p class="soft">{when}{total:,} validation samples, {right:,} right{share}.</p>'
+    blocks = [f"<h2>{title}What was mistaken for what</h2>{intro}", _confusion(matrix, classes)]
+    examples = [e for e in found.get("examples", []) if isinstance(e, dict)]
+    if examples:
+        blocks.append(_examples(view, examples, title))
+    if found.get("per_class"):
+        blocks.append(f"<h2>{title}Classes</h2>" + _classes(found["per_class"]))
+    return "".join(blocks)
+
+
+def _confusion(matrix: list[list[int]], classes: list[str]) -> str:
+    pairs = sorted(
+        ((count, truth, seen) for truth, row in enumerate(matrix) for seen, count in enumerate(row) if truth != seen and count),
+        key=lambda pair: (-pair[0], pair[1], pair[2]),
+    )
+    big = len(classes) > MAX_CLASSES
+    shown = pairs[: 50 if big else PAIRS]
+    rows = "".join(
+        f'<tr><td>{escape(classes[t])}</td><td class="text">{escape(classes[s])}</td><td>{n}</td>'
+        f"<td>{n / max(1, sum(matrix[t])):.1%}</td></tr>"
+        for n, t, s in shown
+    )
+    table = (
+        f'<h3>Most frequent mistakes</h3><table><tr><th>truth</th><th class="text">taken for</th><th>times</th>'
+        f"<th>of the class</th></tr>{rows}</table>"
+        if rows
+        else '<p class="soft">No mistakes.</p>'
+    )
+    if big:
+        return f'<div class="card"><div class="scroll">{table}</div></div>'
+    many = len(classes) > 24
+    drawing = heat_map(matrix, classes, width=1080 if many else 680)
+    heat = f'<h3>Rows: truth. Columns: taken for.</h3><div class="wide">{drawing}</div>'
+    layout = "stack" if many else "two uneven"
+    return f'<div class="{layout}"><div class="card">{heat}</div><div class="card">{table}</div></div>'
+
+
+def _classes(per_class: list[Json]) -> str:
+    rows = []
+    for entry in per_class:
+        cells = "".join(_meter(entry.get(key)) for key in ("precision", "recall", "f1"))
+        rows.append(f"<tr><td>{escape(str(entry.get('name')))}</td>{cells}<td>{int(entry.get('support') or 0):,}</td></tr>")
+    head = "<tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>samples</th></tr>"
+    return f'<div class="card"><div class="scroll"><table>{head}{"".join(rows)}</table></div></div>'
+
+
+def _meter(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return "<td>–</td>"
+    low = ' class="low"' if value < 0.5 else ""
+    return f'<td><span class="meter"><i{low} style="width:{max(0.0, min(1.0, value)):.0%}"></i></span>{value:.1%}</td>'
+
+
+def _examples(view: View, examples: list[Json], prefix: str) -> str:
+    parts = []
+    for name, correct in (("Wrong, the most confident", False), ("Right", True)):
+        figures = [_figure(view, e) for e in examples if bool(e.get("correct")) is correct]
+        drawn = "".join(figures)
+        if drawn:
+            parts.append(f'<h2>{prefix}{name}</h2><div class="pictures">{drawn}</div>')
+    return "".join(parts)
+
+
+def _figure(view: View, example: Json) -> str:
+    data = picture(view.folder, str(example.get("file", "")))
+    if data is None:
+        return ""
+    source, tiny = _embedded(data)
+    truth, predicted = escape(str(example.get("truth"))), escape(str(example.get("predicted")))
+    confidence = example.get("confidence")
+    sure = f' <span class="soft">{confidence:.0%}</span>' if isinstance(confidence, int | float) else ""
+    right = bool(example.get("correct"))
+    text = f"<b>{predicted}</b>{sure}" + ("" if right else f"<br>is {truth}")
+    kind = "right" if right else "wrong"
+    look = ' class="tiny"' if tiny else ""
+    alt = f"{truth}, taken for {predicted}"
+    return f'<figure class="{kind}"><img{look} src="{source}" alt="{alt}"><figcaption>{text}</figcaption></figure>'
+
+
+def _embedded(data: bytes) -> tuple[str, bool]:
+    """A data address of a PNG, and whether it is so small that its pixels should stay sharp. Big pictures are reduced."""
+    from PIL import Image
+
+    with Image.open(BytesIO(data)) as image:
+        tiny = max(image.size) <= TINY
+        if len(data) > MAX_PICTURE:
+            small = image.convert("RGB")
+            small.thumbnail((256, 256))
+            buffer = BytesIO()
+            small.save(buffer, "JPEG", quality=85)
+            return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), tiny
+    return "data:image/png;base64," + base64.b64encode(data).decode(), tiny

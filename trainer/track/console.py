@@ -1,0 +1,152 @@
+"""The progress of a training on the terminal; plain lines where there is none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.progress import Progress, TaskID
+
+PLAIN_EVERY = 10.0
+BAR_EVERY = 0.25
+WINDOW = 30.0
+
+
+def duration(seconds: float) -> str:
+    """`4 s`, `1:05`, `2:03:04`, `1 d 02:03`."""
+    whole = round(seconds)
+    minutes, second = divmod(whole, 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days} d {hour:02}:{minute:02}"
+    if hours:
+        return f"{hours}:{minute:02}:{second:02}"
+    return f"{minutes}:{second:02}" if minutes else f"{second} s"
+
+
+def short(value: float) -> str:
+    """A number in four significant digits."""
+    if value != value:
+        return "not a number"
+    return f"{value:.4f}" if 0.001 <= abs(value) < 100 else f"{value:.4g}"
+
+
+class Rate:
+    """Samples a second over the last half minute."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, samples: int) -> None:
+        self._seen.append((now, samples))
+        while len(self._seen) > 2 and now - self._seen[0][0] > WINDOW:
+            self._seen.popleft()
+
+    def per_second(self) -> float | None:
+        """None until two points in time are known."""
+        (start, first), (end, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (end - start) if end > start and last > first else None
+
+
+class Console:
+    """Shows a run on `stream` (stderr); only the main rank prints.
+
+    `total_samples`: samples of the whole training; `update` takes how many were seen, those of earlier attempts included.
+    """
+
+    def __init__(self, *, name: str, total_samples: int, main: bool, stream: TextIO | None = None) -> None:
+        self._name = name
+        self._total = total_samples
+        self._main = main
+        self._stream = stream if stream is not None else sys.stderr
+        self._rate = Rate()
+        self._spoken = -PLAIN_EVERY
+        self._every = PLAIN_EVERY
+        self._rich: RichConsole | None = None
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        if main and self._stream.isatty():
+            self._start()
+
+    def _start(self) -> None:
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        self._rich = RichConsole(file=self._stream, highlight=False)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=self._rich,
+            expand=True,
+            refresh_per_second=1 / BAR_EVERY,
+        )
+        self._every = BAR_EVERY
+        self._progress.start()
+        self._task = self._progress.add_task(self._name, total=self._total, facts="")
+
+    def update(self, samples: int, step: int, epoch: float, metrics: dict[str, Any]) -> None:
+        """How far the training is; cheap enough for every step."""
+        if not self._main:
+            return
+        now = time.monotonic()
+        self._rate.add(now, samples)
+        if now - self._spoken < self._every and samples < self._total:
+            return
+        self._spoken = now
+        facts = self._facts(samples, epoch, metrics)
+        if self._progress is not None and self._task is not None:
+            from rich.markup import escape
+
+            self._progress.update(self._task, completed=samples, facts=escape("  ".join(facts[1:])))
+            return
+        share = 100 * samples / max(1, self._total)
+        self._plain(f"{share:5.1f}%  step {step}  " + "  ".join(facts))
+
+    def _facts(self, samples: int, epoch: float, metrics: dict[str, Any]) -> list[str]:
+        facts = [f"{samples:,} samples", f"epoch {epoch:.2f}"]
+        rate = self._rate.per_second()
+        if rate is not None:
+            facts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
+        loss = metrics.get("train/loss", metrics.get("loss"))
+        if loss is not None:
+            facts.append(f"loss {short(float(loss))}")
+        if metrics.get("lr") is not None:
+            facts.append(f"lr {float(metrics['lr']):.3g}")
+        if rate is not None:
+            facts.append(f"eta {duration((self._total - samples) / rate)}")
+        return facts
+
+    def message(self, text: str) -> None:
+        """A line of text above the progress bar."""
+        if not self._main:
+            return
+        if self._rich is not None:
+            self._rich.print(text, markup=False)
+        else:
+            self._plain(text)
+
+    def evaluation(self, metrics: dict[str, Any]) -> None:
+        """The result of an evaluation, with where it was taken when the metrics say so (`step`, `epoch`)."""
+        at = f"step {metrics['step']}  " if "step" in metrics else ""
+        values = "  ".join(
+            f"{key.removeprefix('val/')} {short(float(value))}"
+            for key, value in metrics.items()
+            if key.startswith("val/") and isinstance(value, int | float)
+        )
+        self.message(f"evaluated  {at}{values}")
+
+    def close(self) -> None:
+        """End the display; the terminal is left as it was."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _plain(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
