@@ -55,9 +55,7 @@ class Parts:
 
     def schedule(self) -> Callable[[int], float]:
         batch = self.run.train.global_batch
-        return build_schedule(
-            self.run.schedule, total=self.steps * batch, epoch_samples=self.epoch_samples, step_samples=batch
-        )
+        return build_schedule(self.run.schedule, total=self.steps * batch, epoch_samples=self.epoch_samples, step_samples=batch)
 
     def seed(self, step: int, rank: int, index: int) -> int:
         """What dropout is seeded with: a pure function of (seed, step, rank, micro-batch)."""
@@ -103,9 +101,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:
     """
     splits = open_splits(run.data, run.train.seed)
     classes = splits.train.classes
-    model = partial(
-        build_model, run.model, run.data.normalize, classes, mix(run.train.seed, WEIGHTS), load_weights=saved is None
-    )
+    model = partial(build_model, run.model, run.data.normalize, classes, mix(run.train.seed, WEIGHTS), load_weights=saved is None)
     # One rank downloads, the others find the file in the cache.
     built = model() if runtime.main else None
     runtime.barrier()

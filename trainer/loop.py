@@ -181,9 +181,15 @@ class Step:
         progress.skipped_in_row += 1
         losses = torch.zeros(self._job.runtime.world, dtype=torch.float64)
         losses[self._job.runtime.rank] = self._losses[-1].double().cpu()
-        ranks = [str(r) for r, loss in enumerate(self._job.runtime.sum_host(torch.isfinite(losses).logical_not().int()).tolist()) if loss]
+        ranks = [
+            str(r)
+            for r, loss in enumerate(self._job.runtime.sum_host(torch.isfinite(losses).logical_not().int()).tolist())
+            if loss
+        ]
         where = f"the loss is not finite on rank {', '.join(ranks)}" if ranks else "the loss is finite, its gradient is not"
-        spoilt = [n for p in self._job.phases for n, b in p.network.named_buffers() if b.is_floating_point() and not b.isfinite().all()]
+        spoilt = [
+            n for p in self._job.phases for n, b in p.network.named_buffers() if b.is_floating_point() and not b.isfinite().all()
+        ]
         if spoilt:
             raise GraftError(
                 f"step {progress.step}: {where}, and it spoilt the statistics of {spoilt[0]}; the checkpoint before is finite. "

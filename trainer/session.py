@@ -18,7 +18,7 @@ from trainer.journal import Journal
 from trainer.loop import Job, train
 from trainer.manifest import write_manifest
 from trainer.progress import Clock, Progress
-from trainer.rundir import Lease, Record, RunDir
+from trainer.rundir import Lease, RunDir
 from trainer.runtime import Runtime
 from trainer.signals import StopFlag
 from trainer.track.tracker import Pictures, Tracker
@@ -28,7 +28,14 @@ log = logging.getLogger("graft")
 
 
 def start(
-    folder: RunDir, runtime: Runtime, journal: Journal, lease: Lease | None, stop: StopFlag, heart: Heartbeat, *, accept_changes: bool
+    folder: RunDir,
+    runtime: Runtime,
+    journal: Journal,
+    lease: Lease | None,
+    stop: StopFlag,
+    heart: Heartbeat,
+    *,
+    accept_changes: bool,
 ) -> int:
     """Train the run of a folder to its end or to a wish to stop; returns the exit code."""
     run = folder.load()
@@ -108,7 +115,13 @@ def _saver(store: Store, tracker: Tracker) -> Saver:
 
 
 def assemble(
-    run: Run, parts: building.Parts, progress: Progress, tracker: Tracker | None, saver: Saver | None, stop: StopFlag, heart: Heartbeat
+    run: Run,
+    parts: building.Parts,
+    progress: Progress,
+    tracker: Tracker | None,
+    saver: Saver | None,
+    stop: StopFlag,
+    heart: Heartbeat,
 ) -> Job:
     """The job of this rank."""
     runtime, batch = parts.runtime, run.train.global_batch

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-STAND_IN = '''
+STAND_IN = """
 import ctypes, json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
 
@@ -91,7 +91,7 @@ if behaviour == "killed":
 if rank == 0:
     print("12% loss 0.5")
     folder.mark("DONE", "all steps", 0, 10)
-'''
+"""
 
 
 class Work:

@@ -25,8 +25,12 @@ COUNTS = Counts(("a", "b"), (60, 40), 30)
 def run(**sections: Any) -> Run:
     return Run.model_validate(
         {
-            "name": "x", "model": {"source": "torchvision:resnet18"}, "strategy": {"kind": "head"},
-            "data": {"train": "folder:t", "val": "folder:v"}, "optimizer": {"kind": "sgd", "lr": 0.1}, **sections,
+            "name": "x",
+            "model": {"source": "torchvision:resnet18"},
+            "strategy": {"kind": "head"},
+            "data": {"train": "folder:t", "val": "folder:v"},
+            "optimizer": {"kind": "sgd", "lr": 0.1},
+            **sections,
         }  # fmt: skip
     )
 
