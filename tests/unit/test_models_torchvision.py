@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.server
+import re
 import shutil
+import socket
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ from trainer.config.strategies import head
 from trainer.models import Built, build_model
 from trainer.models.adapt import channels_of, positions_of
 from trainer.models.probe import trace, width
+from trainer.models.torchvision import fetch
 
 ALL = models.list_models(module=models)
 # One of each family runs for real: image size for the forward pass.
@@ -225,20 +231,40 @@ def test_a_file_with_the_published_name_counts_as_published(published: Path) -> 
     assert built.spec.image_size == 224
 
 
+@dataclass
+class Server:
+    """A loopback server of weights: `right` carries its own hash in its name, `wrong` another."""
+
+    url: str
+    right: str
+    wrong: str
+    requests: list[str]
+
+
 @pytest.fixture
-def server(published: Path) -> Iterator[str]:
+def server(published: Path, tmp_path: Path) -> Iterator[Server]:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    file = next(published.glob("squeezenet*"))
+    right = f"squeezenet1_1-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
+    wrong = "squeezenet1_1-00000000.pth"
+    for name in (right, wrong):
+        shutil.copy(file, folder / name)
+    requests: list[str] = []
+
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args: Any) -> None:
-            super().__init__(*args, directory=str(published))
+            super().__init__(*args, directory=str(folder))
 
         def log_message(self, format: str, *args: Any) -> None:
-            pass
+            if "GET" in str(args[0]):
+                requests.append(str(args[0]).split()[1])
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{httpd.server_port}"
+            yield Server(f"http://127.0.0.1:{httpd.server_port}", right, wrong, requests)
         finally:
             httpd.shutdown()
             thread.join()
@@ -248,30 +274,40 @@ def redirect(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setattr(type(models.SqueezeNet1_1_Weights.DEFAULT), "url", url)
 
 
-def test_weights_are_downloaded_checked_and_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Path, server: str
-) -> None:
-    import hashlib
-
-    file = next(published.glob("squeezenet*"))
-    right = f"squeezenet1_1-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
-    shutil.copy(file, published / right)
+def test_weights_are_downloaded_checked_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    redirect(monkeypatch, f"{server}/{right}")
+    redirect(monkeypatch, f"{server.url}/{server.right}")
     assert len(build("squeezenet1_1", weights="DEFAULT").report.matched) == 50
-    kept = tmp_path / "hub" / "checkpoints" / right
-    assert kept.read_bytes() == file.read_bytes()
+    kept = tmp_path / "hub" / "checkpoints" / server.right
+    assert kept.read_bytes() == (tmp_path / "served" / server.right).read_bytes()
 
-    wrong = "squeezenet1_1-00000000.pth"
-    shutil.copy(file, published / wrong)
-    redirect(monkeypatch, f"{server}/{wrong}")
+    redirect(monkeypatch, f"{server.url}/{server.wrong}")
     with pytest.raises(UserError, match=r"is damaged .*invalid hash"):
         build("squeezenet1_1", weights="DEFAULT")
-    assert sorted(p.name for p in kept.parent.iterdir() if not p.name.startswith(".")) == [right]
+    assert [p.name for p in kept.parent.iterdir() if not p.name.startswith(".")] == [server.right]
 
-    redirect(monkeypatch, f"{server}/squeezenet1_1-11111111.pth")
+    redirect(monkeypatch, f"{server.url}/squeezenet1_1-11111111.pth")
     with pytest.raises(UserError, match="404"):
         build("squeezenet1_1", weights="DEFAULT")
+
+
+def test_ranks_that_share_a_cache_download_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    redirect(monkeypatch, f"{server.url}/{server.right}")
+    with ThreadPoolExecutor(4) as ranks:
+        files = list(ranks.map(lambda _: fetch("squeezenet1_1", models.SqueezeNet1_1_Weights.DEFAULT), range(4)))
+    assert set(files) == {tmp_path / "hub" / "checkpoints" / server.right}
+    assert server.requests == [f"/{server.right}"]
+
+
+def test_a_server_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("trainer.models.torchvision._STALL_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        redirect(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}/squeezenet1_1-b8a52dc0.pth")
+        with pytest.raises(UserError, match=r"could not be fetched .*timed out"):
+            build("squeezenet1_1", weights="DEFAULT")
+    assert socket.getdefaulttimeout() is None
 
 
 def test_without_a_network_the_message_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +334,21 @@ def test_a_damaged_file_in_the_cache_is_named(cache: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match=f"{file.name}: damaged"):
         build("squeezenet1_1", weights="DEFAULT")
+
+
+def test_densenet_files_with_the_old_names_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def builder(*, weights: None, num_classes: int) -> nn.Module:
+        network: nn.Module = models.DenseNet(4, (2, 2), 8, num_classes=num_classes)
+        return network
+
+    monkeypatch.setattr(models, "get_model_builder", lambda name: builder)
+    theirs = builder(weights=None, num_classes=5)
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", n): t for n, t in theirs.state_dict().items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save({n: t for n, t in old.items() if not n.endswith("num_batches_tracked")}, tmp_path / "old.pth")
+    built = build("densenet121", weights=str(tmp_path / "old.pth"))
+    assert (built.report.fresh, built.report.left_over) == ([], [])
+    assert all(torch.equal(t, theirs.state_dict()[n]) for n, t in built.network.state_dict().items())
 
 
 # --- positions ---------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def build_model(config: Model, normalize: Norm, classes: tuple[str, ...], seed: 
         report = fit(network, source.read(), anatomy, adapt, classes)
         made = [name for name, _ in network.named_parameters() if name in report.fresh]
     else:
-        report = LoadReport(source.name, fresh=made)
+        report = LoadReport(f"{source.name}, no checkpoint read", fresh=made)
     mean, std = _normalisation(normalize, source, adapt.in_channels)
     return Built(network, anatomy.head, tuple(made), InputSpec(adapt.in_channels, size, mean, std), report)
 

@@ -14,7 +14,9 @@ from trainer.config import UserError, nearest
 from trainer.models.base import first_few
 
 # Left out of a pass for shapes alone: they change none, and take most of its time.
-_SHAPELESS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_SHAPELESS = (
+    nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Dropout,
+)  # fmt: skip
 Layer = nn.Linear | nn.Conv2d
 
 

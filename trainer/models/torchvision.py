@@ -144,13 +144,11 @@ def fetch(name: str, member: Any) -> Path:
         f"{file.name} from {member.url}; put it into {file.parent}, or write its path as model.weights, "
         f"or model.weights: none to train without"
     )
-    patience = socket.getdefaulttimeout()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with _alone(file.with_name(f".{file.name}.lock")):
             if not file.is_file():
-                socket.setdefaulttimeout(_STALL_SECONDS)  # torch.hub waits for ever on a network that drops packets
-                torch.hub.download_url_to_file(member.url, str(file), hashed[1] if hashed else None, progress=sys.stderr.isatty())
+                _download(member.url, file, hashed[1] if hashed else None)
     except RuntimeError as error:
         raise UserError(f"the download for torchvision:{name} is damaged ({error}); wanted: {advice}") from error
     except (
@@ -158,9 +156,16 @@ def fetch(name: str, member: Any) -> Path:
         http.client.HTTPException,
     ) as error:  # URLError, HTTPError and time-outs are OSErrors, and so is a full or read-only disk
         raise UserError(f"the weights of torchvision:{name} could not be fetched ({error}); wanted: {advice}") from error
-    finally:
-        socket.setdefaulttimeout(patience)
     return file
+
+
+def _download(url: str, file: Path, sha256: str | None) -> None:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_STALL_SECONDS)  # torch.hub waits for ever on a network that drops packets
+    try:
+        torch.hub.download_url_to_file(url, str(file), sha256, progress=sys.stderr.isatty())
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 @contextmanager
