@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-STAND_IN = '''
+STAND_IN = """
 import ctypes, json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
 
@@ -91,7 +91,7 @@ if behaviour == "killed":
 if rank == 0:
     print("12% loss 0.5")
     folder.mark("DONE", "all steps", 0, 10)
-'''
+"""
 
 
 class Work:
@@ -118,8 +118,9 @@ class Work:
 
     def start(self, behaviour: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """`graft train small.yaml`, or `graft ARGUMENTS`."""
+        words = [str(self.folder / "standin" / "graft.py"), *(arguments or ("train", "small.yaml"))]
         process = subprocess.Popen(
-            [sys.executable, str(self.folder / "standin" / "graft.py"), *(arguments or ("train", "small.yaml"))], cwd=self.folder, text=True,
+            [sys.executable, *words], cwd=self.folder, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": f"{self.folder / 'standin'}:{ROOT}", "BEHAVIOUR": behaviour, **environment},
         )  # fmt: skip

@@ -206,7 +206,9 @@ runs = st.fixed_dictionaries(
         "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
         "model": st.fixed_dictionaries(
             {"source": text.filter(lambda t: not t.startswith("python:")).map("torchvision:{}".format)},
-            optional={"args": st.dictionaries(text, st.one_of(st.booleans(), st.integers(), positive, text, st.none()), max_size=3)},
+            optional={
+                "args": st.dictionaries(text, st.one_of(st.booleans(), st.integers(), positive, text, st.none()), max_size=3)
+            },
         ),
         "strategy": st.sampled_from([{"kind": "head"}, {"kind": "full"}]),
         "data": st.fixed_dictionaries(
@@ -214,7 +216,9 @@ runs = st.fixed_dictionaries(
             optional={"classes": st.none() | st.lists(text), "normalize": st.just("half"), "max_bad": st.integers(0, 9)},
         ),
         "optimizer": st.one_of(
-            st.fixed_dictionaries({"kind": st.just("sgd"), "lr": positive}, optional={"momentum": share, "nesterov": st.booleans()}),
+            st.fixed_dictionaries(
+                {"kind": st.just("sgd"), "lr": positive}, optional={"momentum": share, "nesterov": st.booleans()}
+            ),
             st.fixed_dictionaries({"kind": st.just("adamw"), "lr": positive}, optional={"betas": st.tuples(share, share)}),
         ),
     },
