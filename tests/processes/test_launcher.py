@@ -118,8 +118,9 @@ class Work:
 
     def start(self, behaviour: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """`graft train small.yaml`, or `graft ARGUMENTS`."""
+        words = [str(self.folder / "standin" / "graft.py"), *(arguments or ("train", "small.yaml"))]
         process = subprocess.Popen(
-            [sys.executable, str(self.folder / "standin" / "graft.py"), *(arguments or ("train", "small.yaml"))], cwd=self.folder, text=True,
+            [sys.executable, *words], cwd=self.folder, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": f"{self.folder / 'standin'}:{ROOT}", "BEHAVIOUR": behaviour, **environment},
         )  # fmt: skip

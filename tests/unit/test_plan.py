@@ -31,7 +31,7 @@ def run(**sections: Any) -> Run:
             "data": {"train": "folder:t", "val": "folder:v"},
             "optimizer": {"kind": "sgd", "lr": 0.1},
             **sections,
-        }  # fmt: skip
+        }
     )
 
 
@@ -64,10 +64,11 @@ def test_steps_cover_the_epochs_with_full_batches(epochs: float, samples: int, b
     assert total_steps(Train(epochs=epochs, global_batch=batch), samples) == steps
 
 
-@given(
-    st.one_of(st.builds(Amount, st.floats(0.01, 5), st.just("epoch"), st.just("")), st.builds(Amount, st.integers(1, 400), st.sampled_from(["step", "sample"]), st.just(""))),
-    st.integers(1, 60), st.integers(1, 40), st.integers(1, 300),
-)  # fmt: skip
+parts_of_epochs = st.builds(Amount, st.floats(0.01, 5), st.just("epoch"), st.just(""))
+whole = st.builds(Amount, st.integers(1, 400), st.sampled_from(["step", "sample"]), st.just(""))
+
+
+@given(parts_of_epochs | whole, st.integers(1, 60), st.integers(1, 40), st.integers(1, 300))
 def test_occasions_are_those_of_a_loop_that_looks_after_every_step(every: Amount, steps: int, batch: int, epoch: int) -> None:
     apart = every.samples(epoch_samples=epoch, step_samples=batch)
     looked = sum(s == steps or s * batch // apart > (s - 1) * batch // apart for s in range(1, steps + 1))
