@@ -283,7 +283,7 @@ def test_close_leaves_no_worker(root: Path) -> None:
     started = time.monotonic()
     batches.close()  # type: ignore[attr-defined]
     assert children() == before
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 4.5  # torch gives a worker 5 s before it sends a signal
     list(steps(files(root), workers=2))
     list(eval_batches(files(root, train=False), batch=4, rank=0, world=1, workers=2, pin=False))
     assert children() == before
