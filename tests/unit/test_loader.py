@@ -184,15 +184,26 @@ def test_loading_disturbs_no_generator(root: Path, workers: int) -> None:
     assert before[1:] == after[1:]
 
 
-def test_two_processes_give_the_same_bytes(root: Path) -> None:
+def test_another_process_gives_the_same_bytes_and_ends_whatever_it_holds(root: Path) -> None:
+    """It leaves by an error while a loader is still running: no worker may hold it up, and none may be left."""
     code = f"""
 from pathlib import Path
+import psutil
 from tests.unit.test_loader import files, prints, steps
-print(prints(steps(files(Path({str(root)!r})))))
+root = Path({str(root)!r})
+print(prints(steps(files(root))))
+batches = steps(files(root), steps=10**6, workers=2)
+next(batches)
+print(*[p.pid for p in psutil.Process().children()], flush=True)
+raise SystemExit(7)
 """
     env = {**os.environ, "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout == str(prints(steps(files(root)))) + "\n"
+    done = subprocess.run([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    found, workers = done.stdout.splitlines()
+    assert found == str(prints(steps(files(root))))
+    assert done.returncode == 7
+    assert len(workers.split()) == 2
+    assert not any(psutil.pid_exists(int(pid)) for pid in workers.split())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -272,7 +283,7 @@ def test_close_leaves_no_worker(root: Path) -> None:
     started = time.monotonic()
     batches.close()  # type: ignore[attr-defined]
     assert children() == before
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 4.5  # torch gives a worker 5 s before it sends a signal
     list(steps(files(root), workers=2))
     list(eval_batches(files(root, train=False), batch=4, rank=0, world=1, workers=2, pin=False))
     assert children() == before
@@ -333,22 +344,6 @@ time.sleep(60)
     while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in workers):
         assert time.monotonic() < until
         time.sleep(0.02)
-
-
-def test_an_error_that_nobody_catches_ends_the_process_and_its_workers(root: Path) -> None:
-    code = f"""
-from pathlib import Path
-import psutil
-from tests.unit.test_loader import files, steps
-batches = steps(files(Path({str(root)!r})), steps=10**6, workers=2)
-next(batches)
-print(*[p.pid for p in psutil.Process().children()], flush=True)
-raise SystemExit(7)
-"""
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
-    assert done.returncode == 7
-    assert len(done.stdout.split()) == 2
-    assert not any(psutil.pid_exists(int(pid)) for pid in done.stdout.split())
 
 
 def test_more_workers_than_cores_and_samples(root: Path) -> None:
