@@ -64,7 +64,7 @@ def _wait(pid: int, timeout: float) -> int | None:
 
 def serve() -> None:
     import accelerate  # noqa: F401
-    import torch.distributed  # noqa: F401
+    import torch.distributed
     import torch.utils.data  # noqa: F401
 
     import trainer.attempt

@@ -18,7 +18,9 @@ def measured(network: nn.Module, measure: Measure, batches: Iterable[Any], prepa
     """Update a measure with every batch, the network in eval mode."""
     network.eval()
     for raw in batches:
-        measure.update(network, prepare(raw))
+        batch = prepare(raw)
+        if len(batch.labels):  # every file of a batch may have been unreadable
+            measure.update(network, batch)
     return measure
 
 

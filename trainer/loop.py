@@ -176,7 +176,7 @@ class Step:
             self._epoch(progress)
 
     def _skip(self, progress: Progress) -> None:
-        """A gradient that is not finite changes nothing; too many in a row, or a spoilt state, stop all ranks at the same step."""
+        """A gradient that is not finite changes nothing; too many in a row, or a spoilt state, stop all ranks at one step."""
         progress.skipped += 1
         progress.skipped_in_row += 1
         losses = torch.zeros(self._job.runtime.world, dtype=torch.float64)

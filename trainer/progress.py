@@ -44,7 +44,7 @@ class Progress:
 
 
 class Clock:
-    """Whether something is due `every` so much: by samples (a pure function of progress) or by the time since it last happened."""
+    """Whether something is due `every` so much: by samples (a pure function of progress) or by the time since the last."""
 
     def __init__(self, every: Amount, *, epoch_samples: int, step_samples: int, now: float) -> None:
         timed = every.unit == "second"

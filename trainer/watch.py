@@ -19,7 +19,7 @@ BEAT_EVERY = 1.0
 class Heartbeat:
     """Writes `rank-00000.json` (host, pid, started, rank, step, beat) every second until `close`.
 
-    The beat tells a stopped process from a waiting one, the step tells who is behind. The launcher finds the processes to signal here.
+    The beat tells a stopped process from a waiting one, the step who is behind. The launcher finds the processes here.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:

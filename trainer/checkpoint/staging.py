@@ -1,7 +1,7 @@
 """A safetensors file laid out in one block of host memory.
 
 The training waits only for the copy of its tensors into the block; header, offsets and memory stay from one checkpoint to the
-next. The format is safetensors' own (eight bytes of header length, a JSON header, the tensors), and is read back with that library.
+next. The format is safetensors' own (eight bytes of header length, a JSON header, the tensors), and that library reads it.
 """
 
 from __future__ import annotations

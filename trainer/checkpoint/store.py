@@ -44,7 +44,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Check every file of a checkpoint against its manifest; returns `state.json`. ValueError names the file and what is wrong."""
+    """Check every file of a checkpoint against its manifest; returns `state.json`. ValueError names the file and its fault."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         expected: dict[str, dict[str, Any]] = manifest["files"]

@@ -22,10 +22,11 @@ def rank_shares(global_batch: int, world_size: int) -> tuple[int, ...]:
 
 
 def micro_batches(share: int, micro_batch: int | Literal["auto"]) -> tuple[int, ...]:
-    """The sizes of the forward passes that make up a rank's share of a step: full micro-batches, then what is left."""
+    """The sizes of the forward passes that make up a rank's share of a step: as few as fit, and as even as they can be."""
     size = share if micro_batch == "auto" else min(micro_batch, share)
-    full, rest = divmod(share, size)
-    return (size,) * full + ((rest,) if rest else ())
+    count = -(-share // size)
+    least, more = divmod(share, count)
+    return tuple(least + (index < more) for index in range(count))
 
 
 def total_steps(train: Train, epoch_samples: int) -> int:

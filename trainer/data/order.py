@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config.errors import UserError
+from trainer.config.arithmetic import micro_batches, rank_shares
 
 
 def mix(*values: int) -> int:
@@ -74,18 +74,10 @@ class Order:
 def share(global_batch: int, rank: int, world: int, micro: int) -> list[range]:
     """A rank's part of a global batch, as offsets into it, cut into micro-batches of at most `micro` samples.
 
-    The parts are contiguous in rank order and differ by at most one sample, as do a rank's micro-batches. All ranks have the
-    same number of micro-batches, save where a rank has fewer samples than that. Raises UserError when a rank would have none.
+    The parts are contiguous in rank order. Raises UserError when a rank would have none.
     """
-    if world > global_batch:
-        raise UserError(
-            f"train.global_batch {global_batch} leaves nothing for {world - global_batch} of {world} ranks; "
-            f"write {world} or more, or use fewer processes"
-        )
     if micro < 1 or not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world}, micro-batch {micro}")
-    start, stop = (global_batch * r // world for r in (rank, rank + 1))
-    largest = -(-global_batch // world)
-    count = min(-(-largest // micro), stop - start)
-    cuts = [start + (stop - start) * i // count for i in range(count + 1)]
+    shares = rank_shares(global_batch, world)
+    cuts = list(accumulate(micro_batches(shares[rank], micro), initial=sum(shares[:rank])))
     return [range(a, b) for a, b in pairwise(cuts)]

@@ -37,7 +37,7 @@ def _points(path: Path) -> Iterator[dict[str, Any]]:
 class Record:
     """Appends points to metrics.jsonl.
 
-    Opening it for a resume keeps the first `points`, those that the checkpoint knew of, and drops what the resumed run logs again.
+    Opening it for a resume keeps the first `points`, those that the checkpoint knew of; the resumed run logs the others again.
     A full disk costs nothing: what could not be written waits for the next point.
     """
 
