@@ -96,8 +96,6 @@ def _environment(world_size: int, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         # torchrun takes SIGTERM back from SIG_IGN unless told not to; the ranks answer it, not the agent above them
         "PET_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT",
-        # after one rank died the others have nothing to save: time to say so, but not torchrun's 30 s
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",
     }
 
 

@@ -42,7 +42,7 @@ def run_demo(runs: Path, *, fresh: bool) -> int:
             _remove(RunDir((runs / f"demo-{work}").resolve()))
     files = write_files(runs)
     print(
-        "Pretraining a small network on the digits 0 to 4, then teaching it 5 to 9 with a few labelled images of each.\n",
+        "Pretraining a small network on the digits 0 to 4, then teaching it 5 to 9 with ten labelled images of each.\n",
         flush=True,
     )
     rows = []
@@ -59,10 +59,8 @@ def run_demo(runs: Path, *, fresh: bool) -> int:
             rows.append(_row(work, prepared.rundir, time.monotonic() - began, f"graft train {files[work]}"))
     _show(rows, prepared.plan.train_samples, prepared.plan.val_samples or 0)
     folders = [RunDir((runs / f"demo-{work}").resolve()) for work in _WORKS[1:]]
+    print("Curves, confusion matrices, right and wrong digits:", flush=True)
     _trainer("report", *(str(folder.path) for folder in folders))
-    report = next((f.report for f in folders if f.report.is_file()), None)
-    if report is not None:
-        print(f"Curves, confusion matrices, right and wrong digits: {report}")
     return EXIT_DONE
 
 
