@@ -128,6 +128,10 @@ class WandbSink:
                 message = self._queue.get()
         except Exception as error:
             self._give_up(error)
+        finally:
+            if self._child is not None and self._child.stdin is not None:
+                with contextlib.suppress(OSError):
+                    self._child.stdin.close()
 
     def _listen(self, child: subprocess.Popen[bytes], lines: IO[bytes]) -> None:
         try:
@@ -143,7 +147,9 @@ class WandbSink:
         except Exception as error:
             self._give_up(error)
         finally:
+            lines.close()
             self._ended.set()
+            self._queue.put({"op": "finish"})  # wakes the feeding thread, which finds the pipe broken and ends
 
     def _warn(self, text: str) -> None:
         if not self._warned:
