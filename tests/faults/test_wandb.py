@@ -227,8 +227,11 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     assert_no_secret(folder)
 
 
-def test_without_wandb_nothing_starts(tmp_path: Path) -> None:
-    folder = bare(tmp_path)
-    sink, _ = train(folder, range(1, 3))
-    sink.finish(1)
-    assert not (folder.path / "wandb").exists()
+def test_without_wandb_nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for folder in (bare(tmp_path, "none"), new_run(tmp_path)):
+        sink, _ = train(folder, range(1, 3))
+        sink.finish(1)
+        assert not (folder.path / "wandb").exists()
+    assert set(psutil.Process().children(recursive=True)) <= before

@@ -42,9 +42,9 @@ _WORKER = "trainer.track.wandb_worker"
 
 
 class WandbSink:
-    """The W&B mirror of a run; created on the main rank, after the `Record` was opened. Inert when `track.wandb` is not set.
+    """The W&B mirror of a run; created on the main rank, after the `Record` was opened.
 
-    No method raises or waits for wandb, except `finish`, which waits at most its timeout.
+    Inert when `track.wandb` is not set or W&B is disabled. No method raises or waits for wandb, except `finish`, which waits at most its timeout.
     """
 
     def __init__(self, folder: RunDir, run: Run) -> None:
@@ -54,11 +54,12 @@ class WandbSink:
         self._finishing = False
         self._child: subprocess.Popen[bytes] | None = None
         settings = run.track.wandb
-        if settings is None or settings.mode == "disabled":
+        if settings is None or settings.mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
             self._ended.set()
             return
         try:
             start = {
+                "parent": os.getpid(),
                 "folder": str(folder.path),
                 "id": _run_id(folder.path / "wandb"),
                 "name": run.name,

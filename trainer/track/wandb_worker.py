@@ -115,7 +115,7 @@ class Mirror:
 
         wanted = self._start["settings"]["mode"]
         if wanted == "auto":
-            wanted = os.environ.get("WANDB_MODE", "online")
+            wanted = {"offline": "offline", "dryrun": "offline"}.get(os.environ.get("WANDB_MODE", ""), "online")
         if wanted == "online":
             url = wandb.setup().settings.base_url
             if not has_key(url):
@@ -134,7 +134,7 @@ class Mirror:
             else:
                 tell("info", f"W&B: {run.url}")
                 return run
-        return self._init("offline" if wanted == "online" else wanted)
+        return self._init("offline")
 
     def _init(self, mode: Any) -> Any:
         import wandb
@@ -224,9 +224,9 @@ def main() -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)  # the training process decides when to finish
     _claim_stdout()
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     lines = sys.stdin.buffer
     start = json.loads(lines.readline())
+    threading.Thread(target=_end_with, args=(start["parent"],), daemon=True).start()
     lock = _lock(Path(start["folder"]) / "wandb")
     mirror = Mirror(start)
     for line in lines:
