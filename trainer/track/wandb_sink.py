@@ -44,7 +44,8 @@ _WORKER = "trainer.track.wandb_worker"
 class WandbSink:
     """The W&B mirror of a run; created on the main rank, after the `Record` was opened.
 
-    Inert when `track.wandb` is not set or W&B is disabled. No method raises or waits for wandb, except `finish`, which waits at most its timeout.
+    Inert when `track.wandb` is not set or W&B is disabled. No method raises or waits for wandb, except `finish`, which waits at
+    most its timeout.
     """
 
     def __init__(self, folder: RunDir, run: Run) -> None:
