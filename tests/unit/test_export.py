@@ -196,13 +196,14 @@ def test_a_network_of_ones_own_from_a_file_and_from_a_package(tmp_path: Path, mo
     assert "from my_networks import small" in (out / "predict.py").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "googlenet", "densenet121"])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "googlenet", "densenet121", "mnasnet0_5"])
 def test_kinds_of_heads(tmp_path: Path, name: str) -> None:
     """A convolution as head, auxiliary heads, another first layer; the export itself compares the logits."""
     run = settings(tmp_path, f"model.source=torchvision:{name}")
     extra = {"init_weights": False} if name == "googlenet" else {}
     network = models.get_model(name, num_classes=4, **extra)
-    first = {"squeezenet1_1": "features.0", "googlenet": "conv1.conv", "densenet121": "features.conv0"}[name]
+    first = {"squeezenet1_1": "features.0", "googlenet": "conv1.conv", "densenet121": "features.conv0",
+             "mnasnet0_5": "layers.0"}[name]  # fmt: skip
     old = network.get_submodule(first)
     parent, _, child = first.rpartition(".")
     bias = old.bias is not None

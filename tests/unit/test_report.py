@@ -141,7 +141,7 @@ def test_many_classes(tmp_path: Path) -> None:
 
 def test_ticks_are_round_and_inside() -> None:
     assert svg.ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert svg.ticks(0, 12_800) == [0, 2000, 4000, 6000, 8000, 10_000, 12_000]
+    assert svg.ticks(0, 12_800, about=7) == [0, 2000, 4000, 6000, 8000, 10_000, 12_000]
     assert svg.log_ticks(0.09, 2.5) == pytest.approx([0.1, 0.2, 0.5, 1, 2])
     assert [svg.number(v) for v in (0, 1e-5, 5e-4, 0.25, 12_000, 3e6)] == ["0", "1e-5", "0.0005", "0.25", "12k", "3M"]
 

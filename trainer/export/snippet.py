@@ -143,7 +143,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import load_model
+from safetensors.torch import load_file
 {build}
 
 
@@ -154,7 +154,9 @@ MEAN, STD = {mean}, {std}
 
 def load():
     network = build()
-    load_model(network, str(FOLDER / "model.safetensors"))
+    tensors = network.state_dict()
+    tensors.update(load_file(FOLDER / "model.safetensors"))
+    network.load_state_dict(tensors)
     return network.eval()
 
 

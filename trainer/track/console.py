@@ -75,6 +75,7 @@ class Console:
 
     def _start(self) -> None:
         from rich.console import Console as RichConsole
+        from rich.markup import escape
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
         self._rich = RichConsole(file=self._stream, highlight=False)
@@ -89,7 +90,7 @@ class Console:
         )
         self._every = BAR_EVERY
         self._progress.start()
-        self._task = self._progress.add_task(self._name, total=self._total, facts="")
+        self._task = self._progress.add_task(escape(self._name), total=self._total, facts="")
 
     def update(self, samples: int, step: int, epoch: float, metrics: dict[str, Any]) -> None:
         """How far the training is; cheap enough for every step."""

@@ -42,9 +42,10 @@ _WORKER = "trainer.track.wandb_worker"
 
 
 class WandbSink:
-    """The W&B mirror of a run; created on the main rank, after the `Record` was opened. Inert when `track.wandb` is not set.
+    """The W&B mirror of a run; created on the main rank, after the `Record` was opened.
 
-    No method raises or waits for wandb, except `finish`, which waits at most its timeout.
+    Inert when `track.wandb` is not set or W&B is disabled. No method raises or waits for wandb, except `finish`, which waits at
+    most its timeout.
     """
 
     def __init__(self, folder: RunDir, run: Run) -> None:
@@ -54,11 +55,12 @@ class WandbSink:
         self._finishing = False
         self._child: subprocess.Popen[bytes] | None = None
         settings = run.track.wandb
-        if settings is None or settings.mode == "disabled":
+        if settings is None or settings.mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
             self._ended.set()
             return
         try:
             start = {
+                "parent": os.getpid(),
                 "folder": str(folder.path),
                 "id": _run_id(folder.path / "wandb"),
                 "name": run.name,
@@ -128,6 +130,10 @@ class WandbSink:
                 message = self._queue.get()
         except Exception as error:
             self._give_up(error)
+        finally:
+            if self._child is not None and self._child.stdin is not None:
+                with contextlib.suppress(OSError):
+                    self._child.stdin.close()
 
     def _listen(self, child: subprocess.Popen[bytes], lines: IO[bytes]) -> None:
         try:
@@ -143,7 +149,9 @@ class WandbSink:
         except Exception as error:
             self._give_up(error)
         finally:
+            lines.close()
             self._ended.set()
+            self._queue.put({"op": "finish"})  # wakes the feeding thread, which finds the pipe broken and ends
 
     def _warn(self, text: str) -> None:
         if not self._warned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -11,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from io import BytesIO
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -23,9 +25,19 @@ from trainer.track.cursor import Cursor
 from trainer.track.picture import draw_confusion
 from trainer.track.redact import redact
 
+_OUT = 1
+
 
 def tell(level: str, text: str) -> None:
-    print(json.dumps({"level": level, "text": text}), flush=True)
+    """A line for the training process to log."""
+    os.write(_OUT, json.dumps({"level": level, "text": text}).encode() + b"\n")
+
+
+def _claim_stdout() -> None:
+    """Keep the pipe to the training process for `tell`; what libraries print goes to the log."""
+    global _OUT
+    _OUT = os.dup(1)
+    os.dup2(2, 1)
 
 
 def _end_with(parent: int) -> None:
@@ -103,7 +115,7 @@ class Mirror:
 
         wanted = self._start["settings"]["mode"]
         if wanted == "auto":
-            wanted = os.environ.get("WANDB_MODE", "online")
+            wanted = {"offline": "offline", "dryrun": "offline"}.get(os.environ.get("WANDB_MODE", ""), "online")
         if wanted == "online":
             url = wandb.setup().settings.base_url
             if not has_key(url):
@@ -122,7 +134,7 @@ class Mirror:
             else:
                 tell("info", f"W&B: {run.url}")
                 return run
-        return self._init("offline" if wanted == "online" else wanted)
+        return self._init("offline")
 
     def _init(self, mode: Any) -> Any:
         import wandb
@@ -172,19 +184,21 @@ class Mirror:
 
     def finish(self, timeout: float) -> None:
         """Close the run. What the server does not take in time is left to the files; it is asked again by the next attempt."""
-        late = threading.Timer(timeout, self._too_late)
+        import wandb
+
+        late = threading.Timer(timeout, _too_late)
         late.daemon = True
         late.start()
+        complete = True
         try:
             self._run.finish()
         except TimeoutError:
-            self._too_late()
+            complete = False
+        wandb.teardown()  # waits until the files are written, which finish does not
+        if not complete:
+            _too_late()
         self._cursor.end(self._next)
         late.cancel()
-
-    def _too_late(self) -> None:
-        tell("warning", "W&B did not take everything in time; `wandb sync` on the run's folder wandb/ sends the rest")
-        _end(0)
 
     def _send(self, step: float) -> None:
         """Log the held points up to a step, in order; pictures go with the last of their step."""
@@ -201,12 +215,18 @@ class Mirror:
         self._extras = {at: extra for at, extra in self._extras.items() if at > step}
 
 
+def _too_late() -> None:
+    tell("warning", "W&B did not take everything in time; `wandb sync` on the run's folder wandb/ sends the rest")
+    _end(0)
+
+
 def main() -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)  # the training process decides when to finish
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    _claim_stdout()
     lines = sys.stdin.buffer
     start = json.loads(lines.readline())
+    threading.Thread(target=_end_with, args=(start["parent"],), daemon=True).start()
     lock = _lock(Path(start["folder"]) / "wandb")
     mirror = Mirror(start)
     for line in lines:
@@ -228,8 +248,7 @@ if __name__ == "__main__":
     try:
         main()
     except Exception as error:
-        tell("warning", f"W&B is off for this attempt: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        import traceback
-
         traceback.print_exc()
+        with contextlib.suppress(OSError):
+            tell("warning", f"W&B is off for this attempt: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         _end(0)
