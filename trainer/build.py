@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from trainer import strategies
+from trainer.checkpoint import fill
 from trainer.config import Run
 from trainer.config.arithmetic import rank_shares, total_steps
 from trainer.config.sources import Listing, Splits, open_splits
@@ -121,7 +122,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:
 def tensors(parts: Parts) -> dict[str, dict[str, torch.Tensor]]:
     """What a checkpoint holds, by file: the network, its average, and the optimizer's state by parameter name."""
     phase = parts.phase
-    names = {parameter: name for name, parameter in phase.network.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in phase.network.named_parameters()}
     files: dict[str, dict[str, torch.Tensor]] = {f"{phase.name}.safetensors": dict(phase.network.state_dict())}
     files[f"{phase.name}-optimizer.safetensors"] = {
         f"{names[parameter]}.{key}": value
@@ -137,7 +138,7 @@ def tensors(parts: Parts) -> dict[str, dict[str, torch.Tensor]]:
 def restore(parts: Parts, files: dict[str, dict[str, torch.Tensor]], extra: dict[str, Any]) -> None:
     """Put a checkpoint's tensors back: the inverse of `tensors`."""
     phase = parts.phase
-    phase.network.load_state_dict(files[f"{phase.name}.safetensors"])
+    fill(phase.network, files[f"{phase.name}.safetensors"])
     if parts.average is not None:
         for name, value in files[f"{phase.name}-average.safetensors"].items():
             parts.average.state[name].copy_(value)

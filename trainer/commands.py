@@ -13,6 +13,7 @@ from trainer.config import EXIT_DONE, GraftError
 from trainer.rundir import RunDir
 
 if TYPE_CHECKING:
+    from trainer.restored import Restored
     from trainer.tasks.base import Evaluation
 
 
@@ -121,12 +122,28 @@ def export(argv: list[str]) -> int:
     folder = RunDir(arguments.run.resolve())
     restored = restore(folder, arguments.checkpoint)
     evaluation: dict[str, Any] = folder.read_json(folder.samples / "evaluation.json")
+    if evaluation.get("step") != restored.step and restored.run.data.val is not None:
+        evaluation = _again(restored, arguments.device)
     out = write(
         folder, arguments.out or folder.export, network=restored.network, spec=restored.spec, classes=restored.classes,
         run=restored.run, summary=folder.read_json(folder.summary), evaluation=evaluation,
     )  # fmt: skip
     print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")
     return EXIT_DONE
+
+
+def _again(restored: Restored, device: str) -> dict[str, Any]:
+    """The figures of just these weights, which are not those of the last evaluation; none where the data is out of reach."""
+    from trainer.measuring import measure
+    from trainer.restored import device_of
+
+    try:
+        result, _ = measure(restored, None, device_of(device))
+    except GraftError as error:
+        print(f"graft: the card has no figures, since the validation data cannot be read: {error}", file=sys.stderr)
+        return {}
+    restored.network.cpu()
+    return {"step": restored.step, "metrics": result.metrics, **result.details}
 
 
 def report(argv: list[str]) -> int:

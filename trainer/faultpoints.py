@@ -1,6 +1,6 @@
 """Named instants at which a test can stop this process: the only way to kill it exactly between two system calls.
 
-`GRAFT_FAULT=point[@step][:rank]=kill|stop|term|int|usr` in the environment arms one; without it a call costs a dictionary look-up.
+`GRAFT_FAULT=point[@step][:rank]=kill|stop|term|int|usr` in the environment arms some; without it a call costs a look-up.
 Nothing but a signal to this very process can be asked for.
 """
 

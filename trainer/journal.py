@@ -55,4 +55,4 @@ class Journal:
     def wall(self) -> float:
         """Seconds since the first attempt started, pauses included."""
         starts = [e["time"] for e in self.events if e.get("event") == "start" and "time" in e]
-        return time.time() - min([*starts, self._began])
+        return time.time() - float(min([*starts, self._began]))

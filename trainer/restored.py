@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from trainer.checkpoint import Store
+from trainer.checkpoint import Store, fill
 from trainer.config import RefusedError, Run
 from trainer.models import build_model
 from trainer.rundir import RunDir
@@ -40,10 +40,9 @@ def restore(folder: RunDir, which: str) -> Restored:
     if average.exists():
         weights |= load_file(average)
     try:
-        built.network.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise RefusedError(f"{loaded.path} does not fit the network of {folder.config}: {first}") from None
+        fill(built.network, weights)
+    except RefusedError as error:
+        raise RefusedError(f"{loaded.path} does not fit the network of {folder.config}: {error}") from None
     built.network.eval().requires_grad_(False)
     spec = InputSpec(
         state["spec"]["in_channels"], state["spec"]["image_size"], tuple(state["spec"]["mean"]), tuple(state["spec"]["std"])

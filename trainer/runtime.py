@@ -61,7 +61,7 @@ class Runtime:
             raise RefusedError(f"Accelerate found {self.world} rank(s) where the environment says {found}")
         # Small messages between hosts must not wait for the GPU: they have a group of their own.
         timeout = timedelta(seconds=parallel.timeout)
-        self._host_group = dist.new_group(backend="gloo", timeout=timeout) if self.world > 1 else None
+        self._host_group: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world > 1 else None
         if train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)

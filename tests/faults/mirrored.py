@@ -17,7 +17,7 @@ def point(step: int) -> dict[str, float]:
 def main() -> None:
     folder = RunDir(Path(sys.argv[1]))
     first, last, every = map(int, sys.argv[2:5])
-    record = Record(folder.metrics, step=first - 1)
+    record = Record(folder.metrics, points=first - 1)
     sink = WandbSink(folder, folder.load())
     for step in range(first, last + 1):
         record.append(point(step))

@@ -36,7 +36,9 @@ def test_a_signal_saves_at_the_current_step(trainers: Zygote, references: dict[i
     same(tmp_path / "run", references[1])
 
 
-def test_a_signal_to_one_rank_of_two_stops_both_at_one_step(trainers: Zygote, references: dict[int, Path], tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_of_two_stops_both_at_one_step(
+    trainers: Zygote, references: dict[int, Path], tmp_path: Path
+) -> None:
     assert trainers.run(run_file(tmp_path, **WORKERS), tmp_path, world=2, fault="step@24:1=term") == [0, 0]
     marker = RunDir(tmp_path / "run").marker()
     assert marker is not None
@@ -63,7 +65,9 @@ def test_a_second_sigterm_in_the_save_corrupts_nothing(trainers: Zygote, referen
     same(tmp_path / "run", references[1])
 
 
-def test_a_second_ctrl_c_ends_at_once_and_the_last_checkpoint_stays(trainers: Zygote, references: dict[int, Path], tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_at_once_and_the_last_checkpoint_stays(
+    trainers: Zygote, references: dict[int, Path], tmp_path: Path
+) -> None:
     assert trainers.run(run_file(tmp_path), tmp_path, fault="step@24=int,save-manifest@24=int") == [130]
     assert step_of(tmp_path / "run") == 21
     assert trainers.run(run_file(tmp_path), tmp_path) == [0]
@@ -101,7 +105,7 @@ def test_a_stopped_rank_is_named_and_nobody_waits_for_ever(trainers: Zygote, tmp
 
 
 def test_the_same_crash_three_times_is_not_tried_again(trainers: Zygote, tmp_path: Path) -> None:
-    run = run_file(tmp_path, model={"args": {"nan_rank": 0, "nan_at": 10, "nan_for": 1000}}, train={"max_skipped": 2})
+    run = run_file(tmp_path, model={"args": {"nan_rank": 0, "nan_at": 0, "nan_for": 1000}}, train={"max_skipped": 2})
     assert [trainers.run(run, tmp_path)[0] for _ in range(3)] == [1, 1, 1]
     assert trainers.run(run, tmp_path) == [3]
     said = trainers.started[-1].text()
@@ -112,7 +116,7 @@ def test_the_same_crash_three_times_is_not_tried_again(trainers: Zygote, tmp_pat
 
 def launch(run: Path, runs: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "launcher.cli", "train", str(run), "--runs", str(runs), *arguments],
+        [sys.executable, "-m", "launcher", "train", str(run), "--runs", str(runs), *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
     )  # fmt: skip
 

@@ -52,7 +52,7 @@ def new_run(root: Path, timeout: float = 1.0) -> RunDir:
 
 def train(folder: RunDir, steps: range) -> tuple[WandbSink, list[float]]:
     """Record and log the steps, and commit the last; the sink and how long each log took in seconds."""
-    record = Record(folder.metrics, step=steps[0] - 1)
+    record = Record(folder.metrics, points=steps[0] - 1)
     sink = WandbSink(folder, folder.load())
     took = []
     for step in steps:

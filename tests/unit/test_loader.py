@@ -368,7 +368,7 @@ def test_messages_come_through_and_bugs_keep_their_traceback(root: Path, workers
 
 
 def test_too_many_ranks_are_refused_at_once(root: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.global_batch 8 leaves nothing for 1 of 9 ranks; write 9 or more"):
+    with pytest.raises(UserError, match=r"train\.global_batch is 8 and there are 9 ranks"):
         steps(files(root), world=9)
 
 

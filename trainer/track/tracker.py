@@ -94,7 +94,7 @@ class Tracker:
             gallery.contact_sheet(chosen, show.classes, show.fetch, path)
             right = sum(a["truth"] == a["predicted"] for a in chosen)
             self._wandb.images("val/predictions", [(path, f"{right} of {len(chosen)} right")], point)
-        details |= {"step": progress.step, "examples": []}
+        details |= {"step": progress.step, "metrics": evaluation.metrics, "examples": []}
         if final:
             details["examples"] = gallery.examples(answers, show.classes, show.fetch, samples)
             gallery.table(answers, show.classes, show.keys, samples / "predictions.csv")
