@@ -164,13 +164,13 @@ class Step:
         progress.rates.append(self._groups[0][0][1] * factor)
         progress.step += 1
         progress.samples += job.global_batch
+        job.beat(progress.step)
         if finite:
             progress.skipped_in_row = 0
             if job.average is not None:
                 job.average.update(progress.step)
         else:
             self._skip(progress)
-        job.beat(progress.step)
         progress.productive += time.perf_counter() - began
         if progress.samples // job.epoch_samples > (progress.samples - job.global_batch) // job.epoch_samples:
             self._epoch(progress)

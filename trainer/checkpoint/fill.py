@@ -23,6 +23,8 @@ def fill(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
         if name not in own:
             raise RefusedError(f"the checkpoint has '{name}', which the network lacks{nearest(name, own)}")
         if own[name].shape != tensors[name].shape:
-            raise RefusedError(f"'{name}' is {list(tensors[name].shape)} in the checkpoint and {list(own[name].shape)} in the network")
+            raise RefusedError(
+                f"'{name}' is {list(tensors[name].shape)} in the checkpoint and {list(own[name].shape)} in the network"
+            )
     own.update(tensors)
     network.load_state_dict(own)
