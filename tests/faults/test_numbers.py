@@ -80,7 +80,7 @@ def test_ranks_and_accumulation_change_only_the_split(splits: dict[str, dict[int
     whole, cut = splits["whole"], splits[name]
     assert list(whole) == list(cut) == list(range(1, 51))
     assert max(abs(whole[step] - cut[step]) for step in whole) < 1e-5
-    assert min(whole.values()) < whole[1] / 2  # they learn
+    assert min(whole.values()) < whole[1] - 0.3  # they learn
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 3), (1, 2)])
@@ -142,6 +142,19 @@ def test_early_stop_ends_the_run_and_stays_ended(trainers: Zygote, tmp_path: Pat
     assert trainers.run(run, tmp_path) == [0]
     assert points(tmp_path / "run")[-1]["step"] == last
     same(tmp_path / "run", tmp_path / "run")
+
+
+def test_an_evaluation_before_the_first_step_is_the_first_best(trainers: Zygote, tmp_path: Path) -> None:
+    """Also the fine-tuning that only gets worse: the checkpoint of step 0 is the best, and stays."""
+    run = run_file(
+        tmp_path, evaluate={"at_start": True}, optimizer={"lr": 1e-12}, train={"ema": None}, checkpoint={"best": "val/f1"}
+    )
+    assert trainers.run(run, tmp_path, fault="step@24=kill") == [-9]
+    assert trainers.run(run, tmp_path) == [0]
+    first = next(p for p in points(tmp_path / "run") if "val/f1" in p)
+    assert first["step"] == 0
+    index = json.loads((tmp_path / "run" / "checkpoints" / "index.json").read_text())
+    assert (tmp_path / "run" / "checkpoints" / index["best"]).is_dir()
 
 
 def test_bfloat16_trains_and_resumes_exactly(trainers: Zygote, tmp_path: Path) -> None:

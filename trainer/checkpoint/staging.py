@@ -59,6 +59,8 @@ class StagedFile:
     @torch.no_grad()
     def copy(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy the values in; for CUDA tensors the caller synchronises afterwards."""
+        if not tensors:
+            return  # an optimizer before its first step
         views = [self._views[name] for name in tensors]
         torch._foreach_copy_(views, [tensor.detach() for tensor in tensors.values()], non_blocking=True)
 
