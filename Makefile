@@ -1,0 +1,36 @@
+# `make demo` and `make test` are all the set-up there is: both make .venv and install into it first.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test check chaos bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/graft demo
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Kills a run at random instants N times and compares every loss and the final state to the bit.
+N ?= 100
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.chaos $(N)
+
+# Measures what benchmarks/README.md states; wants an idle machine.
+bench: $(INSTALLED)
+	for name in startup loop checkpoint split; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv: torch and what it needs are several gigabytes, once"
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
