@@ -34,9 +34,9 @@ def mounted(folder: Path, *options: str) -> Iterator[bool]:
 
 
 def fill(path: Path, rank: Rank, mine: bool) -> str:
-    """Take the last free byte (where nothing can be mounted: forbid the rank to write); the words of the system's error."""
+    """Take the last free byte (where nothing can be mounted: forbid the rank files of any size); the words of the system's error."""
     if not mine:
-        resource.prlimit(rank.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+        resource.prlimit(rank.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))  # the rank's own output still fits
         return "File too large"
     with path.open("wb") as file, contextlib.suppress(OSError):
         while os.write(file.fileno(), bytes(65536)):
