@@ -60,12 +60,10 @@ def main() -> int:
     shutil.rmtree(folder)
     ratio = median(stalls) / median(memcpy)
     print(f"copy of {MEGABYTES} MB in {TENSORS} tensors: median {median(memcpy) * 1e3:.1f} ms of {TIMES}")
-    print(
-        f"hold-up by a checkpoint: median {median(stalls) * 1e3:.1f} ms, largest {max(stalls) * 1e3:.1f} ms; {ratio:.2f} copies (goal 1.5)"
-    )
-    print(
-        f"until it is durable, in the background: median {median(commits) * 1e3:.0f} ms; a step meanwhile takes {median(shadows):.2f} times as long"
-    )
+    held, largest = median(stalls) * 1e3, max(stalls) * 1e3
+    print(f"hold-up by a checkpoint: median {held:.1f} ms, largest {largest:.1f} ms; {ratio:.2f} copies (goal 1.5)")
+    durable, shadow = median(commits) * 1e3, median(shadows)
+    print(f"until it is durable, in the background: median {durable:.0f} ms; a step meanwhile takes {shadow:.2f} times as long")
     return 0
 
 

@@ -96,7 +96,7 @@ def graft(batches: list[Batch], runtime: Runtime) -> tuple[float, nn.Module]:
     job = Job(
         runtime=runtime, phases=[Phase("model", model, runtime.wrap(model), optimizer, loss)], average=None, batches=steps,
         prepare=lambda batch: batch, steps=STEPS, global_batch=BATCH, epoch_samples=10**9, schedule=cosine, seed=seed,
-        train_mode=model.train, evaluate=None, save=nothing, wants_retry=lambda: False, stop=lambda: False, beat=nothing,
+        train_mode=lambda: nothing(model.train()), evaluate=None, save=nothing, wants_retry=lambda: False, stop=lambda: False, beat=nothing,
         listener=Silent(), log_every=LOG_EVERY, evaluate_every=clock, checkpoint_every=clock, evaluate_at_start=False,
         lower_is_better=True, best_metric="val/loss", patience=None, min_delta=0.0, clip=CLIP, max_skipped=10,
     )  # fmt: skip
@@ -114,8 +114,8 @@ def main() -> int:
     runtime = Runtime(Parallel(device="cpu", threads=1), Train(), planned=None)
     batches = data()
     first, second = bare(batches)[1], graft(batches, runtime)[1]
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
-        if not torch.equal(a, b):
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        if not torch.equal(one, other):
             raise SystemExit("the two loops do not give the same weights: the comparison would mean nothing")
     a: Callable[[], float] = lambda: bare(batches)[0]  # noqa: E731
     b: Callable[[], float] = lambda: graft(batches, runtime)[0]  # noqa: E731
@@ -125,9 +125,8 @@ def main() -> int:
         difference += [(b1 - a1) / STEPS * 1e6, (b2 - a2) / STEPS * 1e6]
         control.append((a2 - a1) / STEPS * 1e6)
         plain += [a1 / STEPS * 1e6, a2 / STEPS * 1e6]
-    print(
-        f"bare loop: {quartiles(plain)} a step ({STEPS} steps, MLP {FEATURES}-128-{CLASSES}, batch {BATCH}, AdamW, clipping, 1 thread)"
-    )
+    what = f"{STEPS} steps, MLP {FEATURES}-128-{CLASSES}, batch {BATCH}, AdamW, clipping, 1 thread"
+    print(f"bare loop: {quartiles(plain)} a step ({what})")
     print(f"graft over bare: {quartiles(difference)} a step (goal at most 60), equal final weights")
     print(f"bare over bare (control): {quartiles(control)}")
     runtime.close()
