@@ -74,10 +74,14 @@ def test_a_second_ctrl_c_ends_at_once_and_the_last_checkpoint_stays(
     same(tmp_path / "run", references[1])
 
 
-def test_a_killed_loader_worker_is_named(trainers: Zygote, references: dict[int, Path], tmp_path: Path) -> None:
-    sections = {**WORKERS, "train": {"steps": 40000}}
-    (rank,) = trainers.start(run_file(tmp_path, **sections), tmp_path)
-    wait_for_step(tmp_path / "run", 10)
+def test_a_killed_loader_worker_is_named_and_nothing_is_lost(trainers: Zygote, tmp_path: Path) -> None:
+    sections = {**WORKERS, "train": {"steps": 600}, "evaluate": {"every": "500 steps"}, "checkpoint": {"every": "100 steps"}}
+    for name in ("straight", "broken"):
+        (tmp_path / name).mkdir()
+    run = run_file(tmp_path, **sections)
+    assert trainers.run(run, tmp_path / "straight") == [0]
+    (rank,) = trainers.start(run, tmp_path / "broken")
+    wait_for_step(tmp_path / "broken" / "run", 10)
     workers = descendants(rank.pid)
     assert workers
     workers[0].kill()
@@ -87,6 +91,8 @@ def test_a_killed_loader_worker_is_named(trainers: Zygote, references: dict[int,
     assert str(workers[0].pid) in said or "SIGKILL" in said or "killed" in said
     assert "Traceback" not in said
     assert all(not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE for worker in workers)
+    assert trainers.run(run, tmp_path / "broken") == [0]
+    same(tmp_path / "broken" / "run", tmp_path / "straight" / "run")
 
 
 def test_a_stopped_rank_is_named_and_nobody_waits_for_ever(trainers: Zygote, tmp_path: Path) -> None:
