@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from trainer.config import EXIT_FAULT, EXIT_REQUEUE, GraftError, Run, UserError, load
 from trainer.journal import Journal
 from trainer.rundir import Lease, RunDir
+from trainer.rundir.lease import read_holder
 from trainer.signals import StopFlag
 from trainer.watch import Heartbeat
 
@@ -31,29 +33,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)  # overrides may stand before and after options
 
 
-def open_folder(arguments: argparse.Namespace, *, main: bool) -> tuple[RunDir, Run]:
-    """The run folder that is asked for, made from the run file by rank 0, and its run."""
+def named(arguments: argparse.Namespace) -> tuple[RunDir, Run]:
+    """The run folder that is asked for, which need not exist yet, and its run."""
     if arguments.run.is_dir():
         if arguments.overrides:
             raise UserError("overrides go with a run file; the settings of a run folder stand in its run.yaml")
         folder = RunDir(arguments.run.resolve())
-        run = folder.load()
-    else:
-        run = load(arguments.run, arguments.overrides)
-        folder = RunDir((arguments.runs / run.name).resolve())
-    if main:
-        folder.prepare(run, accept_changes=arguments.accept_changes)
-    return folder, run
+        return folder, folder.load()
+    run = load(arguments.run, arguments.overrides)
+    return RunDir((arguments.runs / run.name).resolve()), run
 
 
 def logs(folder: RunDir, attempt: int, rank: int) -> None:
     """One file a rank and attempt, the newest linked as rank-00000.log; warnings of rank 0 also on the terminal."""
     logging.raiseExceptions = False  # a full disk must not print a traceback for every line
     path = folder.logs / f"attempt-{attempt:03d}-rank-{rank:05d}.log"
-    file = logging.FileHandler(path, encoding="utf-8", delay=True)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
-    root.addHandler(file)
     log.setLevel(logging.INFO)
     if rank == 0:
         terminal = logging.StreamHandler(sys.stderr)
@@ -61,6 +56,13 @@ def logs(folder: RunDir, attempt: int, rank: int) -> None:
         terminal.setFormatter(logging.Formatter("graft: %(message)s"))
         root.addHandler(terminal)
     logging.captureWarnings(True)
+    try:
+        file = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        log.warning("there will be no log: %s", error)
+        return
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(file)
     link = folder.logs / f"rank-{rank:05d}.log"
     temporary = link.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -73,20 +75,22 @@ def logs(folder: RunDir, attempt: int, rank: int) -> None:
 def main(argv: list[str], stop: StopFlag) -> int:
     """Run one attempt on this rank; every failure becomes a message, a marker and an exit code."""
     rank = int(os.environ.get("RANK", "0"))
-    attempt = Attempt(stop, rank)
+    attempt, arguments = Attempt(stop, rank), parse(argv)
     try:
-        return attempt.run(parse(argv))
+        return attempt.run(arguments)
     except GraftError as error:
         attempt.failed(error.code, str(error))
         code = error.code
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a network of the user's own may call sys.exit
         attempt.failed(EXIT_FAULT, attempt.explain(error))
         code = EXIT_FAULT
     finally:
         attempt.close()
     if attempt.world > 1:
         # A failed process group may wait for ever in its own clean-up.
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
         os._exit(code)
     return code
 
@@ -100,6 +104,7 @@ class Attempt:
         self._rank = rank
         self._folder: RunDir | None = None
         self._lease: Lease | None = None
+        self._token: str | None = None  # of the lease under which all ranks of this attempt write
         self._journal: Journal | None = None
         self._heart: Heartbeat | None = None
         self._owned = False
@@ -109,9 +114,12 @@ class Attempt:
         from trainer.session import start
 
         main = self._rank == 0
-        folder, run = open_folder(arguments, main=main)
+        folder, run = named(arguments)
         if main:
+            folder.create()
             self._lease = Lease(folder.lease)
+            self._token = self._lease.token
+            folder.prepare(run, accept_changes=arguments.accept_changes)
             self._folder, self._owned = folder, True
             for old in folder.ranks.glob("rank-*.json"):
                 old.unlink(missing_ok=True)
@@ -121,7 +129,7 @@ class Attempt:
         planned = int(os.environ["GRAFT_WORLD"]) if "GRAFT_WORLD" in os.environ else None
         runtime = Runtime(run.parallel, run.train, planned=planned)
         # The ranks have met: rank 0 holds the lease and has made the folder, the others may use it from here on.
-        attempt = runtime.from_main(self._journal.attempt if self._journal else None)
+        attempt, self._token = runtime.from_main((self._journal.attempt, self._token) if self._journal else None)
         if not main:
             self._folder, self._owned = folder, True
             self._journal = Journal(folder, main=False, world=self.world, retry=True)
@@ -135,7 +143,7 @@ class Attempt:
         # torchrun reports every exit code but 0 as a crash; there the marker speaks.
         return 0 if self.world > 1 and code == EXIT_REQUEUE else code
 
-    def explain(self, error: Exception) -> str:
+    def explain(self, error: BaseException) -> str:
         """One line for a failure that is not an explained one; when a collective failed, who is to blame for it."""
         lines = str(error).strip().splitlines() or ["no message"]
         text = f"{type(error).__name__}: {lines[0]}"
@@ -145,29 +153,50 @@ class Attempt:
             from trainer.watch import suspects
 
             return f"{suspects(self._folder.ranks, me=self._rank, world=self.world)} ({text})"
-        log.error("%s", traceback.format_exc())  # a bug, ours or that of a network of the user's own
-        return text
+        cause = _cause(error)
+        # without a cause it is a bug, ours or that of a network of the user's own, and the terminal shows where
+        log.log(logging.INFO if cause else logging.ERROR, "%s", traceback.format_exc())
+        return f"{cause} ({text})" if cause else text
 
     def failed(self, code: int, reason: str) -> None:
         """Leave the marker of the first failure of an attempt and say it, once."""
         log.info("failed: %s", reason)
         step = self._heart.step if self._heart else 0
-        first = False
         folder = self._folder
-        if folder is not None and self._owned:
-            if not (folder.path / "FAILED").exists():
+        drawn_in = False  # by the failure of another rank, which said it
+        if folder is not None and self._owned and self._ours(folder):
+            drawn_in = (folder.path / "FAILED").exists()
+            if not drawn_in:
                 with contextlib.suppress(OSError):
                     folder.mark("FAILED", reason, code, step)
-                    first = True
             if self._journal is not None:
                 marker = folder.marker()
                 self._journal.ended("FAILED", step, marker.reason if marker else reason)
-        if first or not self._owned:  # the ranks that were drawn into it stay silent
+        if not drawn_in:
             print(f"graft: {reason}", file=sys.stderr, flush=True)
+
+    def _ours(self, folder: RunDir) -> bool:
+        """Whether no later attempt took the folder over, whose markers are not ours to set."""
+        holder = read_holder(folder.lease)
+        return holder is None or holder.token == self._token
 
     def close(self) -> None:
         if self._heart is not None:
-            self._heart.close()
+            with contextlib.suppress(OSError):
+                self._heart.close()
         if self._lease is not None:
             with contextlib.suppress(OSError):
                 self._lease.release()
+
+
+def _cause(error: BaseException) -> str | None:
+    """What to do about a failure that the machine is to blame for."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU has too little memory: lower train.micro_batch"
+    if isinstance(error, MemoryError):
+        return "the machine has too little memory: lower data.workers or train.micro_batch"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full: make room and start the same command again"
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from trainer import strategies
 from trainer.checkpoint import fill
-from trainer.config import Run
+from trainer.config import Run, UserError, nearest
 from trainer.config.arithmetic import rank_shares, total_steps
 from trainer.config.sources import Listing, Splits, open_splits
 from trainer.data import Batch
@@ -65,7 +65,7 @@ class Parts:
     def dataset(self, listing: Listing, *, train: bool) -> ImageDataset:
         return ImageDataset(listing, self.run.data, self.built.spec, train=train, seed=self.run.train.seed)
 
-    def batches(self, start_step: int) -> Iterator[list[Batch]]:
+    def batches(self, start_step: int) -> Generator[list[Batch], None, None]:
         """The training micro-batches of this rank, step by step."""
         train, runtime = self.run.train, self.runtime
         share = max(rank_shares(train.global_batch, runtime.world))
@@ -100,8 +100,16 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:
 
     Raises UserError for everything in the run file that does not fit the data, the weights or the network.
     """
+    rank_shares(run.train.global_batch, runtime.world)  # refuses more ranks than samples before anything is downloaded
     splits = open_splits(run.data, run.train.seed)
     classes = splits.train.classes
+    task = build_task(run.task, classes, splits.train.counts())
+    if splits.val is not None:
+        known = [f"val/{name}" for name in task.measure(0, torch.device("cpu")).result().metrics]
+        if run.checkpoint.best not in known:
+            raise UserError(
+                f"checkpoint.best is '{run.checkpoint.best}', which is not measured{nearest(run.checkpoint.best, known)}"
+            )
     model = partial(build_model, run.model, run.data.normalize, classes, mix(run.train.seed, WEIGHTS), load_weights=saved is None)
     # One rank downloads, the others find the file in the cache.
     built = model() if runtime.main else None
@@ -110,7 +118,6 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:
     if saved is not None:
         built.fresh = tuple(saved["fresh"])  # what the pretrained checkpoint lacked is known only when it is read
     strategies.apply(run.strategy, built.network, built.head, built.fresh)
-    task = build_task(run.task, classes, splits.train.counts())
     network = built.network.to(runtime.device)
     average = Average(network, run.train.ema) if run.train.ema is not None else None
     optimizer = build_optimizer(run.optimizer, strategies.learning(network))
@@ -136,13 +143,20 @@ def tensors(parts: Parts) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def restore(parts: Parts, files: dict[str, dict[str, torch.Tensor]], extra: dict[str, Any]) -> None:
-    """Put a checkpoint's tensors back: the inverse of `tensors`."""
+    """Put a checkpoint's tensors back: the inverse of `tensors`.
+
+    With settings that were changed since (`--accept-changes`), an average goes on for what it held and begins with the weights
+    for the rest, and another kind of optimizer begins without a state.
+    """
     phase = parts.phase
     fill(phase.network, files[f"{phase.name}.safetensors"])
     if parts.average is not None:
-        for name, value in files[f"{phase.name}-average.safetensors"].items():
-            parts.average.state[name].copy_(value)
+        parts.average.restore(files.get(f"{phase.name}-average.safetensors", {}))
     saved = files[f"{phase.name}-optimizer.safetensors"]
+    kind = parts.run.optimizer.kind
+    if extra.get("optimizer", kind) != kind:
+        log.warning("the optimizer was %s and is %s now: it begins without a state", extra["optimizer"], kind)
+        saved = {}
     for name, parameter in phase.network.named_parameters():
         if parameter.requires_grad:
             prefix = f"{name}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import time
 from typing import Any
@@ -31,9 +32,10 @@ class Journal:
         """Refuse after the same failure at the same step three times in a row: another start would end there again."""
         ends: dict[int, dict[str, Any]] = {e["attempt"]: e for e in self.events if e.get("event") == "end"}
         recent = [ends.get(number, {}) for number in range(self.attempt - SAME_CRASH, self.attempt)]
-        crashes = {(e.get("state"), e.get("step"), e.get("reason")) for e in recent}
-        if len(crashes) == 1 and next(iter(crashes))[0] == "FAILED":
-            _, step, reason = next(iter(crashes))
+        # the numbers of processes and ports differ where the failure is the same
+        crashes = {(e.get("state"), e.get("step"), re.sub(r"\d+", "0", str(e.get("reason")))) for e in recent}
+        if len(crashes) == 1 and recent[-1].get("state") == "FAILED":
+            step, reason = recent[-1].get("step"), recent[-1].get("reason")
             raise RefusedError(
                 f"the last {SAME_CRASH} attempts of {folder.name} failed at step {step} with: {reason}\n"
                 "find the cause first; --retry tries once more"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from trainer.config import GraftError
+from trainer.config import GraftError, UserError
 from trainer.optim import Average
 from trainer.progress import Clock, Progress
 from trainer.runtime import Runtime
@@ -37,7 +37,7 @@ class Job:
     runtime: Runtime
     phases: Sequence[Phase]
     average: Average | None
-    batches: Iterator[Sequence[Any]]
+    batches: Generator[Sequence[Any], None, None]
     prepare: Callable[[Any], Batch]
     steps: int
     global_batch: int
@@ -151,6 +151,8 @@ class Step:
                 scaler.unscale_(phase.optimizer)
             # The gradients are the same on every rank, so every rank comes to the same decision without a message.
             gradients = [p.grad for p in parameters if p.grad is not None]
+            if runtime.world > 1 and len(gradients) < len(parameters):
+                raise UserError(_without_gradient(phase))
             norm = torch.nn.utils.get_total_norm(gradients)
             good = math.isfinite(norm)
             if good:
@@ -229,6 +231,16 @@ class Step:
         mean = progress.epoch_loss / progress.epoch_steps if progress.epoch_steps else math.nan
         progress.epoch_loss, progress.epoch_steps = 0.0, 0
         self._job.listener.point({"train/epoch_loss": mean}, progress)
+
+
+def _without_gradient(phase: Phase) -> str:
+    names = [name for name, p in phase.network.named_parameters() if p.requires_grad and p.grad is None]
+    more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
+    return (
+        f"{', '.join(names[:4])}{more} of the network got no gradient, and several ranks cannot average what is not there; "
+        "take it out of the network, or let it take no gradient (requires_grad) and choose a strategy that leaves it frozen, "
+        "or train with one rank"
+    )
 
 
 def judge(job: Job, progress: Progress, evaluation: Evaluation) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -67,20 +67,32 @@ class Average:
         self._learning = [n for n, v in everything.items() if isinstance(v, nn.Parameter) and v.requires_grad]
         self._buffers = [n for n, v in everything.items() if not isinstance(v, nn.Parameter)]
         self._source = {name: everything[name] for name in (*self._learning, *self._buffers)}
-        self.state = {name: value.detach().clone() for name, value in self._source.items()}
+        # A tensor with two names (tied layers) has one average with two names, moved and exchanged once.
+        first = {id(value): name for name, value in reversed(self._source.items())}
+        own = {name: value.detach().clone() for name, value in self._source.items() if first[id(value)] == name}
+        self.state = {name: own[first[id(value)]] for name, value in self._source.items()}
+        self._learning = [name for name in self._learning if name in own]
+        self._buffers = [name for name in self._buffers if name in own]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move towards the weights after optimizer step number `step` (from 1)."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_([self.state[n] for n in self._learning], [self._source[n].data for n in self._learning], 1 - decay)
-        for name in self._buffers:
-            self.state[name].copy_(self._source[name])
+        if self._buffers:
+            torch._foreach_copy_([self.state[n] for n in self._buffers], [self._source[n] for n in self._buffers])
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take a saved average over; what it lacks begins with the weights as they are."""
+        for name, value in self.state.items():
+            value.copy_(tensors.get(name, self._source[name]))
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the averaged and the current weights; twice restores both."""
-        for name, value in self._source.items():
+        for name in (*self._learning, *self._buffers):
+            value = self._source[name]
             held = value.data.clone()
             value.data.copy_(self.state[name])
             self.state[name].copy_(held)

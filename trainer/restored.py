@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from trainer.checkpoint import Store, fill
-from trainer.config import RefusedError, Run
+from trainer.config import RefusedError, Run, UserError
 from trainer.models import build_model
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec
@@ -51,7 +51,12 @@ def restore(folder: RunDir, which: str) -> Restored:
 
 
 def device_of(name: str) -> torch.device:
-    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`."""
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`; UserError for another word or a GPU that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or not (number or "0").isdigit()):
+        raise UserError(f"--device {name}: write auto, cpu, cuda or cuda:1")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: {torch.cuda.device_count()} GPU(s) are visible; write auto or cpu")
     return torch.device(name)

@@ -37,8 +37,8 @@ class Runtime:
             raise UserError("parallel.device is cuda and no GPU is visible; write auto or cpu")
         if cpu and train.precision == "fp16":
             raise UserError("train.precision is fp16, which needs a GPU; on a CPU write bf16 or fp32")
-        cores = os.cpu_count() or 1
         if cpu:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             local = int(os.environ.get("LOCAL_WORLD_SIZE", found))
             torch.set_num_threads(parallel.threads or max(1, cores // local))
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -73,6 +73,11 @@ class Runtime:
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network for several ranks and mixed precision, on the device."""
         wrapped: nn.Module = self._accelerator.prepare_model(network)
+        if self.world > 1 and self.device.type == "cpu":
+            # DDP lays its buckets out anew after its first step, and the layout decides in which order three ranks or more are
+            # added up: without this a resumed run would round differently. (On GPUs it would hold every message back to the end
+            # of the backward pass.)
+            wrapped.reducer._push_all_rebuilt_params()  # type: ignore[operator, union-attr]
         return wrapped
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -140,10 +145,14 @@ class Agreement:
         self._flight: tuple[torch.Tensor, Any] | None = None
 
     def ask(self, wishes: int) -> int:
-        """Hand this rank's wishes in; returns what all ranks together wished at the last call (alone: at this one)."""
+        """Hand this rank's wishes in; returns what all ranks together wished at the last call (alone: at this one).
+
+        A wish that is granted with this call is not handed in again: it would be granted twice.
+        """
         if self._group is None:
             return wishes
         result = self.settle()
+        wishes &= ~result
         values = torch.tensor([wishes >> bit & 1 for bit in range(4)], dtype=torch.int32)
         self._flight = (values, dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self._group, async_op=True))
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from trainer.journal import Journal
 from trainer.loop import Job, train
 from trainer.manifest import write_manifest
 from trainer.progress import Clock, Progress
-from trainer.rundir import Lease, RunDir
+from trainer.rundir import Lease, LeaseLostError, RunDir
 from trainer.runtime import Runtime
 from trainer.signals import StopFlag
 from trainer.track.tracker import Pictures, Tracker
@@ -42,6 +43,13 @@ def start(
     store = Store(folder.checkpoints, keep=run.checkpoint.keep, before_commit=lease.check if lease else lambda: None)
     loaded = find(store, runtime)
     progress = Progress.from_dict(loaded.state["progress"]) if loaded else Progress()
+    if progress.samples != progress.step * run.train.global_batch:
+        raise RefusedError(
+            f"train.global_batch is {run.train.global_batch}, and the {progress.step:,} steps of the last checkpoint saw "
+            f"{progress.samples:,} samples: {progress.step:,} x {run.train.global_batch} is "
+            f"{progress.step * run.train.global_batch:,}; write "
+            f"train.global_batch={progress.samples // progress.step} with --accept-changes, or give the run another name to start anew"
+        )
     journal.started(progress.step)
     heart.step = progress.step
     parts = building.build(run, runtime, loaded.state if loaded else None)
@@ -59,17 +67,22 @@ def start(
     reached("resume-loaded", progress.step)
     tracker = _tracker(folder, parts, progress, journal) if runtime.main else None
     saver = _saver(store, tracker) if tracker else None
-    job = assemble(run, parts, progress, tracker, saver, stop, heart)
-    done = False
+    done, ours = False, True
     try:
-        done = train(job, progress)
+        job = assemble(run, parts, progress, tracker, saver, stop, heart, lease)
+        with contextlib.closing(job.batches):
+            done = train(job, progress)
+    except BaseException as error:
+        ours = not isinstance(error, LeaseLostError)
+        if saver:
+            saver.wait()  # what failed first is told, whatever becomes of the save under way
+        raise
     finally:
-        job.batches.close()  # type: ignore[attr-defined]
-        if saver and not done:
-            saver.join()
         if tracker:
-            tracker.close(progress, complete=done)
+            tracker.close(progress, complete=done, ours=ours)
     runtime.barrier()
+    if lease:
+        lease.check()
     if runtime.main:
         if done:
             folder.mark("DONE", f"{progress.step} steps", EXIT_DONE, progress.step)
@@ -122,6 +135,7 @@ def assemble(
     saver: Saver | None,
     stop: StopFlag,
     heart: Heartbeat,
+    lease: Lease | None,
 ) -> Job:
     """The job of this rank."""
     runtime, batch = parts.runtime, run.train.global_batch
@@ -137,7 +151,7 @@ def assemble(
         extra: dict[str, Any] = {
             "progress": state.as_dict(), "step": state.step, "samples": state.samples, "world": runtime.world,
             "classes": list(parts.splits.train.classes), "counts": parts.splits.train.counts(),
-            "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
+            "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh), "optimizer": run.optimizer.kind,
         }  # fmt: skip
         if runtime.scaler is not None:
             extra["scaler"] = runtime.scaler.state_dict()
@@ -148,6 +162,8 @@ def assemble(
     def beat(step: int) -> None:
         heart.step = step
         reached("step", step)
+        if lease is not None and lease.lost:
+            lease.check()  # raises: another process trains this run now
 
     def clock(every: Any) -> Clock:
         return Clock(every, epoch_samples=parts.epoch_samples, step_samples=batch, now=time.monotonic())

@@ -62,6 +62,13 @@ def _read(folder: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def suspects(folder: Path, *, me: int, world: int, patience: float = 3 * BEAT_EVERY) -> str:
     """Who is to blame for a collective that failed: ranks that are gone, whose heart stands still, or that are behind."""
     before = _read(folder)
@@ -78,7 +85,7 @@ def suspects(folder: Path, *, me: int, world: int, patience: float = 3 * BEAT_EV
         facts = after[rank]
         who = f"rank {rank} (process {facts['pid']} on {facts['host']})"
         local = facts["host"] == socket.gethostname()
-        if local and not psutil.pid_exists(facts["pid"]):
+        if local and not _lives(facts["pid"]):
             blamed.append(f"{who} died at step {facts['step']}")
         elif before.get(rank, {}).get("beat") == facts["beat"]:
             blamed.append(f"{who} stands still at step {facts['step']}: no heartbeat for {patience:.0f} s")

@@ -36,8 +36,6 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._failed_at: float | None = None
-        self.stalled = 0.0
-        self.committed: int | None = None
 
     def reserve(self, files: Files) -> None:
         """Allocate and touch the memory for these tensors: as many bytes as they have, once."""
@@ -54,13 +52,12 @@ class Saver:
     def save(self, step: int, files: Files, state: dict[str, Any], *, best: float | None = None, wait: bool = False) -> None:
         """Copy the state and commit it in the background; with `wait`, return when it is durable or raise why it is not."""
         self.join()
-        began = time.perf_counter()
+        self._failed_at = None  # this is the other try
         self.reserve(files)
         for name, tensors in files.items():
             self._staged[name].copy(tensors)
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
-        self.stalled = time.perf_counter() - began
         staged = dict(self._staged)
         self._thread = threading.Thread(target=self._commit, args=(step, staged, state, best), name="checkpoint")
         self._thread.start()
@@ -72,21 +69,24 @@ class Saver:
     def _commit(self, step: int, staged: dict[str, StagedFile], state: dict[str, Any], best: float | None) -> None:
         try:
             for name, file in staged.items():
-                if name != "optimizer.safetensors" and not file.finite():
+                if not file.finite():
                     raise GraftError(f"{name} of step {step} holds values that are not finite numbers")
             self._before_write()
             self._store.commit(step, {name: file.data for name, file in staged.items()}, state, best=best)
-            self._failure, self._failed_at = None, None
-            self.committed = step
+            self._failure = None
             self._on_commit(step)
         except BaseException as error:
             self._failure, self._failed_at = error, time.monotonic()
             log.warning("the checkpoint of step %d was not written: %s; the one before is kept", step, error)
 
-    def join(self) -> None:
-        """Wait for the commit under way. Raises when it found that the folder belongs to another process or the state is lost."""
+    def wait(self) -> None:
+        """Wait for the commit under way, whatever becomes of it."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def join(self) -> None:
+        """Wait for the commit under way. Raises when it found that the folder belongs to another process or the state is lost."""
+        self.wait()
         if isinstance(self._failure, LeaseLostError | GraftError):
             raise self._failure

@@ -104,6 +104,7 @@ class Store:
         # The state after a step is always the same, so an intact checkpoint of it is never replaced.
         if not final.exists() or not self._intact(final):
             self._write_folder(final, step, files, state)
+        self._before_commit()
         index = self.index | {"last": name}
         if best is not None:
             index |= {"best": name, "best_value": best}

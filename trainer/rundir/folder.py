@@ -128,12 +128,8 @@ class RunDir:
             raise UserError(f"{self.path}: not a run folder (it has no run.yaml)")
         return load(self.config)
 
-    def prepare(self, run: Run, *, accept_changes: bool) -> None:
-        """Create the folder, or open it again for the same run.
-
-        Raises RefusedError when it cannot be written or when the run file changed what would be learnt (the difference is
-        shown; `accept_changes` takes the new settings over).
-        """
+    def create(self) -> None:
+        """Make the folder, if it is not there. Raises RefusedError when it cannot be written."""
         try:
             for folder in (self.path, self.logs, self.checkpoints, self.samples):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -146,6 +142,14 @@ class RunDir:
             raise RefusedError(
                 f"the run folder {self.path} cannot be written: {what}; choose another with --runs FOLDER"
             ) from None
+
+    def prepare(self, run: Run, *, accept_changes: bool) -> None:
+        """Create the folder, or open it again for the same run. Only for who holds the lease, or looked that nobody does.
+
+        Raises RefusedError when it cannot be written or when the run file changed what would be learnt (the difference is
+        shown; `accept_changes` takes the new settings over).
+        """
+        self.create()
         if self.exists():
             difference = changes(self.load(), run)
             if difference and not accept_changes:

@@ -137,6 +137,16 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
+    @property
+    def token(self) -> str:
+        """What tells this holder from any other."""
+        return self._holder.token
+
+    @property
+    def lost(self) -> bool:
+        """Whether the heartbeat found another holder; costs nothing, and is known some seconds later than by `check`."""
+        return self._lost.is_set()
+
     def _mine(self) -> bool:
         now = read_holder(self._path)
         return now is not None and now.token == self._holder.token
@@ -159,7 +169,9 @@ class Lease:
         """Raise LeaseLostError when another process took over; called before anything is committed."""
         if self._lost.is_set() or not self._mine():
             self._lost.set()
-            raise LeaseLostError(f"another process took the run folder {self._path.parent} over: {read_holder(self._path)}")
+            holder = read_holder(self._path)
+            what = f"another process took it over: {holder}" if holder else f"{self._path.name} is gone"
+            raise LeaseLostError(f"the run folder {self._path.parent} is no longer held by this process: {what}")
 
     def release(self) -> None:
         """Stop the heartbeat and remove the lease, if it is still ours."""

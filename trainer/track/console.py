@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import deque
@@ -150,4 +151,5 @@ class Console:
             self._progress = None
 
     def _plain(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        with contextlib.suppress(OSError):  # who reads may go away (`| head`); the training need not
+            print(text, file=self._stream, flush=True)

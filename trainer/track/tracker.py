@@ -124,18 +124,27 @@ class Tracker:
         write_atomically(self._folder.summary, json.dumps(summary, indent=1) + "\n")
         return summary
 
-    def close(self, progress: Progress, *, complete: bool) -> None:
-        """Finish the record, the summary and W&B (which has a limited time for it)."""
+    def close(self, progress: Progress, *, complete: bool, ours: bool = True) -> None:
+        """Finish the record, the summary (not in a folder that is no longer ours) and W&B, which has a limited time for it.
+
+        Raises nothing: it must not hide why a training failed.
+        """
+        if ours:
+            self._finish(progress, complete)
+        for end in (self._console.close, self._record.close, lambda: self._wandb.finish(timeout=FINISH_WITHIN)):
+            try:
+                end()
+            except Exception as error:
+                log.warning("the tracking did not end as it should: %s", error)
+
+    def _finish(self, progress: Progress, complete: bool) -> None:
         try:
             summary = self._summarise(progress, "done" if complete else "stopped")
             self._wandb.summary({**progress.metrics, "best": progress.best, "ettr": summary["ettr"]})
             if complete:
                 self._console.message(_closing(summary))
-        except OSError as error:
+        except Exception as error:
             log.warning("the summary was not written: %s", error)
-        self._console.close()
-        self._record.close()
-        self._wandb.finish(timeout=FINISH_WITHIN)
 
 
 def _closing(summary: dict[str, Any]) -> str:
