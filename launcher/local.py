@@ -63,6 +63,8 @@ def train(rundir: RunDir, options: list[str], *, world_size: int, threads: int, 
             tree.kill()
             pump.join(timeout=5)
             signals.restore()
+            if _terminal():
+                os.write(2, b"\x1b[?25h")  # a rank that was killed while it drew its bar left the cursor hidden
     marker = rundir.marker()
     if marker is not None and marker != before:
         if marker.state == "FAILED" and marker.reason not in pump.text():
@@ -94,9 +96,18 @@ def _environment(world_size: int, threads: int) -> dict[str, str]:
         "GRAFT_LAUNCHED": "1",  # the ranks die with the process that started them
         "GRAFT_WORLD": str(world_size),  # what was planned; a trainer that finds another world size refuses
         "OMP_NUM_THREADS": str(threads),
+        "GRAFT_TERMINAL": _terminal(),  # where rank 0 draws its bar; the stderr of the ranks goes through a pipe
         # torchrun takes SIGTERM back from SIG_IGN unless told not to; the ranks answer it, not the agent above them
         "PET_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT",
     }
+
+
+def _terminal() -> str:
+    """The name of the terminal that is our stderr; empty when it is none."""
+    try:
+        return os.ttyname(2)
+    except OSError:
+        return ""
 
 
 def _in_child() -> Callable[[], None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher.machine import here
 from launcher.plan import Counts, Plan, plan
 from launcher.runs import find, last_checkpoint, status
-from trainer.config import EXIT_DONE, RefusedError, Run, UserError, changes, load
+from trainer.config import EXIT_DONE, RefusedError, Run, UserError, load
 from trainer.rundir import RunDir
 from trainer.rundir.lease import held_by
 
@@ -44,7 +44,7 @@ def prepare(target: str, overrides: list[str], runs: Path, processes: int | None
     else:
         raise UserError(f"{target}: no such run file, and no run folder of that path or of that name in {runs}")
     worked_out = plan(run, _counts(run), here())
-    difference = changes(rundir.load(), run) if rundir.exists() else []
+    difference = [] if rundir.untouched() else rundir.difference(run)
     marker = rundir.marker()
     done = marker is not None and marker.state == "DONE" and not difference
     return Prepared(run, rundir, worked_out, difference, done, _happens(rundir, difference, done))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,16 @@ from trainer.rundir.lease import held_by
 _HERE = Path(__file__).parent
 _WORKS = ("pretrain", "head", "full", "scratch")
 _LEARNS = {
-    "head": "a new head on the pretrained trunk",
-    "full": "every layer, from the pretrained ones",
-    "scratch": "every layer, from random ones",
+    "head": "a new head, trunk pretrained",
+    "full": "every layer, pretrained",
+    "scratch": "every layer, from nothing",
 }
+
+_MEANING = """\
+All three see the same images in the same steps, each at the learning rate that was best for it on the training digits left
+over. The graft of every layer is ahead after these few steps. With four times as many, training from scratch comes close,
+the digits being easy; a new head alone is limited by a trunk that has seen five digits only.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,9 @@ class Row:
 
     name: str
     learns: str
+    steps: int
     accuracy: float | None
     seconds: float
-    command: str
 
 
 def run_demo(runs: Path, *, fresh: bool) -> int:
@@ -41,10 +48,7 @@ def run_demo(runs: Path, *, fresh: bool) -> int:
         for work in _WORKS:
             _remove(RunDir((runs / f"demo-{work}").resolve()))
     files = write_files(runs)
-    print(
-        "Pretraining a small network on the digits 0 to 4, then teaching it 5 to 9 with ten labelled images of each.\n",
-        flush=True,
-    )
+    print("A small network learns the digits 0 to 4, then 5 to 9 from ten labelled images of each.\n", flush=True)
     rows = []
     for work in _WORKS:
         prepared = start.prepare(str(files[work]), [], runs, None)
@@ -56,12 +60,29 @@ def run_demo(runs: Path, *, fresh: bool) -> int:
         if work == "pretrain":
             _export(prepared.rundir)
         else:
-            rows.append(_row(work, prepared.rundir, time.monotonic() - began, f"graft train {files[work]}"))
+            rows.append(_row(work, prepared.rundir, prepared.plan.steps, time.monotonic() - began))
     _show(rows, prepared.plan.train_samples, prepared.plan.val_samples or 0)
+    print("\n".join(commands(files, runs)), flush=True)
     folders = [RunDir((runs / f"demo-{work}").resolve()) for work in _WORKS[1:]]
-    print("Curves, confusion matrices, right and wrong digits:", flush=True)
+    print("\nCurves, confusion matrices, right and wrong digits:", flush=True)
     _trainer("report", *(str(folder.path) for folder in folders))
     return EXIT_DONE
+
+
+def commands(files: dict[str, Path], runs: Path) -> list[str]:
+    """What the demo ran, as commands for the same by hand."""
+    where = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
+    train = {work: f"  graft train {shlex.quote(str(file))}{where}" for work, file in files.items()}
+    names = " ".join(f"demo-{work}" for work in _WORKS[1:])
+    return [
+        "The same by hand:",
+        train["pretrain"],
+        f"  graft export demo-pretrain{where}",
+        *(train[work] for work in _WORKS[1:]),
+        f"  graft report {names}{where}",
+        "With a change, as another run:",
+        f"{train['full']} name=mine optimizer.lr=1e-3",
+    ]
 
 
 def write_files(runs: Path) -> dict[str, Path]:
@@ -100,12 +121,12 @@ def _trainer(command: str, *arguments: str) -> None:
         raise GraftError(f"the demo's `graft {command}` ended with exit code {code}")
 
 
-def _row(work: str, rundir: RunDir, seconds: float, command: str) -> Row:
+def _row(work: str, rundir: RunDir, steps: int, seconds: float) -> Row:
     measured = [p["val/accuracy"] for p in read_points(rundir.metrics) if p.get("val/accuracy") is not None]
     trained = rundir.read_json(rundir.summary).get("wall_seconds")  # of the training itself, also when it was done before
     return Row(
-        rundir.name, _LEARNS[work], measured[-1] if measured else None,
-        float(trained) if isinstance(trained, int | float) else seconds, command,
+        rundir.name, _LEARNS[work], steps, measured[-1] if measured else None,
+        float(trained) if isinstance(trained, int | float) else seconds,
     )  # fmt: skip
 
 
@@ -114,11 +135,15 @@ def _show(rows: list[Row], images: int, tested: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE, pad_edge=False, title=f"Digits 5 to 9 from {images} labelled images, tested on {tested} others")
-    for column in ("run", "what learns", "accuracy", "seconds", "again with"):
-        table.add_column(column, justify="right" if column in ("accuracy", "seconds") else "left")
+    table = Table(
+        box=box.SIMPLE, pad_edge=False, title_justify="left",
+        title=f"The digits 5 to 9 from {images} labelled images, tested on {tested} others",
+    )  # fmt: skip
+    for column in ("run", "what learns", "steps", "accuracy", "seconds"):
+        table.add_column(column, justify="left" if column in ("run", "what learns") else "right")
     for row in rows:
         accuracy = "" if row.accuracy is None else f"{row.accuracy:.1%}"
-        table.add_row(row.name, row.learns, accuracy, f"{row.seconds:.1f}", row.command)
+        table.add_row(row.name, row.learns, str(row.steps), accuracy, f"{row.seconds:.1f}")
     print()
     Console().print(table)
+    print(_MEANING)

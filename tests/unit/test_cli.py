@@ -14,6 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from PIL import Image
 
+from launcher.demo import commands
 from trainer.config import load
 from trainer.config.yamlfile import parse
 from trainer.rundir import RunDir
@@ -260,3 +261,11 @@ def test_the_schema_is_printed_and_valid(shell: Shell) -> None:
 def test_a_wrong_option_shows_the_usage(shell: Shell) -> None:
     assert "No such option" in shell.fails(2, "plan", "pets.yaml", "--jsn")
     assert "Missing argument" in shell.fails(2, "train")
+
+
+def test_the_demo_names_its_commands_in_full(tmp_path: Path) -> None:
+    files = {work: tmp_path / "my runs" / "demo" / f"{work}.yaml" for work in ("pretrain", "head", "full", "scratch")}
+    lines = commands(files, tmp_path / "my runs")
+    assert f"  graft train '{files['head']}' --runs '{tmp_path}/my runs'" in lines
+    assert all("--runs" in line for line in lines if line.startswith("  "))
+    assert "  graft report demo-head demo-full demo-scratch" in commands(files, Path("runs"))

@@ -185,11 +185,35 @@ def test_prepare_makes_the_folder_and_opens_it_again(tmp_path: Path) -> None:
     assert rundir.config.stat().st_mtime_ns == before
     rundir.prepare(run(parallel={"processes": 2}), accept_changes=False)
     assert rundir.load().parallel.processes == 2
+    rundir.metrics.write_text('{"step": 1}\n', encoding="utf-8")
     with pytest.raises(RefusedError, match=r"train\.seed: 0 -> 1"):
         rundir.prepare(run(train={"seed": 1}), accept_changes=False)
     assert rundir.load().train.seed == 0
     rundir.prepare(run(train={"seed": 1}), accept_changes=True)
     assert rundir.load().train.seed == 1
+
+
+def test_a_run_that_never_learnt_takes_a_corrected_run_file_and_corrected_data(tmp_path: Path) -> None:
+    rundir = RunDir(tmp_path)
+    rundir.prepare(run(model={"source": "torchvision:resnet81"}), accept_changes=False)
+    rundir.mark("FAILED", "no such network", 2)
+    rundir.manifest.write_text('{"data": {}}\n', encoding="utf-8")
+    rundir.metrics.touch()
+    rundir.prepare(run(), accept_changes=False)
+    assert rundir.load() == run()
+    assert not rundir.manifest.exists()
+
+
+@pytest.mark.parametrize("learnt", ["checkpoints/step-00000000", "metrics.jsonl", "lease.json"])
+def test_a_run_that_learnt_or_is_running_does_not(tmp_path: Path, learnt: str) -> None:
+    rundir = RunDir(tmp_path)
+    rundir.prepare(run(), accept_changes=False)
+    rundir.manifest.write_text('{"data": {}}\n', encoding="utf-8")
+    (tmp_path / learnt).write_text("{}\n", encoding="utf-8")
+    with pytest.raises(RefusedError, match="other settings"):
+        rundir.prepare(run(train={"seed": 1}), accept_changes=False)
+    assert rundir.load() == run()
+    assert rundir.manifest.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import pty
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from trainer.track import console as consoles
-from trainer.track.console import Console, duration, short
+from trainer.track.console import Console, duration, short, terminal
 from trainer.track.cursor import Cursor
 from trainer.track.picture import draw_confusion
 from trainer.track.redact import HIDDEN, redact
@@ -48,6 +49,24 @@ def test_plain_lines_about_every_ten_seconds(clock: Clock) -> None:
     assert lines[-1].startswith("100.0%")
 
 
+def test_the_end_is_told_once_and_an_epoch_by_its_evaluation() -> None:
+    out = io.StringIO()
+    console = Console(name="tiny", total_samples=200, main=True, stream=out)
+    console.update(100, 1, 1.0, {"train/epoch_loss": 2.0})
+    console.evaluation({"val/loss": 1.5, "step": 1, "epoch": 1.0})
+    console.update(200, 2, 2.0, {"train/epoch_loss": 1.0})
+    console.update(200, 2, 2.0, {"train/loss": 1.25, "lr": 0.0})
+    console.evaluation({"val/loss": 0.5})
+    console.evaluation({"val/loss": 0.5})
+    lines = out.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["evaluated", "100.0%", "evaluated", "evaluated"]
+    assert lines[0] == "evaluated  step 1  epoch 1.00  loss 1.5000  (training loss of the epoch 2.0000)"
+    assert "loss 1.2500" in lines[1]
+    assert "eta" not in lines[1]
+    assert lines[2].endswith("epoch 1.0000)")
+    assert lines[3] == "evaluated  loss 0.5000"
+
+
 def test_only_the_main_rank_speaks(capfd: pytest.CaptureFixture[str]) -> None:
     console = Console(name="tiny", total_samples=10, main=False)
     console.update(5, 1, 0.5, {"train/loss": 1.0})
@@ -77,6 +96,20 @@ def test_a_bar_on_a_terminal() -> None:
         os.close(leader)
     for words in ("30%", "loss 0.5000", "lr 0.01", "eta", "/s", "[not markup]", "a[b]c"):
         assert words in shown
+
+
+def test_the_terminal_of_the_launcher_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    leader, follower = pty.openpty()
+    monkeypatch.setenv("GRAFT_TERMINAL", os.ttyname(follower))
+    monkeypatch.setenv("TERM", "xterm")
+    console = Console(name="tiny", total_samples=100, main=True)
+    console.message("on the terminal")
+    console.close()
+    assert "on the terminal" in os.read(leader, 1 << 16).decode()
+    for handle in (leader, follower):
+        os.close(handle)
+    monkeypatch.setenv("GRAFT_TERMINAL", "/dev/no-such-terminal")
+    assert terminal() is sys.stderr
 
 
 def test_an_update_is_cheap() -> None:

@@ -122,11 +122,20 @@ class RunDir:
     def exists(self) -> bool:
         return self.config.is_file()
 
+    def untouched(self) -> bool:
+        """Whether no attempt got as far as a point or a checkpoint and none is running: other settings spoil nothing."""
+        learnt = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        return not learnt and not self.lease.exists() and not any(self.checkpoints.glob("step-*"))
+
     def load(self) -> Run:
         """The resolved run file of this folder; UserError when there is none."""
         if not self.exists():
             raise UserError(f"{self.path}: not a run folder (it has no run.yaml)")
         return load(self.config)
+
+    def difference(self, run: Run) -> list[str]:
+        """What a run would change in the settings here, line by line; nothing where there are none yet."""
+        return changes(self.load(), run) if self.exists() else []
 
     def create(self) -> None:
         """Make the folder, if it is not there. Raises RefusedError when it cannot be written."""
@@ -147,17 +156,19 @@ class RunDir:
         """Create the folder, or open it again for the same run. Only for who holds the lease, or looked that nobody does.
 
         Raises RefusedError when it cannot be written or when the run file changed what would be learnt (the difference is
-        shown; `accept_changes` takes the new settings over).
+        shown; `accept_changes` takes the new settings over). Where nothing was learnt yet, a corrected run file, or
+        corrected data, is taken as it is.
         """
         self.create()
-        if self.exists():
-            difference = changes(self.load(), run)
-            if difference and not accept_changes:
-                raise RefusedError(
-                    f"{self.path} holds a run with other settings:\n  "
-                    + "\n  ".join(difference)
-                    + "\ngive the run another name, or pass --accept-changes to go on with the new settings"
-                )
+        difference = self.difference(run)
+        if self.untouched():
+            self.manifest.unlink(missing_ok=True)
+        elif difference and not accept_changes:
+            raise RefusedError(
+                f"{self.path} holds a run with other settings:\n  "
+                + "\n  ".join(difference)
+                + "\ngive the run another name, or pass --accept-changes to go on with the new settings"
+            )
         text = dump(run)
         if not self.config.is_file() or self.config.read_text(encoding="utf-8") != text:
             write_atomically(self.config, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections import deque
@@ -54,8 +55,20 @@ class Rate:
         return (last - first) / (end - start) if end > start and last > first else None
 
 
+def terminal() -> TextIO:
+    """The terminal that the launcher names in GRAFT_TERMINAL, whose stderr is a pipe to it; else stderr."""
+    name = os.environ.get("GRAFT_TERMINAL")
+    if not name:
+        return sys.stderr
+    try:
+        # not as the terminal that controls this process: Ctrl-C is the launcher's to pass on
+        return os.fdopen(os.open(name, os.O_WRONLY | os.O_NOCTTY), "w", encoding="utf-8")
+    except OSError:  # closed since, or another machine's
+        return sys.stderr
+
+
 class Console:
-    """Shows a run on `stream` (stderr); only the main rank prints.
+    """Shows a run on `stream` (the launcher's terminal, or stderr); only the main rank prints.
 
     `total_samples`: samples of the whole training; `update` takes how many were seen, those of earlier attempts included.
     """
@@ -64,14 +77,16 @@ class Console:
         self._name = name
         self._total = total_samples
         self._main = main
-        self._stream = stream if stream is not None else sys.stderr
+        self._given = stream if stream is not None else sys.stderr
+        self._stream = terminal() if main and stream is None else self._given
         self._rate = Rate()
+        self._epoch_loss: float | None = None
         self._spoken = -PLAIN_EVERY
         self._every = PLAIN_EVERY
         self._rich: RichConsole | None = None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        if main and self._stream.isatty():
+        if main and self._stream.isatty() and os.environ.get("TERM") != "dumb":
             self._start()
 
     def _start(self) -> None:
@@ -94,11 +109,17 @@ class Console:
         self._task = self._progress.add_task(escape(self._name), total=self._total, facts="")
 
     def update(self, samples: int, step: int, epoch: float, metrics: dict[str, Any]) -> None:
-        """How far the training is; cheap enough for every step."""
+        """How far the training is; cheap enough for every step. Speaks of points with a `train/loss`.
+
+        The mean loss of an epoch waits for the next evaluation's line.
+        """
         if not self._main:
             return
         now = time.monotonic()
         self._rate.add(now, samples)
+        self._epoch_loss = metrics.get("train/epoch_loss", self._epoch_loss)
+        if "train/loss" not in metrics:
+            return
         if now - self._spoken < self._every and samples < self._total:
             return
         self._spoken = now
@@ -116,12 +137,10 @@ class Console:
         rate = self._rate.per_second()
         if rate is not None:
             facts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
-        loss = metrics.get("train/loss", metrics.get("loss"))
-        if loss is not None:
-            facts.append(f"loss {short(float(loss))}")
+        facts.append(f"loss {short(float(metrics['train/loss']))}")
         if metrics.get("lr") is not None:
             facts.append(f"lr {float(metrics['lr']):.3g}")
-        if rate is not None:
+        if rate is not None and samples < self._total:
             facts.append(f"eta {duration((self._total - samples) / rate)}")
         return facts
 
@@ -135,20 +154,29 @@ class Console:
             self._plain(text)
 
     def evaluation(self, metrics: dict[str, Any]) -> None:
-        """The result of an evaluation, with where it was taken when the metrics say so (`step`, `epoch`)."""
+        """The result of an evaluation, with where it was taken when the metrics say so (`step`, `epoch`).
+
+        The mean training loss of the last epoch stands beside it, once.
+        """
         at = f"step {metrics['step']}  " if "step" in metrics else ""
+        at += f"epoch {metrics['epoch']:.2f}  " if "epoch" in metrics else ""
         values = "  ".join(
             f"{key.removeprefix('val/')} {short(float(value))}"
             for key, value in metrics.items()
             if key.startswith("val/") and isinstance(value, int | float)
         )
-        self.message(f"evaluated  {at}{values}")
+        learnt = "" if self._epoch_loss is None else f"  (training loss of the epoch {short(float(self._epoch_loss))})"
+        self._epoch_loss = None
+        self.message(f"evaluated  {at}{values}{learnt}")
 
     def close(self) -> None:
         """End the display; the terminal is left as it was."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+        if self._stream is not self._given:
+            self._stream.close()
+            self._main = False
 
     def _plain(self, text: str) -> None:
         with contextlib.suppress(OSError):  # who reads may go away (`| head`); the training need not
