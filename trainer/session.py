@@ -48,7 +48,7 @@ def start(
             f"train.global_batch is {run.train.global_batch}, and the {progress.step:,} steps of the last checkpoint saw "
             f"{progress.samples:,} samples: {progress.step:,} x {run.train.global_batch} is "
             f"{progress.step * run.train.global_batch:,}; write "
-            f"train.global_batch={progress.samples // progress.step} with --accept-changes, or give the run another name to start anew"
+            f"train.global_batch={progress.samples // progress.step} with --accept-changes, or give the run another name"
         )
     journal.started(progress.step)
     heart.step = progress.step
