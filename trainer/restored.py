@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from trainer.checkpoint import Store, fill
-from trainer.config import RefusedError, Run
+from trainer.config import RefusedError, Run, UserError
 from trainer.models import build_model
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec
@@ -51,7 +52,12 @@ def restore(folder: RunDir, which: str) -> Restored:
 
 
 def device_of(name: str) -> torch.device:
-    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`."""
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`. Raises UserError for what is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
+    if match is None:
+        raise UserError(f"--device is '{name}'; write auto, cpu, cuda, or cuda:1 for the second GPU")
+    if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device is {name}, and {torch.cuda.device_count()} GPUs are visible; write --device cpu, or auto")
     return torch.device(name)
