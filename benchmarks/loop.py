@@ -94,9 +94,11 @@ def graft(batches: list[Batch], runtime: Runtime) -> tuple[float, nn.Module]:
     clock = Clock(parse_amount("1 h", times=True), epoch_samples=10**9, step_samples=BATCH, now=time.monotonic())
     steps = ([batch] for batch in itertools.cycle(batches))
     job = Job(
-        runtime=runtime, phases=[Phase("model", model, runtime.wrap(model), optimizer, loss)], average=None, batches=steps,
+        runtime=runtime, phases=[Phase("model", model, runtime.wrap(model), optimizer, loss)], average=None,
+        batches=steps,
         prepare=lambda batch: batch, steps=STEPS, global_batch=BATCH, epoch_samples=10**9, schedule=cosine, seed=seed,
-        train_mode=lambda: nothing(model.train()), evaluate=None, save=nothing, wants_retry=lambda: False, stop=lambda: False, beat=nothing,
+        train_mode=lambda: nothing(model.train()), evaluate=None, save=nothing, wants_retry=lambda: False, stop=lambda: False,
+        beat=nothing,
         listener=Silent(), log_every=LOG_EVERY, evaluate_every=clock, checkpoint_every=clock, evaluate_at_start=False,
         lower_is_better=True, best_metric="val/loss", patience=None, min_delta=0.0, clip=CLIP, max_skipped=10,
     )  # fmt: skip

@@ -10,14 +10,30 @@ from typing import Annotated, Any
 
 import typer
 
+_FIRST_STEPS = """\b
+First steps:
+  graft demo                     see it work, without any data of your own
+  graft plan pets.yaml           what a run file would do
+  graft train pets.yaml          train; Ctrl-C stops, the same command goes on
+  graft evaluate pets            the figures of the run called pets
+  graft predict pets new.jpg     what is in a picture
+"""
+_EXAMPLES = """\b
+Examples:
+  graft {command} pets.yaml
+  graft {command} pets.yaml name=second optimizer.lr=1e-3 train.epochs=20
+  graft {command} pets.yaml --processes 2
+"""
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-    help="Fine-tune pretrained image networks: a run file becomes a trained model.",
+    help="Fine-tune pretrained image networks: a run file becomes a trained model.", epilog=_FIRST_STEPS,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
 RunFile = Annotated[str, typer.Argument(metavar="RUN", help="a run file (.yaml), or a run folder to go on with")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, or its name below --runs")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings in place of the run file's")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="settings in place of the run file's")]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="where the run folders are")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 Processes = Annotated[int | None, typer.Option("--processes", min=1, help="ranks on this machine")]
@@ -33,7 +49,7 @@ def main() -> None:
     # pydantic looks through every installed distribution for plugins otherwise (30 ms)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        app()
+        app(prog_name="graft")
     except BrokenPipeError:  # `graft … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
@@ -72,7 +88,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(epilog=_EXAMPLES.format(command="train"))
 def train(
     run: RunFile, overrides: Overrides = None, runs: Runs = _RUNS, processes: Processes = None, json: Json = False,
     accept_changes: Accept = False, retry: Retry = False,
@@ -87,7 +103,7 @@ def train(
     raise typer.Exit(start.train(prepared, accept_changes=accept_changes, retry=retry, as_json=json))
 
 
-@app.command()
+@app.command(epilog=_EXAMPLES.format(command="plan"))
 def plan(run: RunFile, overrides: Overrides = None, runs: Runs = _RUNS, processes: Processes = None, json: Json = False) -> None:
     """Show what a run would do, and start nothing."""
     from launcher import start

@@ -35,6 +35,8 @@ class Plan:
     nodes: int
     world_size: int
     threads: int
+    model: str
+    weights: str
     learns: str
     classes: int
     train_samples: int
@@ -85,7 +87,8 @@ def plan(run: Run, counts: Counts, machine: Machine) -> Plan:
     warmup = run.schedule.warmup_samples(total=samples, epoch_samples=n, step_samples=train.global_batch)
     return Plan(
         name=run.name, device=device, precision=train.precision, nodes=nodes, world_size=world_size,
-        threads=run.parallel.threads or max(1, machine.cores // local), learns=run.strategy.kind,
+        threads=run.parallel.threads or max(1, machine.cores // local), model=run.model.source,
+        weights=run.model.weights, learns=run.strategy.kind,
         classes=len(counts.classes), train_samples=n, fewest=min(counts.train), most=max(counts.train), val_samples=counts.val,
         global_batch=train.global_batch, shares=shares, micro_batch=passes[0], accumulation=len(passes),
         steps=steps, epochs=samples / n, samples=samples, tail=max(0, samples - asked), warmup_samples=warmup,

@@ -14,6 +14,7 @@ from launcher.plan import Plan
 from launcher.runs import Status
 
 _STYLES = {"done": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "killed": "red", "new": "dim"}
+_LEARNS = {"full": "every layer", "head": "the new head alone, the rest is frozen"}
 
 
 def plan(plan: Plan, happens: str) -> None:
@@ -43,7 +44,8 @@ def plan_rows(plan: Plan, happens: str) -> list[tuple[str, str]]:
         ("data", f"{plan.train_samples:,} samples of {plan.classes} classes ({each} a class), {val}"),
         ("batch", batch),
         ("steps", f"{plan.steps:,} = {plan.samples:,} samples = {plan.epochs:.4g} epochs{tail}"),
-        ("learns", plan.learns),
+        ("model", f"{plan.model}, " + ("begun from random weights" if plan.weights == "none" else f"weights {plan.weights}")),
+        ("learns", _LEARNS.get(plan.learns, plan.learns)),
         ("warm-up", f"{plan.warmup_samples:,} samples" if plan.warmup_samples else "none"),
     ]
     if plan.evaluate_every is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher.machine import here
 from launcher.plan import Counts, Plan, plan
 from launcher.runs import find, last_checkpoint, status
-from trainer.config import EXIT_DONE, RefusedError, Run, UserError, load
+from trainer.config import EXIT_DONE, RefusedError, Run, UserError, load, nearest
 from trainer.rundir import RunDir
 from trainer.rundir.lease import held_by
 
@@ -43,6 +43,7 @@ def prepare(target: str, overrides: list[str], runs: Path, processes: int | None
         run = load(rundir.config, overrides)
     else:
         raise UserError(f"{target}: no such run file, and no run folder of that path or of that name in {runs}")
+    _look(run, rundir)
     worked_out = plan(run, _counts(run), here())
     difference = [] if rundir.untouched() else rundir.difference(run)
     marker = rundir.marker()
@@ -83,6 +84,18 @@ def train(prepared: Prepared, *, accept_changes: bool = False, retry: bool = Fal
         summary = rundir.read_json(rundir.summary)
         print(json.dumps({**status(rundir).as_json(), "code": code, "summary": summary}, indent=2))
     return code
+
+
+def _look(run: Run, rundir: RunDir) -> None:
+    """Refuse files that are not there now, rather than after seconds of starting."""
+    scheme, _, rest = run.model.source.partition(":")
+    named = [("model.source", Path(rest.rpartition(":")[0]))] if scheme == "python" else []
+    if last_checkpoint(rundir) is None:  # later on the pretrained weights are not read again
+        named.append(("model.weights", Path(run.model.weights)))
+    for key, path in named:
+        if path.is_absolute() and not path.is_file():
+            beside = [p.name for p in path.parent.iterdir() if p.suffix == path.suffix] if path.parent.is_dir() else []
+            raise UserError(f"{key}: {path}: no such file{nearest(path.name, beside)}")
 
 
 def _counts(run: Run) -> Counts:

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
 
 def _parser(command: str, about: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"graft {command}", description=about)
-    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("run", type=Path, help="a run's folder, or its name below --runs (default: runs)")
     return parser
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 
 from trainer.config import UserError
@@ -47,5 +50,14 @@ def measure(restored: Restored, source: str | None, device: torch.device) -> tup
     network = restored.network.to(device)
     task = build_task(run.task, restored.classes, restored.counts)
     batches = eval_batches(dataset, batch=BATCH, rank=0, world=1, workers=run.data.workers, pin=device.type == "cuda")
-    result = measured(network, task.measure(len(dataset), device), batches, prepare)
+    with precision(run.train.precision, device):
+        result = measured(network, task.measure(len(dataset), device), batches, prepare)
     return result.result(), len(unreadable)
+
+
+def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The mixed precision that the run was evaluated in while it trained; fp16 only where a GPU is."""
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if name not in types or (name == "fp16" and device.type != "cuda"):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=types[name])

@@ -117,7 +117,8 @@ def _table(rows: Sequence[dict[str, Any]], out: TextIO) -> None:
             texts[1].stylize("red")
         table.add_row(*texts[: len(table.columns)])
     # Without a terminal nothing is cut: whoever reads the lines has no width.
-    width = None if out.isatty() else 40 + max((sum(map(len, cells)) for cells in _cells(rows)), default=0)
+    widest = [max(map(len, column)) for column in zip(*_cells(rows), strict=True)]
+    width = None if out.isatty() else 40 + sum(widest)
     Console(file=out, highlight=False, width=width).print(table)
 
 

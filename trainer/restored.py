@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -51,12 +52,12 @@ def restore(folder: RunDir, which: str) -> Restored:
 
 
 def device_of(name: str) -> torch.device:
-    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`; UserError for another word or a GPU that is not there."""
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`. Raises UserError for what is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or not (number or "0").isdigit()):
-        raise UserError(f"--device {name}: write auto, cpu, cuda or cuda:1")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: {torch.cuda.device_count()} GPU(s) are visible; write auto or cpu")
+    match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
+    if match is None:
+        raise UserError(f"--device is '{name}'; write auto, cpu, cuda, or cuda:1 for the second GPU")
+    if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device is {name}, and {torch.cuda.device_count()} GPUs are visible; write --device cpu, or auto")
     return torch.device(name)

@@ -34,7 +34,7 @@ def mounted(folder: Path, *options: str) -> Iterator[bool]:
 
 
 def fill(path: Path, rank: Rank, mine: bool) -> str:
-    """Take the last free byte (where nothing can be mounted: forbid the rank files of any size); the words of the system's error."""
+    """Take the last free byte (where nothing can be mounted: forbid the rank larger files); the words of the system's error."""
     if not mine:
         resource.prlimit(rank.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))  # the rank's own output still fits
         return "File too large"

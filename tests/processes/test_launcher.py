@@ -328,3 +328,18 @@ def test_one_of_two_ranks_killed_is_named_and_the_other_ended(work: Work) -> Non
     assert "Traceback" not in err
     assert len(work.pids()) == 2
     assert gone(work.pids())
+
+
+def test_the_terminal_is_named_to_the_ranks_and_nothing_else_is() -> None:
+    code = "from launcher.local import _environment; print(_environment(1, 1)['GRAFT_TERMINAL'])"
+    leader, follower = os.openpty()
+    try:
+        for handle, said in ((follower, os.ttyname(follower)), (subprocess.DEVNULL, "")):
+            done = subprocess.run(
+                [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=handle, text=True, timeout=60, check=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+            assert done.stdout == f"{said}\n"
+    finally:
+        os.close(leader)
+        os.close(follower)

@@ -92,7 +92,7 @@ def test_a_plan_for_people_and_for_scripts(shell: Shell) -> None:
     done = shell.graft("plan", "pets.yaml", "train.micro_batch=1", "--processes", "2", "schedule={kind: cosine, warmup: 0.25}")
     assert done.returncode == 0, done.stderr
     for words in (
-        "starts anew in", "2 ranks on cpu", "12 samples of 2 classes (6 a class), 4 for validation",
+        "starts anew in", "torchvision:resnet18", "2 ranks on cpu", "12 samples of 2 classes (6 a class), 4 for validation",
         "4 a step = 2 x 2, in 2 micro-batches of 1", "6 = 24 samples = 2 epochs", "every 1 epoch (2 times)", "6 samples",
     ):  # fmt: skip
         assert words in done.stdout
@@ -119,6 +119,10 @@ def test_a_plan_for_people_and_for_scripts(shell: Shell) -> None:
         (["pets.yaml", "train.precision=fp16"], "write train.precision=bf16"),
         (["pets.yaml", "train.global_batch=1", "--processes", "2"], "1 / 2 is less than one sample a rank"),
         (["pets.yaml", "parallel.device=cuda"], "no GPU is visible"),
+        (["pets.yaml", "model.source=resnet18"], "write SCHEME:NAME, such as torchvision:resnet18"),
+        (["pets.yaml", "model.source=python:pets.py:make"], "pets.py: no such file"),
+        (["pets.yaml", "model.weights=old.pt"], "old.pt: no such file"),
+        (["pets.yaml", "checkpoint.best=val/precision"], "classify measures val/loss, val/accuracy, val/f1, val/top5"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(shell: Shell, arguments: list[str], said: str) -> None:

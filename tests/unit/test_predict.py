@@ -12,6 +12,7 @@ from torch import nn
 
 from trainer.config import UserError
 from trainer.predict import predict_files, show
+from trainer.restored import device_of
 
 CLASSES = ("dark", "middle", "light")
 
@@ -90,6 +91,21 @@ def test_the_table_is_whole_without_a_terminal(folder: Path) -> None:
     assert str(long) in out.getvalue()
     assert "not read: the file is empty" in out.getvalue()
     assert "middle" in out.getvalue()
+
+
+def test_a_long_reason_stays_on_its_line_without_a_terminal() -> None:
+    reason = "damaged: image file is truncated (81 bytes not processed)"
+    top = [{"class": "longsleeve", "probability": 0.5}, *({"class": f"kind {n}", "probability": 0.1} for n in range(5))]
+    out = io.StringIO()
+    show([{"file": "a.jpg", **top[0], "top": top}, {"file": "broken.jpg", "error": reason}], False, out)
+    assert len(out.getvalue().splitlines()) == 3
+    assert reason in out.getvalue()
+
+
+@pytest.mark.parametrize(("name", "words"), [("gpu", "write auto, cpu, cuda"), ("cuda:99", "GPUs are visible")])
+def test_a_device_that_is_not_there_is_an_error_for_people(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        device_of(name)
 
 
 def test_what_is_not_there_is_said_before_anything_is_read(folder: Path) -> None:

@@ -47,6 +47,14 @@ class Model(Section):
     args: dict[str, bool | int | float | str | None] = Field(default_factory=dict, description="keyword arguments of the factory")
     adapt: Adapt = Adapt()
 
+    @field_validator("source")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        scheme, colon, _ = value.partition(":")
+        if not colon:
+            raise ValueError(f"write SCHEME:NAME, such as torchvision:{scheme or 'resnet50'}")
+        return value
+
 
 class Normalize(Section):
     """Per-channel mean and deviation of pixels in [0, 1]."""
@@ -228,6 +236,12 @@ class Run(Section):
     def _consistent(self) -> Run:
         if self.evaluate.early_stop is not None and self.data.val is None:
             raise ValueError("evaluate.early_stop needs validation data; set data.val")
+        best = self.checkpoint.best.removeprefix("val/")
+        if best not in self.task.metrics:
+            raise ValueError(
+                f"checkpoint.best is '{self.checkpoint.best}'; {self.task.kind} measures "
+                + ", ".join(f"val/{metric}" for metric in self.task.metrics)
+            )
         norm = self.data.normalize
         if isinstance(norm, Normalize) and not len(norm.mean) == len(norm.std) == self.model.adapt.in_channels:
             raise ValueError(

@@ -42,12 +42,13 @@ def _cell(value: Any) -> str:
 
 def _what(run: Run, spec: InputSpec, classes: tuple[str, ...]) -> str:
     weights = run.model.weights
-    start = "random weights" if weights == "none" else f"the weights {_cell(PurePath(weights).name)}"
+    given = f"fine-tuned with graft from the weights {_cell(PurePath(weights).name)}"
+    made = "trained with graft from random weights" if weights == "none" else given
     kind = {1: "grey", 3: "RGB"}.get(spec.in_channels, f"{spec.in_channels}-channel")
     names = ", ".join(_cell(name) for name in classes[:50]) + (f" and {len(classes) - 50} more" if len(classes) > 50 else "")
     learnt = {"head": "Only its head learnt; the trunk is as it was.", "full": "All its parameters learnt."}
     return (
-        f"An image classifier: `{_source(run)}`, begun from {start} and fine-tuned with graft. "
+        f"An image classifier: `{_source(run)}`, {made}. "
         f"{learnt.get(run.strategy.kind, f'Strategy: {run.strategy.kind}.')}\n\n"
         f"It takes {kind} pictures of {spec.image_size} x {spec.image_size} pixels and gives one of {len(classes)} classes: "
         f"{names}.\n"
