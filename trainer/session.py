@@ -162,6 +162,8 @@ def assemble(
     def beat(step: int) -> None:
         heart.step = step
         reached("step", step)
+        if tracker is not None and step < parts.steps:  # of the last step there is a point with its loss
+            tracker.pulse(step, step * batch)
         if lease is not None and lease.lost:
             lease.check()  # raises: another process trains this run now
 

@@ -67,6 +67,16 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
 
 
+def slowness() -> float:
+    """How many times slower than an idle machine this one is just now: by the start of a bare Python, 0.03 s there."""
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-S", "-c", "import json, argparse"], check=True)
+        times.append(time.perf_counter() - began)
+    return max(1.0, min(times) / 0.03)
+
+
 def test_help_is_there_at_once(shell: Shell) -> None:
     times = []
     for _ in range(4):
@@ -74,7 +84,7 @@ def test_help_is_there_at_once(shell: Shell) -> None:
         times.append(shell.seconds)
         assert done.returncode == 0
     assert all(name in done.stdout for name in ("train", "plan", "demo", "evaluate", "export", "report", "schema", "logs"))
-    assert min(times) < 0.25, times
+    assert min(times) < 0.25 * slowness(), times
 
 
 def test_a_plan_takes_half_a_second_for_a_thousand_images(shell: Shell) -> None:
@@ -85,7 +95,7 @@ def test_a_plan_takes_half_a_second_for_a_thousand_images(shell: Shell) -> None:
         done = shell.graft("plan", "pets.yaml")
         times.append(shell.seconds)
     assert "762 samples of 2 classes (6 to 756 a class), 254 for validation" in done.stdout
-    assert min(times) < 0.5, times
+    assert min(times) < 0.5 * slowness(), times
 
 
 def test_a_plan_for_people_and_for_scripts(shell: Shell) -> None:

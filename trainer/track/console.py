@@ -70,17 +70,22 @@ def terminal() -> TextIO:
 class Console:
     """Shows a run on `stream` (the launcher's terminal, or stderr); only the main rank prints.
 
-    `total_samples`: samples of the whole training; `update` takes how many were seen, those of earlier attempts included.
+    `total_samples`: samples of the whole training; `seen`: those of earlier attempts, which `update` and `pulse` include.
     """
 
-    def __init__(self, *, name: str, total_samples: int, main: bool, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, *, name: str, total_samples: int, main: bool, seen: int = 0, stream: TextIO | None = None
+    ) -> None:  # fmt: skip
         self._name = name
         self._total = total_samples
+        self._seen = seen
         self._main = main
         self._given = stream if stream is not None else sys.stderr
         self._stream = terminal() if main and stream is None else self._given
         self._rate = Rate()
         self._epoch_loss: float | None = None
+        self._latest: dict[str, Any] = {}
+        self._told = -1
         self._spoken = -PLAIN_EVERY
         self._every = PLAIN_EVERY
         self._rich: RichConsole | None = None
@@ -106,24 +111,27 @@ class Console:
         )
         self._every = BAR_EVERY
         self._progress.start()
-        self._task = self._progress.add_task(escape(self._name), total=self._total, facts="")
+        self._task = self._progress.add_task(escape(self._name), total=self._total, completed=self._seen, facts="")
 
     def update(self, samples: int, step: int, epoch: float, metrics: dict[str, Any]) -> None:
-        """How far the training is; cheap enough for every step. Speaks of points with a `train/loss`.
-
-        The mean loss of an epoch waits for the next evaluation's line.
-        """
+        """A point of the curves; the mean loss of an epoch waits for the next evaluation's line."""
         if not self._main:
             return
-        now = time.monotonic()
-        self._rate.add(now, samples)
         self._epoch_loss = metrics.get("train/epoch_loss", self._epoch_loss)
-        if "train/loss" not in metrics:
+        if "train/loss" in metrics:
+            self._latest = metrics
+            self._rate.add(time.monotonic(), samples)
+            self.pulse(samples, step, epoch)
+
+    def pulse(self, samples: int, step: int, epoch: float) -> None:
+        """How far the training is, with the latest loss that is known; cheap enough for every step."""
+        now = time.monotonic()
+        last = samples >= self._total
+        if not self._main or (now - self._spoken < self._every and not last) or (last and samples == self._told):
             return
-        if now - self._spoken < self._every and samples < self._total:
-            return
-        self._spoken = now
-        facts = self._facts(samples, epoch, metrics)
+        self._spoken, self._told = now, samples
+        self._rate.add(now, samples)
+        facts = self._facts(samples, epoch, self._latest)
         if self._progress is not None and self._task is not None:
             from rich.markup import escape
 
@@ -137,7 +145,8 @@ class Console:
         rate = self._rate.per_second()
         if rate is not None:
             facts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
-        facts.append(f"loss {short(float(metrics['train/loss']))}")
+        if metrics.get("train/loss") is not None:
+            facts.append(f"loss {short(float(metrics['train/loss']))}")
         if metrics.get("lr") is not None:
             facts.append(f"lr {float(metrics['lr']):.3g}")
         if rate is not None and samples < self._total:

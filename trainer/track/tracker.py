@@ -48,7 +48,7 @@ class Tracker:
         self._began = time.time()
         self._record = Record(folder.metrics, points=progress.points)
         self._wandb = WandbSink(folder, run)
-        self._console = Console(name=run.name, total_samples=total_samples, main=True)
+        self._console = Console(name=run.name, total_samples=total_samples, seen=progress.samples, main=True)
         if progress.step:
             self._console.message(f"going on at step {progress.step:,}, {progress.samples:,} of {total_samples:,} samples")
 
@@ -62,6 +62,10 @@ class Tracker:
         self._add(values, progress)
         self._console.update(progress.samples, progress.step, progress.samples / self._epoch_samples, values)
 
+    def pulse(self, step: int, samples: int) -> None:
+        """Show how far the training is; called after every step."""
+        self._console.pulse(samples, step, samples / self._epoch_samples)
+
     def _add(self, values: dict[str, Any], progress: Progress) -> dict[str, Any]:
         point = {
             "samples": progress.samples, "step": progress.step, "epoch": round(progress.samples / self._epoch_samples, 6),
@@ -74,7 +78,7 @@ class Tracker:
     def evaluated(self, evaluation: Evaluation, progress: Progress, *, final: bool) -> None:
         """Record an evaluation, draw its predictions, and keep what the report needs."""
         point = self._add(progress.metrics, progress)
-        self._console.evaluation(progress.metrics)
+        self._console.evaluation(point)
         try:
             self._draw(evaluation, point, progress, final=final)
             self._summarise(progress, "running")
