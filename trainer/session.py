@@ -140,6 +140,7 @@ def assemble(
     """The job of this rank."""
     runtime, batch = parts.runtime, run.train.global_batch
     lower = run.checkpoint.best.rsplit("/", 1)[1] in ("loss", "error")
+    began_at = progress.step
 
     def save(state: Progress, improved: bool, wait: bool) -> None:
         state.saved = state.samples
@@ -160,6 +161,9 @@ def assemble(
             runtime.barrier()
 
     def beat(step: int) -> None:
+        if saver is not None and step == began_at + 1:
+            # Now the optimizer has its state: the first touch of the memory is paid here, not in the first checkpoint.
+            saver.reserve(building.tensors(parts))
         heart.step = step
         reached("step", step)
         if tracker is not None and step < parts.steps:  # of the last step there is a point with its loss

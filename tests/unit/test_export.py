@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -98,19 +99,19 @@ assert "trainer" not in sys.modules and "launcher" not in sys.modules
 """
 
 
-def alone(*arguments: str | Path, cwd: Path) -> str:
-    """Python's output, isolated: no PYTHONPATH, no working directory on the path."""
+def alone(*arguments: str | Path, cwd: Path, code: int = 0) -> tuple[str, str]:
+    """Python's output and errors, isolated: no PYTHONPATH, no working directory on the path."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-I", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
 
 
 def compare(out: Path, root: Path, run: Run, network: nn.Module, spec: InputSpec) -> None:
     files = pictures(root)
     (root / "logits.py").write_text(LOGITS, encoding="utf-8")
-    said = torch.tensor(json.loads(alone(root / "logits.py", out, *files, cwd=root)))
+    said = torch.tensor(json.loads(alone(root / "logits.py", out, *files, cwd=root)[0]))
     with torch.inference_mode():
         own = torch.cat([network(expected(path, run, spec)) for path in files])
     torch.testing.assert_close(said, own, atol=1e-5, rtol=1e-5)
@@ -167,7 +168,13 @@ def test_the_snippet_of_the_card_names_the_class(tmp_path: Path) -> None:
     assert code == (out / "predict.py").read_text(encoding="utf-8")
     path = pictures(tmp_path)[1]
     (out / "snippet.py").write_text(code, encoding="utf-8")
-    file, name, probability = alone("snippet.py", path, cwd=out).strip().split("\t")
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.full((70, 70), 40_000, np.uint16)).save(deep)
+    said, errors = alone("snippet.py", deep, path, "nowhere.png", cwd=out, code=1)
+    assert f"{deep}: more than 8 bits a channel; save it in 8 bits" in errors
+    assert "nowhere.png: " in errors
+    assert "Traceback" not in errors
+    file, name, probability = said.strip().split("\t")
     with torch.inference_mode():
         chances = network.eval()(expected(path, run, spec)).softmax(1)[0]
     assert file == str(path)

@@ -164,7 +164,7 @@ def read(path):
     """A picture as the network takes it: float [1, {channels}, {size}, {size}]."""
     image = ImageOps.exif_transpose(Image.open(path))
     if image.mode[0] in "IF":
-        raise ValueError(f"{{path}}: more than 8 bits a channel; save it in 8 bits")
+        raise ValueError("more than 8 bits a channel; save it in 8 bits")
 {mode}    pixels = v2.functional.pil_to_tensor(image)
 {resize}    pixels = v2.functional.center_crop(pixels, [{size}, {size}])
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
@@ -172,16 +172,23 @@ def read(path):
 
 
 def main():
-    network = load()
+    network, failed = load(), 0
     for path in sys.argv[1:]:
+        try:
+            picture = read(path)
+        except (OSError, ValueError) as error:
+            print(f"{{path}}: {{error}}", file=sys.stderr)
+            failed = 1
+            continue
         with torch.inference_mode():
-            logits = network(read(path))
+            logits = network(picture)
         probability, index = logits.softmax(1).max(1)
         print(f"{{path}}\\t{{CLASSES[int(index)]}}\\t{{float(probability):.6f}}")
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
 '''
 
 _TRIM = """    height, width = pixels.shape[-2:]
