@@ -94,6 +94,8 @@ def train(job: Job, progress: Progress) -> bool:
             job.train_mode()
         if last or improved or wishes & SAVE or job.checkpoint_every.due(progress.samples, progress.saved):
             taking.drain(progress)
+            if last and progress.losses:
+                taking.point(progress)  # an early stop between two points
             job.save(progress, improved, last)
             job.checkpoint_every.reset(time.monotonic())
         if last:
@@ -126,6 +128,13 @@ class Step:
         self._parameters = [[p for g in phase.optimizer.param_groups for p in g["params"]] for phase in job.phases]
         self._scale = job.runtime.world / job.global_batch  # a mean over the ranks of sums over samples is the global mean
         self._limit = job.max_skipped if job.runtime.scaler is None else max(job.max_skipped, SCALER_PATIENCE)
+
+        self._unsound_before = set(self._unsound())
+
+    def _unsound(self) -> list[str]:
+        """Buffers that are not finite: some are meant so, such as a mask of minus infinity."""
+        named = [item for phase in self._job.phases for item in phase.network.named_buffers()]
+        return [name for name, buffer in named if buffer.is_floating_point() and not buffer.isfinite().all()]
 
     def step(self, progress: Progress) -> None:
         """One optimizer step of every phase over one global batch."""
@@ -189,9 +198,8 @@ class Step:
             if loss
         ]
         where = f"the loss is not finite on rank {', '.join(ranks)}" if ranks else "the loss is finite, its gradient is not"
-        spoilt = [
-            n for p in self._job.phases for n, b in p.network.named_buffers() if b.is_floating_point() and not b.isfinite().all()
-        ]
+        # Buffers follow rank 0: those of the others are made good at their next forward pass.
+        spoilt = self._job.runtime.from_main([name for name in self._unsound() if name not in self._unsound_before])
         if spoilt:
             raise GraftError(
                 f"step {progress.step}: {where}, and it spoilt the statistics of {spoilt[0]}; the checkpoint before is finite. "

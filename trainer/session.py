@@ -66,7 +66,7 @@ def start(
     log.info("%s", strategies.summary(parts.built.network))
     reached("resume-loaded", progress.step)
     tracker = _tracker(folder, parts, progress, journal) if runtime.main else None
-    saver = _saver(store, tracker) if tracker else None
+    saver = _saver(store, tracker, parts) if tracker else None
     done, ours = False, True
     try:
         job = assemble(run, parts, progress, tracker, saver, stop, heart, lease)
@@ -123,8 +123,10 @@ def _tracker(folder: RunDir, parts: building.Parts, progress: Progress, journal:
     )  # fmt: skip
 
 
-def _saver(store: Store, tracker: Tracker) -> Saver:
-    return Saver(store, before_write=tracker.sync, on_commit=tracker.committed)
+def _saver(store: Store, tracker: Tracker, parts: building.Parts) -> Saver:
+    named = [item for file in building.tensors(parts).values() for item in file.items()]
+    meant = frozenset(name for name, value in named if value.is_floating_point() and not value.isfinite().all())
+    return Saver(store, before_write=tracker.sync, on_commit=tracker.committed, meant=meant)
 
 
 def assemble(

@@ -22,7 +22,8 @@ def losses(folder: Path) -> dict[int, float]:
 
 def finite(folder: Path) -> bool:
     newest = max((folder / "checkpoints").glob("step-*"))
-    return all(bool(t.isfinite().all()) for file in newest.glob("*.safetensors") for t in load_file(file).values())
+    tensors = [item for file in newest.glob("*.safetensors") for item in load_file(file).items()]
+    return all(bool(value.isfinite().all()) for name, value in tensors if name != "mask")
 
 
 def test_a_nan_on_one_rank_is_skipped_by_all(trainers: Zygote, tmp_path: Path) -> None:
@@ -46,6 +47,18 @@ def test_too_many_nans_stop_all_ranks_with_a_finite_checkpoint(trainers: Zygote,
     assert "rank 1" in marker.reason
     assert f"step {marker.step}: " in marker.reason
     assert finite(tmp_path / "run")
+
+
+def test_a_nan_in_the_picture_of_one_rank(trainers: Zygote, tmp_path: Path) -> None:
+    """It also enters the statistics of that rank's BatchNorm, which follow rank 0's; on rank 0 it ends the run for all."""
+    for victim, ends in ((1, [0, 0]), (0, [1, 1])):
+        run = run_file(tmp_path / str(victim), model={"args": {"nan_rank": victim, "nan_at": 11, "nan_in": True}})
+        assert trainers.run(run, tmp_path / str(victim), world=2) == ends
+        assert finite(tmp_path / str(victim) / "run")
+    marker = RunDir(tmp_path / "0" / "run").marker()
+    assert marker is not None
+    assert "spoilt the statistics of trunk.1.running_mean" in marker.reason
+    assert "rank 0" in marker.reason
 
 
 def test_a_learning_rate_a_million_times_too_high(trainers: Zygote, tmp_path: Path) -> None:

@@ -25,11 +25,19 @@ class Saver:
     """Stages a state in memory and commits it in a thread, one at a time.
 
     A disk that is full costs a checkpoint, never the training: the failure is logged, the old checkpoints stay, and `retry` asks
-    for another one. A state that is not finite is never committed.
+    for another one. A state that is not finite is never committed, save for the tensors in `meant` (a mask of minus infinity).
     """
 
-    def __init__(self, store: Store, *, before_write: Callable[[], None], on_commit: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        before_write: Callable[[], None],
+        on_commit: Callable[[int], None],
+        meant: frozenset[str] = frozenset(),
+    ) -> None:
         self._store = store
+        self._meant = meant
         self._before_write = before_write
         self._on_commit = on_commit
         self._staged: dict[str, StagedFile] = {}
@@ -69,8 +77,9 @@ class Saver:
     def _commit(self, step: int, staged: dict[str, StagedFile], state: dict[str, Any], best: float | None) -> None:
         try:
             for name, file in staged.items():
-                if not file.finite():
-                    raise GraftError(f"{name} of step {step} holds values that are not finite numbers")
+                bad = [tensor for tensor in file.unsound() if tensor not in self._meant]
+                if bad:
+                    raise GraftError(f"'{bad[0]}' in {name} of step {step} holds values that are not finite numbers")
             self._before_write()
             self._store.commit(step, {name: file.data for name, file in staged.items()}, state, best=best)
             self._failure = None

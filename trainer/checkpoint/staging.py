@@ -64,6 +64,6 @@ class StagedFile:
         views = [self._views[name] for name in tensors]
         torch._foreach_copy_(views, [tensor.detach() for tensor in tensors.values()], non_blocking=True)
 
-    def finite(self) -> bool:
-        """Whether every floating-point value is a finite number."""
-        return all(bool(torch.isfinite(view).all()) for view in self._views.values() if view.is_floating_point())
+    def unsound(self) -> list[str]:
+        """The names of the tensors with a value that is not a finite number."""
+        return [name for name, view in self._views.items() if view.is_floating_point() and not bool(torch.isfinite(view).all())]
