@@ -77,7 +77,9 @@ class Runtime:
             # DDP lays its buckets out anew after its first step, and the layout decides in which order three ranks or more are
             # added up: without this a resumed run would round differently. (On GPUs it would hold every message back to the end
             # of the backward pass.)
-            wrapped.reducer._push_all_rebuilt_params()  # type: ignore[operator, union-attr]
+            fix = getattr(getattr(wrapped, "reducer", None), "_push_all_rebuilt_params", None)
+            if fix is not None:  # not a promised interface; where it is gone, three ranks resume to rounding
+                fix()
         return wrapped
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -132,7 +132,10 @@ def test_a_plan_for_people_and_for_scripts(shell: Shell) -> None:
         (["pets.yaml", "model.source=resnet18"], "write SCHEME:NAME, such as torchvision:resnet18"),
         (["pets.yaml", "model.source=python:pets.py:make"], "pets.py: no such file"),
         (["pets.yaml", "model.weights=old.pt"], "old.pt: no such file"),
-        (["pets.yaml", "checkpoint.best=val/precision"], "classify measures val/loss, val/accuracy, val/f1, val/top5"),
+        (
+            ["pets.yaml", "checkpoint.best=val/precision"],
+            "which classify does not measure; known: val/accuracy, val/f1, val/loss, val/top5",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(shell: Shell, arguments: list[str], said: str) -> None:

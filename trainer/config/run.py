@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainer.config.amounts import Amount, Interval, Seconds
 from trainer.config.base import Kind, Section, one_of
+from trainer.config.errors import nearest
 from trainer.config.optimizers import AnyOptimizer, AnySchedule, Cosine
 from trainer.config.tasks import classify
 
@@ -236,12 +237,10 @@ class Run(Section):
     def _consistent(self) -> Run:
         if self.evaluate.early_stop is not None and self.data.val is None:
             raise ValueError("evaluate.early_stop needs validation data; set data.val")
-        best = self.checkpoint.best.removeprefix("val/")
-        if best not in self.task.metrics:
-            raise ValueError(
-                f"checkpoint.best is '{self.checkpoint.best}'; {self.task.kind} measures "
-                + ", ".join(f"val/{metric}" for metric in self.task.metrics)
-            )
+        known = [f"val/{metric}" for metric in self.task.metrics]
+        if self.checkpoint.best not in known:
+            near = nearest(self.checkpoint.best, known)
+            raise ValueError(f"checkpoint.best is '{self.checkpoint.best}', which {self.task.kind} does not measure{near}")
         norm = self.data.normalize
         if isinstance(norm, Normalize) and not len(norm.mean) == len(norm.std) == self.model.adapt.in_channels:
             raise ValueError(
