@@ -67,7 +67,6 @@ def start(
     reached("resume-loaded", progress.step)
     tracker = _tracker(folder, parts, progress, journal) if runtime.main else None
     saver = _saver(store, tracker, parts) if tracker else None
-    done, ours = False, True
     try:
         job = assemble(run, parts, progress, tracker, saver, stop, heart, lease)
         with contextlib.closing(job.batches):
@@ -76,10 +75,12 @@ def start(
         ours = not isinstance(error, LeaseLostError)
         if saver:
             saver.wait()  # what failed first is told, whatever becomes of the save under way
-        raise
-    finally:
         if tracker:
-            tracker.close(progress, complete=done, ours=ours)
+            tracker.close(progress, complete=False, ours=ours)
+            tracker.finish(complete=False)
+        raise
+    if tracker:
+        tracker.close(progress, complete=done)
     runtime.barrier()
     if lease:
         lease.check()
@@ -89,6 +90,8 @@ def start(
         else:
             folder.mark("REQUEUE", f"stopped by {stop.reason or 'another rank'}", EXIT_REQUEUE, progress.step)
     journal.ended("DONE" if done else "REQUEUE", progress.step, stop.reason or "")
+    if tracker:
+        tracker.finish(complete=done)
     return EXIT_DONE if done else EXIT_REQUEUE
 
 

@@ -17,7 +17,7 @@ from trainer.tasks.base import Evaluation
 from trainer.track.console import Console
 from trainer.track.wandb_sink import WandbSink
 
-FINISH_WITHIN = 60.0
+FINISH_WITHIN, STOP_WITHIN = 60.0, 10.0  # seconds
 log = logging.getLogger("graft.track")
 
 
@@ -112,9 +112,6 @@ class Tracker:
         """A checkpoint is on disk: the points up to it are final."""
         self._wandb.commit(step)
 
-    def message(self, text: str) -> None:
-        self._console.message(text)
-
     def _summarise(self, progress: Progress, state: str) -> dict[str, Any]:
         wall = self._wall()
         summary = {
@@ -129,13 +126,20 @@ class Tracker:
         return summary
 
     def close(self, progress: Progress, *, complete: bool, ours: bool = True) -> None:
-        """Finish the record, the summary (not in a folder that is no longer ours) and W&B, which has a limited time for it.
+        """Finish the record, the console and the summary (not in a folder that is no longer ours).
 
         Raises nothing: it must not hide why a training failed.
         """
         if ours:
             self._finish(progress, complete)
-        for end in (self._console.close, self._record.close, lambda: self._wandb.finish(timeout=FINISH_WITHIN)):
+        self._end(self._console.close, self._record.close)
+
+    def finish(self, *, complete: bool) -> None:
+        """End W&B, which has a limited time for it: a short one where a signal's grace runs. Comes after the marker."""
+        self._end(lambda: self._wandb.finish(timeout=FINISH_WITHIN if complete else STOP_WITHIN))
+
+    def _end(self, *ends: Callable[[], None]) -> None:
+        for end in ends:
             try:
                 end()
             except Exception as error:
