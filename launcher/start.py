@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ def train(prepared: Prepared, *, accept_changes: bool = False, retry: bool = Fal
         # imported here: signals, processes and threads are of no use to `graft plan`
         from launcher import local
 
+        gc.enable()  # which the command line turned off to start quickly
         options = ["--accept-changes"] * accept_changes + ["--retry"] * retry
         code = local.train(rundir, options, world_size=planned.world_size, threads=planned.threads, quiet_stdout=as_json)
     if as_json:

@@ -20,8 +20,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import psutil
-
 from trainer.config import RefusedError
 from trainer.rundir.folder import write_atomically
 
@@ -54,10 +52,14 @@ def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
+        import psutil
+
         return str(psutil.boot_time())
 
 
 def _me(token: str) -> Holder:
+    import psutil  # here and below: the plan, which reads a lease that nobody holds, need not wait for it
+
     process = psutil.Process()
     return Holder(
         host=socket.gethostname(), boot=_boot(), pid=os.getpid(), started=process.create_time(), token=token, beat=0,
@@ -79,6 +81,8 @@ def _alive_here(holder: Holder) -> bool | None:
         return None
     if holder.boot != _boot():
         return False
+    import psutil
+
     try:
         process = psutil.Process(holder.pid)
         return abs(process.create_time() - holder.started) < 2 and process.status() != psutil.STATUS_ZOMBIE
