@@ -32,7 +32,13 @@ class Listener(Protocol):
 
 @dataclass
 class Job:
-    """All that a training is made of, assembled by `build`."""
+    """All that a training is made of, assembled by `session`.
+
+    `batches` gives the micro-batches of this rank for one optimizer step; `prepare` brings one to the device, normalised.
+    `schedule(samples)` is the factor on the learning rate; `seed(step, rank, micro-batch)` what dropout is seeded with.
+    `save(progress, is the best yet, wait until it is durable)`; `beat(step)` comes after every step. `steps` are optimizer steps,
+    `global_batch` and `epoch_samples` samples; `patience` counts evaluations.
+    """
 
     runtime: Runtime
     phases: Sequence[Phase]

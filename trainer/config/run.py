@@ -102,7 +102,9 @@ class Data(Section):
     )
     augment: Augment = Augment()
     max_pixels: int = Field(64_000_000, ge=1, description="an image with more is refused before it is decoded")
-    max_bad: int = Field(0, ge=0, description="unreadable images to skip and count before the run stops; 0 stops at the first")
+    max_bad: int = Field(
+        0, ge=0, description="unreadable images a rank skips and counts in an attempt before the run stops; 0 stops at the first"
+    )
 
 
 class EarlyStop(Section):

@@ -43,7 +43,7 @@ class BadCount:
 class ImageDataset:
     """The images of a listing as the network takes them, still uint8.
 
-    `in_memory`: no file is read (digits). `cheap`: then also nothing random, so that fetching is indexing.
+    `cheap`: no file is read (digits) and nothing is random, so that fetching is indexing.
     """
 
     def __init__(self, listing: Listing, data: Data, spec: InputSpec, *, train: bool, seed: int) -> None:
@@ -71,10 +71,6 @@ class ImageDataset:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.listing.classes
-
-    @property
-    def in_memory(self) -> bool:
-        return self._pixels is not None
 
     @property
     def cheap(self) -> bool:
