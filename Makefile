@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check chaos bench clean
+.PHONY: demo test check chaos bench cluster clean
 
 demo: $(INSTALLED)
 	$(BIN)/graft demo
 
+# Two processes, a file at a time; all that needs the test cluster in one of them.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -22,9 +23,13 @@ N ?= 100
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos $(N)
 
+# A real Slurm of four nodes on this machine, to try graft on, until Ctrl-C. Needs root, slurm-wlm and munge.
+cluster: $(INSTALLED)
+	$(BIN)/python -m tests.cluster
+
 # Measures what benchmarks/README.md states; wants an idle machine.
 bench: $(INSTALLED)
-	for name in startup loop checkpoint split; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in startup loop checkpoint split runs sweep stop; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -27,6 +29,7 @@ from trainer.progress import Clock, Progress
 from trainer.runtime import Runtime
 from trainer.session import Silent
 from trainer.tasks.base import Phase
+from trainer.watch import Heartbeat
 
 STEPS, BATCH, FEATURES, CLASSES, LR, CLIP, LOG_EVERY = 3000, 32, 64, 10, 1e-3, 1.0, 10
 PAIRS = 10
@@ -83,7 +86,7 @@ def nothing(*_: Any) -> None:
     """In place of what the bare loop does not do either: saving and showing."""
 
 
-def graft(batches: list[Batch], runtime: Runtime) -> tuple[float, nn.Module]:
+def graft(batches: list[Batch], runtime: Runtime, heart: Heartbeat) -> tuple[float, nn.Module]:
     """The same through graft's loop, with all its checks."""
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
@@ -98,7 +101,7 @@ def graft(batches: list[Batch], runtime: Runtime) -> tuple[float, nn.Module]:
         batches=steps,
         prepare=lambda batch: batch, steps=STEPS, global_batch=BATCH, epoch_samples=10**9, schedule=cosine, seed=seed,
         train_mode=lambda: nothing(model.train()), evaluate=None, save=nothing, wants_retry=lambda: False, stop=lambda: False,
-        beat=nothing,
+        beat=nothing, at=heart.at,
         listener=Silent(), log_every=LOG_EVERY, evaluate_every=clock, checkpoint_every=clock, evaluate_at_start=False,
         lower_is_better=True, best_metric="val/loss", patience=None, min_delta=0.0, clip=CLIP, max_skipped=10,
     )  # fmt: skip
@@ -115,12 +118,14 @@ def quartiles(values: list[float]) -> str:
 def main() -> int:
     runtime = Runtime(Parallel(device="cpu", threads=1), Train(), planned=None)
     batches = data()
-    first, second = bare(batches)[1], graft(batches, runtime)[1]
+    folder = tempfile.TemporaryDirectory()
+    heart = Heartbeat(Path(folder.name), 0)
+    first, second = bare(batches)[1], graft(batches, runtime, heart)[1]
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         if not torch.equal(one, other):
             raise SystemExit("the two loops do not give the same weights: the comparison would mean nothing")
     a: Callable[[], float] = lambda: bare(batches)[0]  # noqa: E731
-    b: Callable[[], float] = lambda: graft(batches, runtime)[0]  # noqa: E731
+    b: Callable[[], float] = lambda: graft(batches, runtime, heart)[0]  # noqa: E731
     difference, control, plain = [], [], []
     for _ in range(PAIRS):
         a1, b1, b2, a2 = a(), b(), b(), a()
@@ -131,6 +136,8 @@ def main() -> int:
     print(f"bare loop: {quartiles(plain)} a step ({what})")
     print(f"graft over bare: {quartiles(difference)} a step (goal at most 60), equal final weights")
     print(f"bare over bare (control): {quartiles(control)}")
+    heart.close()
+    folder.cleanup()
     runtime.close()
     return 0
 

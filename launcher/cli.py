@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+# what a file system does to a program that does nothing wrong
+_OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 _FIRST_STEPS = """\b
 First steps:
   graft demo                     see it work, without any data of your own
@@ -40,7 +44,7 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 Processes = Annotated[int | None, typer.Option("--processes", min=1, help="ranks on this machine")]
 Accept = Annotated[bool, typer.Option("--accept-changes", help="go on with a run folder although the settings changed")]
 Retry = Annotated[bool, typer.Option("--retry", help="start although the same failure came three times")]
-_RUNS = Path("runs")
+RUNS = Path("runs")
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -49,6 +53,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))
     # pydantic looks through every installed distribution for plugins otherwise (30 ms)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    from launcher import cli_cluster  # noqa: F401 (its commands)
+
     gc.disable()  # a fifth of the time of a short command; what runs long turns it on again
     try:
         app(prog_name="graft")
@@ -58,15 +64,19 @@ def main() -> None:
     except Exception as error:
         from trainer.config import GraftError
 
+        if isinstance(error, OSError) and error.errno in _OUTSIDE:
+            where = error.filename or "the output, or a file of the run folder"
+            error = GraftError(f"{where}: {error.strerror}; mend that, and try again")
         if not isinstance(error, GraftError):
             raise
         if "--json" in sys.argv:
-            _print_json({"error": {"code": error.code, "message": str(error)}})
+            with suppress(OSError):  # it may be the output itself that cannot be written
+                print_json({"error": {"code": error.code, "message": str(error)}})
         print(f"graft: {error}", file=sys.stderr)
         sys.exit(error.code)
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     import json
 
     print(json.dumps(value, indent=2))
@@ -92,7 +102,7 @@ def _options(
 
 @app.command(epilog=_EXAMPLES.format(command="train"))
 def train(
-    run: RunFile, overrides: Overrides = None, runs: Runs = _RUNS, processes: Processes = None, json: Json = False,
+    run: RunFile, overrides: Overrides = None, runs: Runs = RUNS, processes: Processes = None, json: Json = False,
     accept_changes: Accept = False, retry: Retry = False,
 ) -> None:  # fmt: skip
     """Train here and now.
@@ -106,13 +116,22 @@ def train(
 
 
 @app.command(epilog=_EXAMPLES.format(command="plan"))
-def plan(run: RunFile, overrides: Overrides = None, runs: Runs = _RUNS, processes: Processes = None, json: Json = False) -> None:
+def plan(
+    run: RunFile, overrides: Overrides = None, runs: Runs = RUNS, processes: Processes = None, json: Json = False,
+    script: Annotated[bool, typer.Option("--script", help="print the job script that `graft submit` would hand in")] = False,
+) -> None:  # fmt: skip
     """Show what a run would do, and start nothing."""
+    if script:
+        from launcher.submit import prepare, script_of
+
+        asked = [*(overrides or []), *([f"parallel.processes={processes}"] if processes else [])]
+        print(script_of(prepare(run, asked, runs)), end="")
+        return
     from launcher import start
 
     prepared = start.prepare(run, overrides or [], runs, processes)
     if json:
-        _print_json({**prepared.plan.as_json(), "folder": str(prepared.rundir.path), "happens": prepared.happens})
+        print_json({**prepared.plan.as_json(), "folder": str(prepared.rundir.path), "happens": prepared.happens})
     else:
         from launcher import show
 
@@ -120,15 +139,20 @@ def plan(run: RunFile, overrides: Overrides = None, runs: Runs = _RUNS, processe
 
 
 @app.command()
-def schema() -> None:
+def schema(cluster: Annotated[bool, typer.Option("--cluster", help="that of a cluster file")] = False) -> None:
     """Print the JSON schema of a run file, for editors."""
     from trainer.config import schema
 
-    _print_json(schema())
+    if cluster:
+        from launcher.cluster import Cluster
+
+        print_json(schema(Cluster))
+    else:
+        print_json(schema())
 
 
 @app.command()
-def demo(runs: Runs = _RUNS, fresh: Annotated[bool, typer.Option("--fresh", help="train again what is there")] = False) -> None:
+def demo(runs: Runs = RUNS, fresh: Annotated[bool, typer.Option("--fresh", help="train again what is there")] = False) -> None:
     """Try it: real digits, no network, two minutes.
 
     Pretrains, grafts, compares with training from scratch, and writes a report.
@@ -139,7 +163,7 @@ def demo(runs: Runs = _RUNS, fresh: Annotated[bool, typer.Option("--fresh", help
 
 
 @app.command(context_settings=_PASS_ON)
-def evaluate(context: typer.Context, run: RunName, runs: Runs = _RUNS) -> None:
+def evaluate(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
     """Measure a run's best weights.
 
     On its own validation data, or on other: graft evaluate RUN [DATA].
@@ -148,67 +172,83 @@ def evaluate(context: typer.Context, run: RunName, runs: Runs = _RUNS) -> None:
 
 
 @app.command(context_settings=_PASS_ON)
-def predict(context: typer.Context, run: RunName, runs: Runs = _RUNS) -> None:
+def predict(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
     """Classify images: graft predict RUN FILES…"""
     _trainer("predict", run, runs, context.args)
 
 
 @app.command(context_settings=_PASS_ON)
-def export(context: typer.Context, run: RunName, runs: Runs = _RUNS) -> None:
+def export(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
     """Write a run's best weights for use without graft."""
     _trainer("export", run, runs, context.args)
 
 
 @app.command(context_settings=_PASS_ON)
-def report(context: typer.Context, run: RunName, runs: Runs = _RUNS) -> None:
+def report(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
     """Write a page of curves and examples.
 
-    Of one run, or of several compared: graft report RUN…
+    Of one run, or of several compared: graft report RUN…; or of a sweep, by its name.
     """
     _trainer("report", run, runs, [_named(argument, runs) for argument in context.args])
 
 
 @app.command(name="runs")
-def runs_(runs: Runs = _RUNS, json: Json = False) -> None:
-    """List the runs and how far they got."""
-    from launcher.runs import every
+def runs_(
+    runs: Runs = RUNS, json: Json = False,
+    sort: Annotated[str, typer.Option("--sort", metavar="best|when|name|state", help="else the latest comes last")] = "",
+    state: Annotated[str, typer.Option("--state", help="only runs in these states: running,failed")] = "",
+    last: Annotated[int | None, typer.Option("--last", min=1, help="only the latest so many")] = None,
+    sweep: Annotated[str | None, typer.Option("--sweep", metavar="NAME", help="the members of a sweep, the best first")] = None,
+) -> None:  # fmt: skip
+    """List the runs: how far they got, and why those that wait or failed did."""
+    if sweep is not None:
+        from launcher.sweep.results import show as show_sweep
 
-    found = every(runs)
+        return show_sweep(sweep, runs, as_json=json)
+    from launcher.queue import Queue
+    from launcher.runs import choose, every
+
+    queue = Queue()
+    found = every(runs, queue)
+    chosen = choose(found, sort=sort, states=state, last=last)
+    if queue.problem:
+        print(f"graft: states are as the run folders show them: {queue.problem}", file=sys.stderr)
     if json:
-        _print_json([status.as_json() for status in found])
-    elif not found:
-        print(f"no runs in {runs}; `graft demo` makes some")
+        print_json([status.as_json() for status in chosen])
+    elif not chosen:
+        print(f"none of the {len(found)} runs in {runs} is {state}" if found else f"no runs in {runs}; `graft demo` makes some")
     else:
-        from launcher import show
+        from launcher import table
 
-        show.runs(found)
+        print(table.runs(chosen))
 
 
 @app.command()
-def status(run: RunName, runs: Runs = _RUNS, json: Json = False) -> None:
-    """Show where a run stands."""
-    from launcher.runs import find, status
+def status(run: RunName, runs: Runs = RUNS, json: Json = False) -> None:
+    """Show where a run stands, what happened to it, and what to do next."""
+    from launcher.detail import detail
+    from launcher.runs import find
 
-    found = status(find(run, runs))
+    found = detail(find(run, runs))
     if json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
     else:
-        from launcher import show
-
-        show.status(found)
+        print(found.text())
 
 
 @app.command()
 def logs(
-    run: RunName, runs: Runs = _RUNS,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on while it grows")] = False,
+    run: RunName, runs: Runs = RUNS,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the run has ended, with its exit code")] = False,
     rank: Annotated[int, typer.Option("--rank", min=0, help="whose log")] = 0,
+    every: Annotated[bool, typer.Option("--all", help="of every rank, each line with its number")] = False,
+    job: Annotated[bool, typer.Option("--job", help="what the Slurm job itself wrote")] = False,
 ) -> None:  # fmt: skip
     """Show the log of a run."""
     from launcher.follow import show
     from launcher.runs import find
 
-    show(find(run, runs), rank, follow=follow)
+    raise typer.Exit(show(find(run, runs), None if every else rank, job=job, follow=follow))
 
 
 def _named(argument: str, runs: Path) -> str:
@@ -224,7 +264,8 @@ def _trainer(command: str, run: str, runs: Path, arguments: list[str]) -> None:
     else:
         from launcher.runs import find
 
-        folders, rest = [str(find(run, runs).path)], arguments
+        sweep = next((f for f in (Path(run), runs / run) if (f / "sweep.yaml").is_file()), None) if command == "report" else None
+        folders, rest = [str(sweep or find(run, runs).path)], arguments
     from launcher.python import environment, trainer_command
 
     words = trainer_command(command, *folders, *rest)

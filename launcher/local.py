@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from launcher.agent import SIGNALS, words
 from launcher.python import environment, trainer_command
 from launcher.tree import ProcessTree
 from trainer.config import EXIT_DONE, EXIT_FAULT, EXIT_REFUSED, EXIT_REQUEUE, EXIT_USER
@@ -26,13 +27,6 @@ _FORWARDED = {
     signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1,
 }  # fmt: skip
 _IGNORED_AT_FIRST = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_ACCELERATE = """\
-compute_environment: LOCAL_MACHINE
-distributed_type: MULTI_GPU
-mixed_precision: "no"
-num_machines: 1
-num_processes: {world_size}
-"""
 
 
 def train(rundir: RunDir, options: list[str], *, world_size: int, threads: int, quiet_stdout: bool) -> int:
@@ -79,15 +73,8 @@ def command(rundir: RunDir, options: list[str], world_size: int, failure: Path) 
     trainer = trainer_command("train", str(rundir.path), *options)
     if world_size == 1:
         return trainer
-    # an explicit configuration: without one accelerate silently reads the user's default_config.yaml
-    config = rundir.logs / "accelerate.yaml"
-    config.write_text(_ACCELERATE.format(world_size=world_size), encoding="utf-8")
-    # --multi_gpu on a CPU too: `--cpu --num_processes 2` starts one process, silently
-    return [
-        sys.executable, "-m", "launcher.agent", str(failure), "--config_file", str(config), "--multi_gpu",
-        "--num_machines", "1", "--num_processes", str(world_size), "--main_process_port", "0",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--monitor_interval", "0.2", *trainer[1:],
-    ]  # fmt: skip
+    machine = words(rundir.logs / "accelerate.yaml", machines=1, processes=world_size, rank=0, address=None, port=0)
+    return [sys.executable, "-m", "launcher.agent", str(failure), *machine, *trainer[1:]]
 
 
 def _environment(world_size: int, threads: int) -> dict[str, str]:
@@ -97,8 +84,7 @@ def _environment(world_size: int, threads: int) -> dict[str, str]:
         "GRAFT_WORLD": str(world_size),  # what was planned; a trainer that finds another world size refuses
         "OMP_NUM_THREADS": str(threads),
         "GRAFT_TERMINAL": _terminal(),  # where rank 0 draws its bar; the stderr of the ranks goes through a pipe
-        # torchrun takes SIGTERM back from SIG_IGN unless told not to; the ranks answer it, not the agent above them
-        "PET_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT",
+        **SIGNALS,
     }
 
 

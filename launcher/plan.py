@@ -65,7 +65,7 @@ class Plan:
 
 def plan(run: Run, counts: Counts, machine: Machine) -> Plan:
     """Work a run out for a machine; raises UserError where the numbers cannot be met."""
-    device, local = _processes(run, machine)
+    device, local = processes(run, machine)
     nodes = run.resources.nodes
     world_size = nodes * local
     train = run.train
@@ -99,8 +99,8 @@ def plan(run: Run, counts: Counts, machine: Machine) -> Plan:
     )  # fmt: skip
 
 
-def _processes(run: Run, machine: Machine) -> tuple[Device, int]:
-    """The device and the ranks a node."""
+def processes(run: Run, machine: Machine) -> tuple[Device, int]:
+    """The device and the ranks a node. Raises UserError when the machine does not have what is asked for."""
     wanted, asked, nodes = run.parallel.device, run.parallel.processes, run.resources.nodes
     gpus = machine.gpus
     if nodes > 1:

@@ -20,9 +20,15 @@ def environment() -> dict[str, str]:
     `python -m` looks into the working directory first: a `trainer.py` of the user's own there would be run in place of ours. So
     the working directory is left out of the search, but only then: networks (`python:package.module:factory`) are found in it.
     """
-    ours = Path(trainer.__path__[0]).parent.resolve()
-    here = Path.cwd()
-    shadows = [here / f"{name}{suffix}" for name in ("trainer", "launcher") for suffix in ("", ".py")]
-    if here.resolve() != ours and any(path.exists() for path in shadows):
-        return {**os.environ, "PYTHONSAFEPATH": "1"}
-    return dict(os.environ)
+    return {**os.environ, "PYTHONSAFEPATH": "1"} if shadowed(Path.cwd()) else dict(os.environ)
+
+
+def shadowed(folder: Path) -> bool:
+    """Whether `python -m trainer`, started in a folder, would find another trainer or launcher than this one there."""
+    found = [folder / f"{name}{suffix}" for name in ("trainer", "launcher") for suffix in ("", ".py")]
+    return folder.resolve() != root() and any(path.exists() for path in found)
+
+
+def root() -> Path:
+    """The folder that this trainer and this launcher are imported from."""
+    return Path(trainer.__path__[0]).parent.resolve()

@@ -1,9 +1,6 @@
-"""Plans and runs as tables for people. Imports rich, so imported where something is shown."""
+"""Plans as tables for people. Imports rich, so imported where something is shown."""
 
 from __future__ import annotations
-
-import time
-from collections.abc import Iterable
 
 from rich import box
 from rich.console import Console
@@ -11,9 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.plan import Plan
-from launcher.runs import Status
 
-_STYLES = {"done": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "killed": "red", "new": "dim"}
 _LEARNS = {"full": "every layer", "head": "the new head alone, the rest is frozen"}
 
 
@@ -57,22 +52,3 @@ def plan_rows(plan: Plan, happens: str) -> list[tuple[str, str]]:
 
 def _times(count: int | None) -> str:
     return "" if count is None else f" ({count} time{'s' if count != 1 else ''})"
-
-
-def runs(found: Iterable[Status]) -> None:
-    """Print a table of runs."""
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for column in ("run", "state", "step", "best", "when"):
-        table.add_column(column, justify="right" if column == "step" else "left", no_wrap=column == "run")
-    for run in found:
-        share = f"{run.step:,} ({run.samples / run.total_samples:.0%})" if run.total_samples else f"{run.step:,}"
-        best = f"{run.best_metric} {run.best:.4f}" if run.best is not None else ""
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.at))
-        table.add_row(run.name, Text(run.state, style=_STYLES[run.state]), share, best, when)
-    Console().print(table)
-
-
-def status(run: Status) -> None:
-    """Print one run."""
-    runs([run])
-    print(f"{run.folder}\n{run.reason}")

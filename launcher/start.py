@@ -8,12 +8,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.machine import here
+from launcher.machine import Machine, here
 from launcher.plan import Counts, Plan, plan
 from launcher.runs import find, last_checkpoint, status
 from trainer.config import EXIT_DONE, RefusedError, Run, UserError, load, nearest
 from trainer.rundir import RunDir
-from trainer.rundir.lease import held_by
+from trainer.rundir.lease import refused_by
 
 # the trainer, which takes the lease, watches a holder on another host for as long as it needs; here a look is enough
 _PATIENCE = 4.0
@@ -35,21 +35,34 @@ def prepare(target: str, overrides: list[str], runs: Path, processes: int | None
     """Load a run file (or the one of a run folder), list its data and work the plan out. Raises UserError."""
     if processes is not None:
         overrides = [*overrides, f"parallel.processes={processes}"]
+    run, rundir = locate(target, overrides, runs)
+    return checked(run, rundir, here())
+
+
+def checked(run: Run, rundir: RunDir, machine: Machine, *, written: Run | None = None) -> Prepared:
+    """List a run's data, work its plan out for a machine and compare it with what its folder holds. Raises UserError.
+
+    `written` is what is to be written into the folder, where that differs from the run that is looked at (other paths).
+    """
+    look(run, rundir)
+    worked_out = plan(run, counts(run), machine)
+    kept = written or run
+    difference = [] if rundir.untouched() else rundir.difference(kept)
+    marker = rundir.marker()
+    done = marker is not None and marker.state == "DONE" and not difference
+    return Prepared(kept, rundir, worked_out, difference, done, _happens(rundir, difference, done))
+
+
+def locate(target: str, overrides: list[str], runs: Path) -> tuple[Run, RunDir]:
+    """The run that a run file or a run folder describes, and its folder, which need not exist yet. Raises UserError."""
     path = Path(target)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         run = load(path, overrides)
-        rundir = RunDir((runs / run.name).resolve())
-    elif path.exists() or (runs / target).exists():
+        return run, RunDir((runs / run.name).resolve())
+    if path.exists() or (runs / target).exists():
         rundir = find(target, runs)
-        run = load(rundir.config, overrides)
-    else:
-        raise UserError(f"{target}: no such run file, and no run folder of that path or of that name in {runs}")
-    _look(run, rundir)
-    worked_out = plan(run, _counts(run), here())
-    difference = [] if rundir.untouched() else rundir.difference(run)
-    marker = rundir.marker()
-    done = marker is not None and marker.state == "DONE" and not difference
-    return Prepared(run, rundir, worked_out, difference, done, _happens(rundir, difference, done))
+        return load(rundir.config, overrides), rundir
+    raise UserError(f"{target}: no such run file, and no run folder of that path or of that name in {runs}")
 
 
 def train(prepared: Prepared, *, accept_changes: bool = False, retry: bool = False, as_json: bool = False) -> int:
@@ -60,9 +73,9 @@ def train(prepared: Prepared, *, accept_changes: bool = False, retry: bool = Fal
             f"resources.nodes is {run.resources.nodes}, and `graft train` starts ranks on this machine only; on each node run\n"
             f"  accelerate launch --multi_gpu --num_machines {run.resources.nodes} --num_processes {planned.world_size} "
             "--machine_rank RANK --main_process_ip HOST --main_process_port 29500 -m trainer RUN\n"
-            "or write resources.nodes=1 to train here"
+            "or write resources.nodes=1 to train here, or give it to Slurm: graft submit"
         )
-    holder = held_by(rundir.lease, patience=_PATIENCE)
+    holder = refused_by(rundir.lease, patience=_PATIENCE)
     if holder is not None:
         raise RefusedError(f"the run folder {rundir.path} is in use by {holder}; wait for it or stop it first")
     rundir.prepare(run, accept_changes=accept_changes)
@@ -88,7 +101,7 @@ def train(prepared: Prepared, *, accept_changes: bool = False, retry: bool = Fal
     return code
 
 
-def _look(run: Run, rundir: RunDir) -> None:
+def look(run: Run, rundir: RunDir) -> None:
     """Refuse files that are not there now, rather than after seconds of starting."""
     scheme, _, rest = run.model.source.partition(":")
     named = [("model.source", Path(rest.rpartition(":")[0]))] if scheme == "python" else []
@@ -100,7 +113,7 @@ def _look(run: Run, rundir: RunDir) -> None:
             raise UserError(f"{key}: {path}: no such file{nearest(path.name, beside)}")
 
 
-def _counts(run: Run) -> Counts:
+def counts(run: Run) -> Counts:
     from trainer.config.sources import open_splits
 
     splits = open_splits(run.data, run.train.seed)

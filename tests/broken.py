@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,9 +24,53 @@ class Failing(nn.Module):
         if self.training:
             self._calls += 1
             if int(os.environ.get("RANK", "0")) == self._rank and self._calls == 5:
-                raise {"value": ValueError("bad things"), "memory": MemoryError(), "exit": SystemExit(4)}[self._kind]
+                raise {"value": ValueError("bad things"), "memory": MemoryError(), "exit": SystemExit(4),
+                       "ecc": RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+                       "access": RuntimeError("CUDA error: an illegal memory access was encountered")}[self._kind]  # fmt: skip
         y: torch.Tensor = self.head(x.flatten(1))
         return y
+
+
+class Sleeping(torch.autograd.Function):
+    """The identity, whose backward pass takes a while."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, seconds: float) -> torch.Tensor:
+        ctx.seconds = seconds
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        time.sleep(ctx.seconds)
+        return gradients[0], None
+
+
+class Hanging(nn.Module):
+    """Hangs at the fifth call on one rank: in its forward or backward pass, or in C code that holds the interpreter's lock.
+
+    `evaluation`: seconds that every call in an evaluation takes on that rank.
+    """
+
+    def __init__(self, rank: int, where: str, evaluation: float) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 5)
+        self.norm = nn.BatchNorm1d(5)  # its buffers are sent around before each forward pass
+        self._rank, self._where, self._evaluation = rank, where, evaluation
+        self._calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chosen = int(os.environ.get("RANK", "0")) == self._rank
+        self._calls += self.training
+        hangs = chosen and self.training and self._calls == 5
+        if chosen and not self.training:
+            time.sleep(self._evaluation)
+        y: torch.Tensor = self.norm(self.head(x.flatten(1)))
+        if hangs and self._where == "forward":
+            time.sleep(600)
+        if hangs and self._where == "lock":
+            ctypes.PyDLL(None).sleep(600)
+        sleeping: torch.Tensor = Sleeping.apply(y, 600.0 if hangs and self._where == "backward" else 0.0)
+        return sleeping
 
 
 class Unused(nn.Module):
@@ -42,6 +89,11 @@ class Unused(nn.Module):
 def failing(rank: int, kind: str) -> nn.Module:
     """The factory of a run file."""
     return Failing(rank, kind)
+
+
+def hanging(rank: int, where: str = "", evaluation: float = 0.0) -> nn.Module:
+    """The factory of a run file."""
+    return Hanging(rank, where, evaluation)
 
 
 def unused() -> nn.Module:

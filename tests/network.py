@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 
 import torch
 from torch import nn
@@ -11,8 +13,12 @@ from torch import nn
 class Small(nn.Module):
     """Convolution, normalisation, dropout, head; the loss turns to NaN at a given call on a given rank."""
 
-    def __init__(self, classes: int, norm: bool, dropout: float, nan_rank: int, nan_at: int, nan_for: int, nan_in: bool) -> None:
+    def __init__(
+        self, classes: int, norm: bool, dropout: float, nan_rank: int, nan_at: int, nan_for: int, nan_in: bool, slow: float,
+        slow_rank: int | None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self._slow = slow if slow_rank is None or int(os.environ.get("RANK", "0")) == slow_rank else 0.0
         self.trunk = nn.Sequential(
             nn.Conv2d(1, 8, 3, padding=1, bias=not norm), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(), nn.MaxPool2d(2)
         )
@@ -27,6 +33,7 @@ class Small(nn.Module):
         nan = False
         if self.training:
             self._calls += 1
+            time.sleep(self._slow)
             rank, start, end = self._nan
             nan = int(os.environ.get("RANK", "0")) == rank and start < self._calls <= end
         if nan and self._nan_in:
@@ -37,7 +44,10 @@ class Small(nn.Module):
 
 def small(
     classes: int = 5, norm: bool = True, dropout: float = 0.3, nan_rank: int = -1, nan_at: int = 0,
-    nan_for: int = 1, nan_in: bool = False,
+    nan_for: int = 1, nan_in: bool = False, slow: float = 0.0, slow_rank: int | None = None,
+    helper: str = "",
 ) -> nn.Module:  # fmt: skip
-    """The factory of a run file."""
-    return Small(classes, norm, dropout, nan_rank, nan_at, nan_for, nan_in)
+    """The factory of a run file; `helper` is started in a shell, as a user's own tool beside the training would be."""
+    if helper:
+        subprocess.Popen(["bash", "-c", helper])
+    return Small(classes, norm, dropout, nan_rank, nan_at, nan_for, nan_in, slow, slow_rank)

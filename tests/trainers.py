@@ -96,9 +96,12 @@ class Zygote:
         self._process.stdin.flush()
         return self._read()
 
-    def start(self, target: Path, runs: Path, *, world: int = 1, fault: str = "", args: tuple[str, ...] = ()) -> list[Rank]:
-        """Start the ranks of a run file (or folder); `fault` arms GRAFT_FAULT."""
-        environment = {"GRAFT_FAULT": fault}
+    def start(
+        self, target: Path, runs: Path, *, world: int = 1, fault: str = "", args: tuple[str, ...] = (),
+        constants: dict[str, float] | None = None, env: dict[str, str] | None = None,
+    ) -> list[Rank]:  # fmt: skip
+        """Start the ranks of a run file (or folder); `fault` arms GRAFT_FAULT, `constants` (module.NAME) get other values."""
+        environment = {"GRAFT_FAULT": fault, **(env or {})}
         if world > 1:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
@@ -112,14 +115,18 @@ class Zygote:
             runs.mkdir(parents=True, exist_ok=True)
             output = runs / f"out-{len(self.started)}-{rank}.txt"
             argv = ["train", str(target), "--runs", str(runs), *args]
-            answer = self.ask({"do": "start", "argv": argv, "env": environment | own, "cwd": str(runs), "output": str(output)})
+            answer = self.ask({"do": "start", "argv": argv, "env": environment | own, "cwd": str(runs), "output": str(output),
+                               "constants": constants or {}})  # fmt: skip
             ranks.append(Rank(self, answer["pid"], output))
             self.started.append(ranks[-1])
         return ranks
 
-    def run(self, target: Path, runs: Path, *, world: int = 1, fault: str = "", args: tuple[str, ...] = ()) -> list[int]:
+    def run(
+        self, target: Path, runs: Path, *, world: int = 1, fault: str = "", args: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+    ) -> list[int]:  # fmt: skip
         """Start and wait; the exit codes by rank."""
-        return [rank.wait() for rank in self.start(target, runs, world=world, fault=fault, args=args)]
+        return [rank.wait() for rank in self.start(target, runs, world=world, fault=fault, args=args, env=env)]
 
     def clean(self) -> None:
         """No trainer outlives its test."""

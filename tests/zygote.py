@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import signal
@@ -30,6 +31,9 @@ def _child(request: dict[str, Any]) -> None:
     from trainer import faultpoints
     from trainer.__main__ import main
 
+    for name, value in request["constants"].items():
+        module, constant = name.rsplit(".", 1)
+        setattr(importlib.import_module(module), constant, value)
     faultpoints._ARMED = faultpoints._armed()
     code = 1
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from trainer.rundir import exit_now
 from trainer.signals import StopFlag, die_with_parent
 
 
@@ -14,7 +15,7 @@ def main() -> int:
     """Dispatch; signals are handled from the first moment on, before torch is imported."""
     die_with_parent()
     argv = sys.argv[1:]
-    if argv and argv[0] in ("evaluate", "predict", "export", "report"):
+    if argv and argv[0] in ("evaluate", "predict", "export", "report", "fetch", "sync"):
         from trainer.commands import main as use
 
         return use(argv)
@@ -25,4 +26,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_now(main())

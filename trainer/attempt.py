@@ -7,18 +7,26 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import sys
+import threading
 import traceback
 from pathlib import Path
 
 from trainer.config import EXIT_FAULT, EXIT_REQUEUE, GraftError, Run, UserError, load
 from trainer.journal import Journal
-from trainer.rundir import Lease, RunDir
+from trainer.rundir import Lease, RunDir, node_name
 from trainer.rundir.lease import read_holder
 from trainer.signals import StopFlag
 from trainer.watch import Heartbeat
 
 log = logging.getLogger("graft")
+# Errors of CUDA that no program can cause. Illegal addresses, asserts, launch failures and a lack of memory are not among them.
+_BROKEN = re.compile(
+    r"uncorrectable (ECC|NVLink) error|double.bit ECC|busy or unavailable|device unavailable|no CUDA-capable device is detected"
+    r"|GPU is lost|fallen off the bus|system not yet initialized",
+    re.IGNORECASE,
+)
 # How gloo and NCCL say that another rank did not answer; torch has no exception type for it.
 _COLLECTIVE = ("gloo", "Connection closed", "Connection reset", "timed out", "Timed out", "NCCL", "Broken pipe")
 
@@ -108,6 +116,8 @@ class Attempt:
         self._journal: Journal | None = None
         self._heart: Heartbeat | None = None
         self._owned = False
+        self._telling = threading.Lock()
+        self._told = False
 
     def run(self, arguments: argparse.Namespace) -> int:
         from trainer.runtime import Runtime
@@ -117,11 +127,11 @@ class Attempt:
         folder, run = named(arguments)
         if main:
             folder.create()
-            self._lease = Lease(folder.lease)
+            self._lease = Lease(folder.lease, exits=True)
             self._token = self._lease.token
             folder.prepare(run, accept_changes=arguments.accept_changes)
             self._folder, self._owned = folder, True
-            for old in folder.ranks.glob("rank-*.json"):
+            for old in [*folder.ranks.glob("rank-*.json"), *folder.ranks.glob("rank-*.stack")]:
                 old.unlink(missing_ok=True)
             folder.clear_markers()
             self._journal = Journal(folder, main=True, world=self.world, retry=arguments.retry)
@@ -137,8 +147,9 @@ class Attempt:
         assert self._journal is not None
         self._heart = Heartbeat(folder.ranks, self._rank)
         code = start(
-            folder, runtime, self._journal, self._lease, self._stop, self._heart, accept_changes=arguments.accept_changes
-        )
+            folder, runtime, self._journal, self._lease, self._stop, self._heart,
+            accept_changes=arguments.accept_changes, give_up=self.give_up,
+        )  # fmt: skip
         runtime.close()
         # torchrun reports every exit code but 0 as a crash; there the marker speaks.
         return 0 if self.world > 1 and code == EXIT_REQUEUE else code
@@ -148,8 +159,12 @@ class Attempt:
         lines = str(error).strip().splitlines() or ["no message"]
         text = f"{type(error).__name__}: {lines[0]}"
         collective = isinstance(error, RuntimeError) and any(word in str(error) for word in _COLLECTIVE)
+        if _BROKEN.search(str(error)) and isinstance(error, RuntimeError):
+            return self._broken(text)
         if self.world > 1 and collective and self._folder is not None:
             log.info("%s", traceback.format_exc())
+            if (self._folder.path / "FAILED").exists():
+                return text  # another rank said why, and left
             from trainer.watch import suspects
 
             return f"{suspects(self._folder.ranks, me=self._rank, world=self.world)} ({text})"
@@ -158,8 +173,27 @@ class Attempt:
         log.log(logging.INFO if cause else logging.ERROR, "%s", traceback.format_exc())
         return f"{cause} ({text})" if cause else text
 
+    def _broken(self, text: str) -> str:
+        """Have the node left out when Slurm starts this job again."""
+        log.info("%s", traceback.format_exc())
+        node = node_name()
+        if self._folder is not None and self._owned and self._ours(self._folder):
+            self._folder.report_bad(node, text)
+        return f"the hardware of {node} is broken ({text}); the node is noted in log/bad-nodes.jsonl"
+
     def failed(self, code: int, reason: str) -> None:
-        """Leave the marker of the first failure of an attempt and say it, once."""
+        """Leave the marker of the first failure of an attempt and say it, once: the watch may find a hang meanwhile."""
+        with self._telling:
+            if not self._told:
+                self._told = True
+                self._tell(code, reason)
+
+    def give_up(self, reason: str) -> None:
+        """End this process at once, from any thread: the training hangs."""
+        self.failed(EXIT_FAULT, reason)
+        os._exit(EXIT_FAULT)
+
+    def _tell(self, code: int, reason: str) -> None:
         log.info("failed: %s", reason)
         step = self._heart.step if self._heart else 0
         folder = self._folder

@@ -76,23 +76,22 @@ class Parts:
             rank=runtime.rank, world=runtime.world, workers=self.run.data.workers, pin=runtime.device.type == "cuda",
         )  # fmt: skip
 
-    def evaluation(self, listing: Listing) -> Callable[[], Evaluation]:
-        """A function that measures the network (its average, if there is one) over a listing."""
+    def evaluation(self, listing: Listing, at: Callable[[str], None]) -> Callable[[], Evaluation]:
+        """A function that measures the network (its average, if there is one) over a listing; `at` hears where it is."""
         runtime, train = self.runtime, self.run.train
         dataset = self.dataset(listing, train=False)
         share = max(rank_shares(train.global_batch, runtime.world))
         batch = self.run.evaluate.batch or 2 * (share if train.micro_batch == "auto" else train.micro_batch)
 
-        def measure() -> Evaluation:
+        def measured() -> Evaluation:
             batches = eval_batches(
                 dataset, batch=batch, rank=runtime.rank, world=runtime.world,
                 workers=self.run.data.workers, pin=runtime.device.type == "cuda",
             )  # fmt: skip
-            return evaluate(
-                runtime, self.phase.network, self.task.measure(len(dataset), runtime.device), batches, self.prepare, self.average
-            )
+            measure = self.task.measure(len(dataset), runtime.device)
+            return evaluate(runtime, self.phase.network, measure, batches, self.prepare, self.average, at)
 
-        return measure
+        return measured
 
 
 def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:

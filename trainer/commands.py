@@ -1,4 +1,4 @@
-"""`python -m trainer evaluate | predict | export | report`: what is done with a run afterwards."""
+"""`python -m trainer COMMAND`: what is done with a run before or after it is trained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def main(argv: list[str]) -> int:
     """Run one of the commands; explained failures become a message and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="graft: %(message)s")
     logging.captureWarnings(True)
-    commands = {"evaluate": evaluate, "predict": predict, "export": export, "report": report}
+    commands = {
+        "evaluate": evaluate, "predict": predict, "export": export, "report": report, "fetch": fetch, "sync": sync
+    }  # fmt: skip
     try:
         return commands[argv[0]](argv[1:])
     except GraftError as error:
@@ -149,14 +151,50 @@ def _again(restored: Restored, device: str) -> dict[str, Any]:
 def report(argv: list[str]) -> int:
     """Write one page about one run or several."""
     parser = argparse.ArgumentParser(prog="graft report", description="Write a page with curves and examples of runs.")
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
-    parser.add_argument("--out", type=Path, help="the file to write (default: report.html in the first run's folder)")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or the folder of a sweep")
+    parser.add_argument(
+        "--out", type=Path, help="the file to write (default: report.html in the run's folder, or beside those of several)"
+    )
     arguments = parser.parse_intermixed_args(argv)
 
-    from trainer.report import write_report
+    from trainer.report import default_output, write_report, write_sweep_report
+    from trainer.rundir.sweep import SweepDir
 
     folders = [RunDir(path.resolve()) for path in arguments.runs]
+    sweep = SweepDir(folders[0].path)
+    if len(folders) == 1 and sweep.exists():
+        print(write_sweep_report(sweep, arguments.out or sweep.report))
+        return EXIT_DONE
     for folder in folders:
         folder.load()
-    print(write_report(folders, arguments.out or folders[0].report))
+    print(write_report(folders, arguments.out or default_output(folders)))
     return EXIT_DONE
+
+
+def sync(argv: list[str]) -> int:
+    """Send what the W&B server lacks of runs."""
+    parser = argparse.ArgumentParser(prog="graft sync", description="Send runs to the W&B server.")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--follow", action="store_true", help="go on while the runs go on")
+    parser.add_argument("--every", type=float, default=30.0, help="seconds between two looks at a run that goes on (default: 30)")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    arguments = parser.parse_args(argv)
+
+    from trainer.track.sync import sync
+
+    folders = [RunDir(path.resolve()) for path in arguments.runs]
+    return sync(folders, follow=arguments.follow, every=arguments.every, as_json=arguments.json)
+
+
+def fetch(argv: list[str]) -> int:
+    """Bring what a run needs into the local caches."""
+    parser = argparse.ArgumentParser(prog="graft fetch", description="Bring what a run needs into the local caches.")
+    parser.add_argument("run", type=Path, help="a run file, or the folder of a run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_intermixed_args(argv)
+
+    from trainer.config import load
+    from trainer.fetch import fetch
+
+    target = arguments.run / "run.yaml" if arguments.run.is_dir() else arguments.run
+    return fetch(load(target, arguments.overrides))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -31,20 +31,29 @@ def evaluate(
     batches: Iterable[Any],
     prepare: Callable[[Any], Batch],
     average: Average | None = None,
+    at: Callable[[str], None] = lambda stage: None,
 ) -> Evaluation:
     """Measure a network, or its averaged weights; each rank sees its own samples and the counts are summed.
 
-    Leaves the network in eval mode and touches no random state.
+    Leaves the network in eval mode and touches no random state. `at` hears of every batch, so that a long evaluation is seen to
+    go on.
     """
     runtime.share_buffers(network)
     if average is not None:
         average.swap()
     try:
         with runtime.autocast():
-            measured(network, measure, batches, prepare)
+            measured(network, measure, _told(batches, at), prepare)
     finally:
         if average is not None:
             average.swap()
+    at("gather")
     for tensor in measure.tensors():
         runtime.sum_host(tensor)
     return measure.result()
+
+
+def _told(batches: Iterable[Any], at: Callable[[str], None]) -> Iterator[Any]:
+    for batch in batches:
+        at("evaluate")
+        yield batch

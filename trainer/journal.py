@@ -1,4 +1,4 @@
-"""attempts.jsonl: when each attempt started, where it stood and how it ended."""
+"""attempts.jsonl: when each attempt started, where it stood and how it ended, and which ranks were slow in it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Journal:
             step, reason = recent[-1].get("step"), recent[-1].get("reason")
             raise RefusedError(
                 f"the last {SAME_CRASH} attempts of {folder.name} failed at step {step} with: {reason}\n"
-                "find the cause first; --retry tries once more"
+                "find the cause first; --retry tries once more (with Slurm: graft submit, or graft resume)"
             )
 
     def started(self, step: int) -> None:
@@ -47,6 +47,11 @@ class Journal:
 
     def ended(self, state: str, step: int, reason: str) -> None:
         self._write({"event": "end", "state": state, "step": step, "reason": reason})
+
+    def straggler(self, rank: int, host: str, seconds: float, median: float, step: int) -> None:
+        """Note a rank that is slower than its peers: its own seconds a step, and their median."""
+        slow = {"rank": rank, "host": host, "seconds": round(seconds, 4), "median": round(median, 4), "step": step}
+        self._write({"event": "straggler", **slow})
 
     def _write(self, event: dict[str, Any]) -> None:
         if self._main:

@@ -30,13 +30,21 @@ class Listener(Protocol):
         """Show an evaluation."""
 
 
+class At(Protocol):
+    """Hears where in a step the training is."""
+
+    def __call__(self, stage: str, phase: int = 0, left: int = 0, /) -> None:
+        """Note it, within a fraction of a microsecond."""
+
+
 @dataclass
 class Job:
     """All that a training is made of, assembled by `session`.
 
     `batches` gives the micro-batches of this rank for one optimizer step; `prepare` brings one to the device, normalised.
     `schedule(samples)` is the factor on the learning rate; `seed(step, rank, micro-batch)` what dropout is seeded with.
-    `save(progress, is the best yet, wait until it is durable)`; `beat(step)` comes after every step. `steps` are optimizer steps,
+    `save(progress, is the best yet, wait until it is durable)`; `beat(step)` comes after every step,
+    `at(stage, phase, micro-batches left)` whenever something begins that may take long. `steps` are optimizer steps,
     `global_batch` and `epoch_samples` samples; `patience` counts evaluations.
     """
 
@@ -56,6 +64,7 @@ class Job:
     wants_retry: Callable[[], bool]
     stop: Callable[[], bool]
     beat: Callable[[int], None]
+    at: At
     listener: Listener
     log_every: int
     evaluate_every: Clock
@@ -85,13 +94,16 @@ def train(job: Job, progress: Progress) -> bool:
         last = progress.step >= job.steps or exhausted(job, progress)
         if wishes & STOP and not last:
             taking.drain(progress)
+            job.at("save")
             job.save(progress, False, True)
             return False
         improved = False
         due = job.evaluate_every.due(progress.samples, progress.evaluated) or (job.evaluate_at_start and progress.evaluated < 0)
         if job.evaluate and progress.evaluated < progress.samples and (due or last or wishes & EVALUATE):
             taking.drain(progress)
+            job.at("evaluate")
             evaluation = job.evaluate()
+            job.at("record")
             improved = judge(job, progress, evaluation)
             # Decided the same on every rank: the figures are sums over all of them.
             last = last or exhausted(job, progress)
@@ -102,6 +114,7 @@ def train(job: Job, progress: Progress) -> bool:
             taking.drain(progress)
             if last and progress.losses:
                 taking.point(progress)  # an early stop between two points
+            job.at("save")
             job.save(progress, improved, last)
             job.checkpoint_every.reset(time.monotonic())
         if last:
@@ -145,22 +158,27 @@ class Step:
     def step(self, progress: Progress) -> None:
         """One optimizer step of every phase over one global batch."""
         job, runtime, scaler = self._job, self._job.runtime, self._job.runtime.scaler
+        job.at("data")
         micro_batches = next(job.batches)
         began = time.perf_counter()
         factor = job.schedule(progress.samples)
         finite = True
-        for phase, groups, parameters in zip(job.phases, self._groups, self._parameters, strict=True):
+        for number, (phase, groups, parameters) in enumerate(zip(job.phases, self._groups, self._parameters, strict=True)):
             for group, rate in groups:
                 group["lr"] = rate * factor
             seen: torch.Tensor | None = None
             for index, raw in enumerate(micro_batches):
+                left = len(micro_batches) - index
+                job.at("forward", number, left)
                 batch = job.prepare(raw)
                 runtime.reseed(job.seed(progress.step, runtime.rank, index))
-                with runtime.syncing(phase.module, index == len(micro_batches) - 1):
+                with runtime.syncing(phase.module, left == 1):
                     loss = phase.loss(phase.module, batch).sum() * self._scale
+                    job.at("backward", number, left)
                     (scaler.scale(loss) if scaler else loss).backward()  # type: ignore[no-untyped-call]
                 seen = loss.detach() if seen is None else seen + loss.detach()
             assert seen is not None
+            job.at("optimizer", number)
             self._losses.append(seen)
             if scaler:
                 scaler.unscale_(phase.optimizer)
@@ -181,6 +199,7 @@ class Step:
         progress.rates.append(self._groups[0][0][1] * factor)
         progress.step += 1
         progress.samples += job.global_batch
+        job.at("between")  # first: whoever is held up in `beat` is behind those that begin the next step
         job.beat(progress.step)
         if finite:
             progress.skipped_in_row = 0

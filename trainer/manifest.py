@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,14 @@ def versions() -> dict[str, str]:
 
 
 def git_revision(folder: Path) -> str | None:
-    """The commit of the working directory, with `+` when files differ from it; none outside a repository."""
+    """The commit of the working directory, with `+` when files differ from it; none outside a repository.
+
+    A job works in a copy of the code, which tells its commit itself: what git says there is that of a repository around it.
+    """
+    for parent in (folder, *folder.parents):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads((parent.parent / "code.json").read_text(encoding="utf-8")) if parent.name == "files" else {}
+            return f"{record['revision']}{'+' if record['changed'] or record['untracked'] else ''}"
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -15,13 +16,15 @@ from trainer import strategies
 from trainer.checkpoint import Loaded, Saver, Store
 from trainer.config import EXIT_DONE, EXIT_REQUEUE, RefusedError, Run
 from trainer.faultpoints import reached
+from trainer.hang import Hang
 from trainer.journal import Journal
-from trainer.loop import Job, train
+from trainer.loop import At, Job, train
 from trainer.manifest import write_manifest
 from trainer.progress import Clock, Progress
 from trainer.rundir import Lease, LeaseLostError, RunDir
 from trainer.runtime import Runtime
 from trainer.signals import StopFlag
+from trainer.straggler import Stragglers
 from trainer.track.tracker import Pictures, Tracker
 from trainer.watch import Heartbeat
 
@@ -37,8 +40,12 @@ def start(
     heart: Heartbeat,
     *,
     accept_changes: bool,
+    give_up: Callable[[str], None],
 ) -> int:
-    """Train the run of a folder to its end or to a wish to stop; returns the exit code."""
+    """Train the run of a folder to its end or to a wish to stop; returns the exit code.
+
+    `give_up` ends this process with a reason: called from a thread when the training hangs.
+    """
     run = folder.load()
     store = Store(folder.checkpoints, keep=run.checkpoint.keep, before_commit=lease.check if lease else lambda: None)
     loaded = find(store, runtime)
@@ -69,7 +76,12 @@ def start(
     saver = _saver(store, tracker, parts) if tracker else None
     try:
         job = assemble(run, parts, progress, tracker, saver, stop, heart, lease)
-        with contextlib.closing(job.batches):
+        hang = Hang(
+            folder, heart, runtime.world, run.parallel.timeout,
+            saving=lambda: saver is not None and saver.busy, give_up=give_up,
+        )  # fmt: skip
+        watchers = [hang, Stragglers(heart, journal.straggler)] if runtime.main and runtime.world > 1 else [hang]
+        with contextlib.closing(job.batches), contextlib.closing(hang), heart.watched(*watchers):
             done = train(job, progress)
     except BaseException as error:
         ours = not isinstance(error, LeaseLostError)
@@ -151,6 +163,7 @@ def assemble(
         state.saved = state.samples
         if saver is None or tracker is None:
             if wait:
+                heart.at("barrier")
                 runtime.barrier()
             return
         state.points = tracker.points
@@ -163,6 +176,7 @@ def assemble(
             extra["scaler"] = runtime.scaler.state_dict()
         saver.save(state.step, building.tensors(parts), extra, best=state.best if improved else None, wait=wait)
         if wait:
+            heart.at("barrier")
             runtime.barrier()
 
     def beat(step: int) -> None:
@@ -179,6 +193,15 @@ def assemble(
     def clock(every: Any) -> Clock:
         return Clock(every, epoch_samples=parts.epoch_samples, step_samples=batch, now=time.monotonic())
 
+    at: At = heart.at
+    if runtime.world > 1:
+        pace = runtime.pace(parts.phase.module, parts.phase.network)
+        heart.pace = pace.mean
+
+        def at(stage: str, phase: int = 0, left: int = 0) -> None:
+            pace.at(stage, phase, left)
+            heart.at(stage, phase, left)
+
     early = run.evaluate.early_stop
     return Job(
         runtime=runtime,
@@ -192,11 +215,12 @@ def assemble(
         schedule=parts.schedule(),
         seed=parts.seed,
         train_mode=lambda: strategies.train_mode(parts.phase.module),
-        evaluate=parts.evaluation(parts.splits.val) if parts.splits.val else None,
+        evaluate=parts.evaluation(parts.splits.val, heart.at) if parts.splits.val else None,
         save=save,
         wants_retry=lambda: saver is not None and saver.retry,
         stop=lambda: bool(stop),
         beat=beat,
+        at=at,
         listener=tracker or Silent(),
         log_every=run.track.every,
         evaluate_every=clock(run.evaluate.every),

@@ -10,13 +10,6 @@ import pytest
 from tests.trainers import Zygote, run_file
 
 
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    started = Zygote()
-    yield started
-    started.close()
-
-
 @pytest.fixture
 def trainers(zygote: Zygote) -> Iterator[Zygote]:
     yield zygote

@@ -9,24 +9,49 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Behaviour = Literal["ok", "error", "slow", "unauthorised"]
+# deaf: rows are neither taken nor answered; swallow: half of them are taken, and the client never hears of it
+Behaviour = Literal["ok", "error", "slow", "unauthorised", "deaf", "swallow"]
 
 
 class Stub(ThreadingHTTPServer):
-    """Keeps history rows by the offset they were sent with, the run ids, and the summary."""
+    """Keeps the history rows of each run by the offset they were sent with, and the summary.
+
+    `changed`: rows that came again at the same offset and were not the same.
+    """
 
     daemon_threads = True
 
-    def __init__(self, behaviour: Behaviour = "ok") -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, behaviour: Behaviour = "ok", port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.behaviour = behaviour
-        self.history: dict[int, dict[str, Any]] = {}
-        self.summary: dict[str, Any] = {}
+        self.histories: dict[str, dict[int, dict[str, Any]]] = {}
+        self.summaries: dict[str, dict[str, Any]] = {}
         self.ids: set[str] = set()
+        self.changed: list[dict[str, Any]] = []
+        self.heard = threading.Event()  # rows came in, or any request that is not answered as it should be
         self.config = ""
         self.requests: list[str] = []
         self.stopping = threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    @property
+    def history(self) -> dict[int, dict[str, Any]]:
+        """The rows of the only run."""
+        assert len(self.histories) <= 1
+        return next(iter(self.histories.values()), {})
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The points in the order of the rows of the only run; each is there, and none came again changed."""
+        history = self.history
+        assert sorted(history) == list(range(len(history)))
+        assert self.changed == []
+        return [_values(history[index]) for index in sorted(history)]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        assert len(self.summaries) <= 1
+        return next(iter(self.summaries.values()), {})
 
     @property
     def url(self) -> str:
@@ -45,9 +70,8 @@ class Stub(ThreadingHTTPServer):
         if operation == "Viewer":
             return {"viewer": {"id": "dg==", "entity": "e", "username": "u", "flags": "{}", "teams": {"edges": []}}}
         if operation == "RunResumeStatus":
-            if not self.ids:
-                return {"model": {"id": "m", "name": "p", "entity": {"id": "e", "name": "e"}, "bucket": None}}
-            return {"model": {"id": "m", "name": "p", "entity": {"id": "e", "name": "e"}, "bucket": self._bucket()}}
+            bucket = self._bucket(variables["name"]) if variables["name"] in self.ids else None
+            return {"model": {"id": "m", "name": "p", "entity": {"id": "e", "name": "e"}, "bucket": bucket}}
         if operation == "UpsertBucket":
             self.ids.add(variables["name"])
             self.config = variables.get("config") or self.config
@@ -59,21 +83,40 @@ class Stub(ThreadingHTTPServer):
                 "config": "{}",
                 "sweepName": "",
             }
-            bucket |= {"project": project, "historyLineCount": len(self.history)}
-            return {"upsertBucket": {"bucket": bucket, "inserted": not self.history}}
+            rows = len(self.histories.get(variables["name"], {}))
+            bucket |= {"project": project, "historyLineCount": rows}
+            return {"upsertBucket": {"bucket": bucket, "inserted": not rows}}
         if operation == "CreateRunFiles":
             files = [{"name": f, "uploadUrl": f"{self.url}/upload/{f}"} for f in variables["files"]]
             return {"createRunFiles": {"runID": "Yg==", "uploadHeaders": [], "files": files}}
         return {}
 
-    def _bucket(self) -> dict[str, Any]:
-        rows = [self.history[k] for k in sorted(self.history)]
+    def take(self, run: str, files: dict[str, Any]) -> None:
+        """Lines of a run's files, each at its offset."""
+        history = self.histories.setdefault(run, {})
+        for name, part in files.items():
+            for index, line in enumerate(part["content"]):
+                if name == "wandb-history.jsonl":
+                    row = json.loads(line)
+                    if _values(history.setdefault(part["offset"] + index, row)) != _values(row):
+                        self.changed.append(row)
+                elif name == "wandb-summary.json":
+                    self.summaries.setdefault(run, {}).update(json.loads(line))
+
+    def _bucket(self, run: str) -> dict[str, Any]:
+        rows = [row for _, row in sorted(self.histories.get(run, {}).items())]
         return {
-            "id": "Yg==", "name": next(iter(self.ids)), "displayName": "n", "config": "{}", "tags": [],
+            "id": "Yg==", "name": run, "displayName": "n", "config": "{}", "tags": [],
             "wandbConfig": '{"t": {}}', "historyLineCount": len(rows), "eventsLineCount": 0, "logLineCount": 0,
             "eventsTail": "[]",
-            "historyTail": json.dumps([json.dumps(rows[-1])] if rows else []), "summaryMetrics": json.dumps(self.summary),
+            "historyTail": json.dumps([json.dumps(rows[-1])] if rows else []),
+            "summaryMetrics": json.dumps(self.summaries.get(run, {})),
         }  # fmt: skip
+
+
+def _values(row: dict[str, Any]) -> dict[str, Any]:
+    """What a point of the record said, without wandb's own facts and the names of pictures."""
+    return {key: value for key, value in row.items() if not key.startswith("_") and not isinstance(value, dict)}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -94,6 +137,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         stub = self.server
+        stream = self.path.endswith("/file_stream")
+        files = (json.loads(body).get("files") or {}) if stream else {}
+        told = "wandb-history.jsonl" in files
+        if told or stub.behaviour in ("error", "slow"):
+            stub.heard.set()
         if stub.behaviour == "slow":
             stub.stopping.wait(30)
             self.close_connection = True
@@ -107,13 +155,16 @@ class _Handler(BaseHTTPRequestHandler):
             operation = found[1] if found else ""
             stub.requests.append(operation)
             self._reply({"data": stub.answer(operation, said.get("variables") or {})})
-        elif self.path.endswith("/file_stream"):
-            for name, part in (json.loads(body).get("files") or {}).items():
-                for index, line in enumerate(part["content"]):
-                    if name == "wandb-history.jsonl":
-                        stub.history[part["offset"] + index] = json.loads(line)
-                    elif name == "wandb-summary.json":
-                        stub.summary |= json.loads(line)
+        elif stream:
+            if told and stub.behaviour == "swallow":
+                rows = files["wandb-history.jsonl"]
+                files = {"wandb-history.jsonl": {**rows, "content": rows["content"][: len(rows["content"]) // 2]}}
+            if not told or stub.behaviour != "deaf":
+                stub.take(self.path.split("/")[-2], files)
+            if told and stub.behaviour in ("deaf", "swallow"):
+                stub.stopping.wait(30)
+                self.close_connection = True
+                return
             self._reply({"exitcode": None, "limits": {}})
         else:
             self._reply({})

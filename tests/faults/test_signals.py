@@ -49,6 +49,15 @@ def test_a_signal_to_one_rank_of_two_stops_both_at_one_step(
     same(tmp_path / "run", references[2])
 
 
+def test_a_signal_costs_no_further_long_step(trainers: Zygote, tmp_path: Path) -> None:
+    """Where steps take long, the ranks wait for each other's wishes: both stop at the step in which one got the signal."""
+    model = {"source": f"python:{ROOT}/tests/network.py:small", "args": {"slow": 0.4}}
+    assert trainers.run(run_file(tmp_path, model=model, **LONG), tmp_path, world=2, fault="step@4:1=term") == [0, 0]
+    marker = RunDir(tmp_path / "run").marker()
+    assert marker is not None
+    assert (marker.state, marker.step) == ("REQUEUE", 4)
+
+
 def test_the_whole_group_gets_the_signal_and_loader_workers_ignore_it(trainers: Zygote, tmp_path: Path) -> None:
     (rank,) = trainers.start(run_file(tmp_path, **WORKERS, **{**LONG, "train": {"steps": 4000}}), tmp_path)
     wait_for_step(tmp_path / "run", 30)

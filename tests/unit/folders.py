@@ -88,3 +88,35 @@ def trained(
     folder.attempts.write_text("".join(json.dumps(e) + "\n" for e in events), encoding="utf-8")
     folder.mark("DONE", f"{steps} steps", 0, steps)
     return folder
+
+
+def crowd(root: Path, count: int, *, points: int = 400) -> Path:
+    """Many run folders in `root`/runs, as a sweep leaves them: most done, some failed, stopped or killed; returns that folder."""
+    first = bare(root, "member-0000")
+    config = first.config.read_text(encoding="utf-8")
+    for number in range(count):
+        folder = RunDir(root / "runs" / f"member-{number:04d}")
+        folder.create()
+        folder.config.write_text(config.replace("member-0000", folder.name), encoding="utf-8")
+        total, best, lines = points * 640, 0.0, []
+        for point in range(1, points + 1):
+            samples = point * 640
+            at = {"samples": samples, "step": point * 10, "epoch": samples / 6400, "time": 1.7e9 + number * 60 + point * 3}
+            lines.append({**at, "train/loss": 2.3 * math.exp(-3 * point / points) + number % 7 / 100, "lr": 1e-3})
+            if point % 40 == 0:
+                best = 0.9 * point / points + number / 1e5
+                lines.append({**at, "val/loss": 0.4, "val/accuracy": best, "val/top5": 0.99, "val/f1": best - 0.01})
+        folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        summary = {
+            "name": folder.name, "state": "done", "step": points * 10, "samples": total, "total_samples": total,
+            "final": {"val/accuracy": best}, "best": {"metric": "val/accuracy", "value": best, "step": points * 10},
+            "attempts": 1, "ettr": 0.97, "parameters": {"learning": 2565, "frozen": 11_176_512},
+        }  # fmt: skip
+        folder.summary.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        event = {"attempt": 1, "time": 1.7e9, "event": "start", "step": 0}
+        folder.attempts.write_text(json.dumps(event) + "\n", encoding="utf-8")
+        state = {3: "FAILED", 5: "REQUEUE", 7: None}.get(number % 10, "DONE")
+        if state is not None:
+            marker = {"state": state, "reason": "so it ended", "code": 0, "step": points * 10, "time": 1.7e9 + 9999}
+            (folder.path / state).write_text(json.dumps(marker), encoding="utf-8")
+    return root / "runs"

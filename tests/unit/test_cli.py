@@ -285,3 +285,17 @@ def test_the_demo_names_its_commands_in_full(tmp_path: Path) -> None:
     assert f"  graft train '{files['head']}' --runs '{tmp_path}/my runs'" in lines
     assert all("--runs" in line for line in lines if line.startswith("  "))
     assert "  graft report demo-head demo-full demo-scratch" in commands(files, Path("runs"))
+
+
+def test_a_full_disk_is_said_without_a_traceback(tmp_path: Path) -> None:
+    """/dev/full answers every write as a full disk does."""
+    run = tmp_path / "runs" / "try"
+    (run / "log").mkdir(parents=True)
+    (run / "run.yaml").write_text("name: try\n")
+    (run / "log" / "out.log").write_text("x" * 100)
+    words = [sys.executable, "-m", "launcher", "runs", "--runs", str(tmp_path / "runs"), "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.folders import bare, trained
+from trainer.commands import report
 from trainer.config import UserError
-from trainer.report import svg, write_report
+from trainer.report import default_output, svg, write_report
 from trainer.report.page import smoothed
 from trainer.rundir import RunDir
 
@@ -158,3 +159,13 @@ def test_long_curves_keep_their_extremes() -> None:
 def test_torch_free() -> None:
     code = "import sys, trainer.report; assert not {'torch', 'wandb', 'torchvision', 'PIL'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=60)
+
+
+def test_the_page_of_several_runs_lies_beside_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the folder of the first it would replace that run's own."""
+    folders = [trained(tmp_path, name, classes=DIGITS) for name in ("a", "b")]
+    assert report([str(folder.path) for folder in folders]) == 0
+    out = default_output(folders)
+    assert capsys.readouterr().out.strip() == str(out)
+    assert out.is_file()
+    assert not folders[0].report.exists()

@@ -141,6 +141,10 @@ def test_the_cursor_goes_on_where_the_last_attempt_ended(tmp_path: Path) -> None
     assert Cursor(tmp_path).begin(tmp_path / "run-3", online=True, server=57) == 57
     assert not (tmp_path / "offline-run-2").exists()
     assert Cursor(tmp_path).begin(tmp_path / "run-4", online=True, server=80) == 80  # of run-3, 23 rows had arrived
+    offline = Cursor(tmp_path)
+    offline.begin(tmp_path / "offline-run-5", online=False, server=0)
+    offline.end(120)
+    assert Cursor(tmp_path).begin(tmp_path / "run-6", online=True, server=80) == 80  # run-5 was never sent
 
 
 @pytest.mark.parametrize("count", [2, 30, 200])

@@ -57,6 +57,12 @@ class Saver:
         """Whether the last commit failed long enough ago to try again."""
         return self._failed_at is not None and time.monotonic() - self._failed_at > RETRY_AFTER
 
+    @property
+    def busy(self) -> bool:
+        """Whether a commit is under way."""
+        thread = self._thread
+        return thread is not None and thread.is_alive()
+
     def save(self, step: int, files: Files, state: dict[str, Any], *, best: float | None = None, wait: bool = False) -> None:
         """Copy the state and commit it in the background; with `wait`, return when it is durable or raise why it is not."""
         self.join()

@@ -11,7 +11,7 @@ from trainer.config.errors import (
     UserError,
     nearest,
 )
-from trainer.config.load import changes, dump, load, schema
+from trainer.config.load import changes, dump, explain, load, schema
 from trainer.config.run import Run
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "UserError",
     "changes",
     "dump",
+    "explain",
     "load",
     "nearest",
     "schema",

@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from trainer.config.base import kinds
+from trainer.config.base import Kind, kinds
 from trainer.config.errors import UserError, nearest
 from trainer.config.run import Run
-from trainer.config.yamlfile import Document, Loc, override, parse, unparse
+from trainer.config.yamlfile import Document, Loc, override, read, unparse
 
 _TYPES = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
@@ -29,16 +29,14 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Run:
 
     Raises UserError that names the file, the line, the key and the nearest valid name.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
-        raise UserError(f"{path}: no such run file{near}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a run file: {error}") from None
-    document = parse(text, str(path))
+    document = read(path)
     for assignment in overrides:
         override(document, assignment)
+    return check(document)
+
+
+def check(document: Document) -> Run:
+    """The run that a parsed run file describes; its paths become absolute. Raises UserError with one line for every mistake."""
     try:
         run = Run.model_validate(document.value)
     except ValidationError as error:
@@ -46,8 +44,11 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Run:
     return _absolute(run, Path.cwd())
 
 
-def explain(error: ValidationError, document: Document) -> str:
-    """One line for every mistake, each with its place; what several members of a union say of one value becomes one line."""
+def explain(error: ValidationError, document: Document, model: type[BaseModel] = Run) -> str:
+    """One line for every mistake, each with its place; what several members of a union say of one value becomes one line.
+
+    `model` is what the document was checked against.
+    """
     mistakes: dict[Loc, list[Any]] = {}
     for mistake in error.errors():
         mistakes.setdefault(_written(mistake["loc"], document.value, missing=mistake["type"] == "missing"), []).append(mistake)
@@ -59,7 +60,7 @@ def explain(error: ValidationError, document: Document) -> str:
                 continue
             said = [m for m in said if m["type"] not in _WRONG_TYPE][:1] or said
         dotted = ".".join(str(part) for part in loc)
-        sentence = _sentence(dotted, said[0], document, loc) if len(said) == 1 else _alternatives(dotted, said)
+        sentence = _sentence(dotted, said[0], document, loc, model) if len(said) == 1 else _alternatives(dotted, said)
         lines.append(f"{document.where(loc)}: {sentence}")
     return "\n".join(lines)
 
@@ -82,15 +83,15 @@ def _names(expected: str) -> list[str]:
     return [name.strip(" '") for name in expected.replace(" or ", ", ").split(",")]
 
 
-def _sentence(dotted: str, mistake: Any, document: Document, loc: Loc) -> str:
+def _sentence(dotted: str, mistake: Any, document: Document, loc: Loc, model: type[BaseModel]) -> str:
     kind, given = mistake["type"], mistake.get("input")
     context = mistake.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key '{dotted}'{nearest(str(loc[-1]), _fields(document.value, loc[:-1]))}"
+        return f"unknown key '{dotted}'{nearest(str(loc[-1]), _fields(model, document.value, loc[:-1]))}"
     if kind == "missing":
         return f"'{dotted}' is missing"
     if kind == "union_tag_not_found":
-        return f"'{dotted}.kind' is missing; known: {_tags(dotted)}"
+        return f"'{dotted}.kind' is missing; known: {_tags(dotted, model)}"
     if kind in ("union_tag_invalid", "literal_error"):
         names = _names(context.get("expected_tags") or context["expected"])
         at = dotted + ".kind" if kind == "union_tag_invalid" else dotted
@@ -105,7 +106,7 @@ def _sentence(dotted: str, mistake: Any, document: Document, loc: Loc) -> str:
             hint = "; write true"
         elif kind == "string_type" and isinstance(given, int | float):
             hint = f'; write "{given}" with quotes if text is meant'
-        elif kind.startswith("model") and isinstance(given, str) and "kind" in _fields(document.value, loc):
+        elif kind.startswith("model") and isinstance(given, str) and "kind" in _fields(model, document.value, loc):
             hint = f"; write {dotted}: {{kind: {given}}}"
         return f"'{dotted}' must be {_TYPES[kind]}, not {_shown(given)}{hint}"
     message = mistake["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
@@ -120,11 +121,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _tags(dotted: str) -> str:
+def _tags(dotted: str, model: type[BaseModel]) -> str:
     packages = {"task": "trainer.config.tasks", "strategy": "trainer.config.strategies"}
-    if dotted in packages:
+    if model is Run and dotted in packages:
         return ", ".join(kinds(packages[dotted]))
-    field = Run.model_fields[dotted]
+    field = model.model_fields[dotted]
     return ", ".join(str(c.model_fields["kind"].default) for c in getattr(field.annotation, "__args__", ()))
 
 
@@ -141,9 +142,8 @@ def _written(loc: Loc, value: Any, *, missing: bool) -> Loc:
     return tuple(kept)
 
 
-def _fields(value: Any, loc: Loc) -> list[str]:
+def _fields(model: Any, value: Any, loc: Loc) -> list[str]:
     """The keys that are valid in a section, for suggestions."""
-    model: Any = Run
     for part in loc:
         value = value.get(part) if isinstance(value, dict) else None
         annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
@@ -186,14 +186,15 @@ def dump(run: Run) -> str:
     return unparse(run.model_dump(mode="json"))
 
 
-def schema() -> dict[str, Any]:
-    """The JSON schema of a run file."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Run.model_json_schema()}
+def schema(model: type[BaseModel] = Run) -> dict[str, Any]:
+    """The JSON schema of a run file, or of another file that is checked against `model`."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested sections by dotted key."""
     if isinstance(value, dict) and value:
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
+        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}{key}.").items()}
     return {prefix[:-1]: value}
 
 
@@ -201,11 +202,27 @@ _FREE = ("parallel.", "resources.", "track.", "checkpoint.every", "checkpoint.ke
          "evaluate.batch", "evaluate.show", "data.max_bad")  # fmt: skip
 
 
+def learnt(run: Run) -> dict[str, Any]:
+    """The settings, by dotted key, that decide what a run learns; its name is none of them.
+
+    Those at their default are left out, so that a later version with more settings finds the same; of a section that is chosen
+    by its kind, the kind stays.
+    """
+    kept = flat(run.model_dump(mode="json", exclude_defaults=True, exclude={"name"}))
+    kept |= {f"{name}.kind": section.kind for name, section in run if isinstance(section, Kind)}
+    return {key: value for key, value in kept.items() if not free(key)}
+
+
+def free(key: str) -> bool:
+    """Whether a setting (or a whole section) may change between attempts, since it changes nothing that is learnt."""
+    return f"{key}.".startswith(_FREE)
+
+
 def changes(old: Run, new: Run) -> list[str]:
     """`key: old -> new` for each setting that would change what is learnt; the rest may change freely between attempts."""
-    before, after = (_flat(run.model_dump(mode="json")) for run in (old, new))
+    before, after = (flat(run.model_dump(mode="json")) for run in (old, new))
     return [
         f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
         for key in {**before, **after}
-        if before.get(key) != after.get(key) and not key.startswith(_FREE)
+        if before.get(key) != after.get(key) and not free(key)
     ]

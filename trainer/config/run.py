@@ -21,6 +21,7 @@ else:
     AnyStrategy = one_of("trainer.config.strategies")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,-]{0,99}")
 
 
 def _every(text: str) -> Any:
@@ -143,7 +144,7 @@ class Parallel(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: int | Literal["auto"] = Field("auto", description="ranks on this machine; auto: one a GPU, or one on a CPU")
     threads: int | None = Field(None, ge=1, description="CPU threads a rank; none: the cores over the ranks")
-    timeout: Seconds = Field(600.0, gt=0, description="how long a rank waits for the others before the run is given up")
+    timeout: Seconds = Field(600.0, gt=0, description="how long nothing may happen before the run is given up")
 
     @field_validator("processes")
     @classmethod
@@ -197,11 +198,21 @@ class Track(Section):
 
 
 class Resources(Section):
-    """What the run asks of a cluster."""
+    """What the run asks of a cluster; what is not set comes from the cluster's own file."""
 
+    cluster: str | None = Field(None, description="name of a cluster file; none: the only one there is, or default.yaml")
     nodes: int = Field(1, ge=1)
     gpus_per_node: int | None = Field(None, ge=1)
+    partition: str | None = Field(None, description="where to queue; none: as the cluster file says")
+    account: str | None = Field(None, description="whom the time is charged to; none: as the cluster file says")
     time: str | None = Field(None, description="hours:minutes:seconds or days-hours:minutes:seconds", examples=["4:00:00"])
+
+    @field_validator("cluster", "partition", "account")
+    @classmethod
+    def _word(cls, value: str | None) -> str | None:
+        if value is not None and not WORD.fullmatch(value):
+            raise ValueError("letters, digits, dots, commas, dashes and underscores only, beginning with a letter or a digit")
+        return value
 
     @field_validator("time")
     @classmethod

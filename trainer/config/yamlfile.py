@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trainer.config.errors import UserError
+from trainer.config.errors import UserError, nearest
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
@@ -56,6 +57,18 @@ def scalar(text: str) -> Any:
     if _FLOAT.fullmatch(text) and not re.fullmatch(r"[-+]?0[0-9_]+", text):
         return float(text.replace("_", ""))
     return text
+
+
+def read(path: Path, what: str = "run file") -> Document:
+    """Read and parse a file; `what` it is meant to be stands in the messages. Raises UserError with file, line, nearest name."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
+        raise UserError(f"{path}: no such {what}{near}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a {what}: {error}") from None
+    return parse(text, str(path))
 
 
 def parse(text: str, file: str) -> Document:
@@ -117,7 +130,10 @@ def _construct(node: yaml.Node, loc: Loc, document: Document) -> Any:
     return mapping
 
 
-class _Dumper(yaml.SafeDumper):
+_Base: type[yaml.SafeDumper] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's, where it is: four times as fast
+
+
+class _Dumper(_Base):  # type: ignore[misc, valid-type]
     """Writes what `parse` reads back as the same value: PyYAML's own would leave the text `1e3` without quotes."""
 
 
@@ -140,15 +156,18 @@ def override(document: Document, assignment: str) -> None:
     if not equals or not all(parts):
         raise UserError(f"override '{assignment}': write key=value, such as train.epochs=5 or optimizer.lr=1e-3")
     here = f"override '{assignment}'"
-    value = parse("value: " + text, here).value["value"]
+    place(document, tuple(parts), parse("value: " + text, here).value["value"], here)
+
+
+def place(document: Document, loc: tuple[str, ...], value: Any, where: str) -> None:
+    """Put a value at a place of a document, sections and all; `where` is what messages then say of it."""
     target = document.value
-    for depth, part in enumerate(parts[:-1]):
+    for depth, part in enumerate(loc[:-1]):
         inner = target.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise UserError(f"{here}: '{'.'.join(parts[: depth + 1])}' is {inner!r}, not a section with keys of its own")
+            raise UserError(f"{where}: '{'.'.join(loc[: depth + 1])}' is {inner!r}, not a section with keys of its own")
         target = inner
-    target[parts[-1]] = value
-    loc: Loc = tuple(parts)
+    target[loc[-1]] = value
     for known in [k for k in document.lines if k[: len(loc)] == loc]:
         del document.lines[known]
-    document.lines[loc] = here
+    document.lines[loc] = where

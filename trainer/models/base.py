@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -79,6 +80,19 @@ class Origin:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     read: Callable[[], Checkpoint] | None
+
+
+@dataclass(frozen=True)
+class Need:
+    """A file that a model is read from: `file` is where it is, or belongs in the cache of its library.
+
+    `url`: where it is published, none for a file of the user's own; `sha256`: what its hash begins with, empty if not known.
+    """
+
+    what: str
+    file: Path
+    url: str | None = None
+    sha256: str = ""
 
 
 def first_few(names: list[str], limit: int = 4) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from trainer.config import UserError, nearest
 from trainer.config.run import Model, Normalize
 from trainer.models.adapt import new_head, new_input, seeded
-from trainer.models.base import Built, LoadReport, Origin
+from trainer.models.base import Built, LoadReport, Need, Origin
 from trainer.models.fit import fit
 from trainer.models.probe import Anatomy, examine, width
 from trainer.spec import InputSpec
@@ -57,14 +58,26 @@ def build_model(config: Model, normalize: Norm, classes: tuple[str, ...], seed: 
     return Built(network, anatomy.head, tuple(made), InputSpec(adapt.in_channels, size, mean, std), report)
 
 
+def needs(config: Model) -> list[Need]:
+    """The files that the weights of a model are read from, as its source says. Raises UserError."""
+    module, rest = _source(config)
+    return module.needs(rest, config)  # type: ignore[no-any-return]
+
+
 def _origin(config: Model) -> Origin:
+    module, rest = _source(config)
+    return module.origin(rest, config)  # type: ignore[no-any-return]
+
+
+def _source(config: Model) -> tuple[ModuleType, str]:
+    """The module of the source, and what it is to take from there."""
     scheme, colon, rest = config.source.partition(":")
     package = str(Path(__file__).parent)
     names = {module.name for module in pkgutil.iter_modules([package])}
     if colon and scheme in names:
         module = importlib.import_module(f"trainer.models.{scheme}")
         if hasattr(module, "origin"):
-            return module.origin(rest, config)  # type: ignore[no-any-return]
+            return module, rest
     schemes = [n for n in sorted(names) if hasattr(importlib.import_module(f"trainer.models.{n}"), "origin")]
     near = nearest(scheme, schemes) or f"; known: {', '.join(schemes)}"
     raise UserError(f"model.source '{config.source}': write SCHEME:NAME, such as torchvision:resnet50{near}")

@@ -17,7 +17,7 @@ from torch import nn
 
 from trainer.config import UserError, nearest
 from trainer.config.run import Model
-from trainer.models.base import Origin
+from trainer.models.base import Need, Origin
 from trainer.models.file import read_checkpoint
 
 
@@ -39,6 +39,11 @@ def origin(rest: str, config: Model) -> Origin:
         return network
 
     return Origin(f"python:{rest}", make, sized=False, image_size=None, mean=None, std=None, read=read)
+
+
+def needs(rest: str, config: Model) -> list[Need]:
+    """The checkpoint, if there is one; the network's code travels with the snapshot."""
+    return [] if config.weights == "none" else [Need(f"the weights of python:{rest}", Path(config.weights))]
 
 
 def _factory(place: str, name: str) -> Callable[..., Any]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import http.client
-import os
 import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,8 @@ from torchvision import models
 
 from trainer.config import UserError, nearest
 from trainer.config.run import Model
-from trainer.models.base import Checkpoint, Origin
+from trainer.models.base import Checkpoint, Need, Origin
+from trainer.models.download import alone
 from trainer.models.file import read_checkpoint
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -119,6 +117,23 @@ def _weights(name: str, weights: str) -> Any:
     return members[weights]
 
 
+def needs(rest: str, config: Model) -> list[Need]:
+    """The published weights in torch.hub's cache, or a file of one's own."""
+    _check(rest)
+    member, what = _weights(rest, config.weights), f"the weights {config.weights} of torchvision:{rest}"
+    if config.weights == "none":
+        return []
+    if is_path(config.weights):
+        return [Need(what, Path(config.weights))]
+    file = _cached(member)
+    hashed = _HASH.search(file.name)
+    return [Need(what, file, member.url, hashed[1] if hashed else "")]
+
+
+def _cached(member: Any) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(member.url).name
+
+
 def _read(name: str, weights: str, member: Any) -> Checkpoint:
     found = read_checkpoint(Path(weights) if is_path(weights) else fetch(name, member))
     tensors = found.tensors
@@ -136,7 +151,7 @@ def fetch(name: str, member: Any) -> Path:
 
     Raises UserError, after a stall of 15 s at most, that says what to put where.
     """
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(member.url).name
+    file = _cached(member)
     if file.is_file():
         return file
     hashed = _HASH.search(file.name)
@@ -146,7 +161,7 @@ def fetch(name: str, member: Any) -> Path:
     )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(file.with_name(f".{file.name}.lock")):
+        with alone(file):
             if not file.is_file():
                 _download(member.url, file, hashed[1] if hashed else None)
     except RuntimeError as error:
@@ -166,15 +181,3 @@ def _download(url: str, file: Path, sha256: str | None) -> None:
         torch.hub.download_url_to_file(url, str(file), sha256, progress=sys.stderr.isatty())
     finally:
         socket.setdefaulttimeout(before)
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One download at a time for all ranks that share the cache; where the file system has no locks, each downloads."""
-    descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

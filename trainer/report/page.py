@@ -26,12 +26,17 @@ def page(views: Sequence[View]) -> str:
         body.append(evaluation(view, heading=view.label if many else ""))
     body.append("<h2>Facts</h2>")
     body += [_facts(view, many) for view in views]
+    return document(title, "".join(body))
+
+
+def document(title: str, body: str) -> str:
+    """A page that needs nothing but itself."""
     made = time.strftime("%Y-%m-%d %H:%M")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none';style-src 'unsafe-inline';img-src data:\">"
-        f"<title>{escape(title)}</title><style>{CSS}</style></head><body><main>{''.join(body)}"
+        f"<title>{escape(title)}</title><style>{CSS}</style></head><body><main>{body}"
         f'<p class="soft small" style="margin-top:36px">Written by graft on {made} from the run folders alone.</p>'
         "</main></body></html>\n"
     )

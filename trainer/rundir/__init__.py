@@ -2,6 +2,21 @@
 
 from trainer.rundir.folder import Marker, RunDir, write_atomically
 from trainer.rundir.lease import Lease, LeaseLostError
+from trainer.rundir.leave import exit_now
+from trainer.rundir.lock import locked
+from trainer.rundir.place import node_name, slurm_start
 from trainer.rundir.record import Record, read_points
 
-__all__ = ["Lease", "LeaseLostError", "Marker", "Record", "RunDir", "read_points", "write_atomically"]
+__all__ = [
+    "Lease",
+    "LeaseLostError",
+    "Marker",
+    "Record",
+    "RunDir",
+    "exit_now",
+    "locked",
+    "node_name",
+    "read_points",
+    "slurm_start",
+    "write_atomically",
+]

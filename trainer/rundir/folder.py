@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.config import RefusedError, Run, UserError, changes, dump, load
+from trainer.rundir.place import slurm_start
 
 State = Literal["DONE", "REQUEUE", "FAILED"]
 STATES: tuple[State, ...] = ("DONE", "REQUEUE", "FAILED")
@@ -86,6 +88,26 @@ class RunDir:
         return self.path / "attempts.jsonl"
 
     @property
+    def job(self) -> Path:
+        """The Slurm job that this run was last given to: id (as squeue prints it), cluster, time of submission."""
+        return self.path / "job.json"
+
+    @property
+    def jobs(self) -> Path:
+        """One JSON line a start and an end of a Slurm job (a requeued job starts again)."""
+        return self.path / "jobs.jsonl"
+
+    @property
+    def bad_nodes(self) -> Path:
+        """One JSON line for each node that failed a check: node, problem, job, restart."""
+        return self.path / "log" / "bad-nodes.jsonl"
+
+    @property
+    def code(self) -> Path:
+        """The snapshot of the code that the run was submitted with."""
+        return self.path / "code"
+
+    @property
     def logs(self) -> Path:
         return self.path / "log"
 
@@ -118,6 +140,14 @@ class RunDir:
         """The log of a rank's latest attempt."""
         path = self.logs / f"rank-{rank:05d}.log"
         return path.resolve() if path.exists() else None
+
+    def covered(self) -> int:
+        """How many points of the record the newest checkpoint covers: a kill does not undo them. 0 before the first."""
+        for folder in sorted(self.checkpoints.glob("step-*"), key=lambda f: (len(f.name), f.name), reverse=True):
+            progress = self.read_json(folder / "state.json").get("progress")
+            if isinstance(progress, dict):  # else it was rotated away since
+                return int(progress.get("points", 0))
+        return 0
 
     def exists(self) -> bool:
         return self.config.is_file()
@@ -180,6 +210,17 @@ class RunDir:
         for other in STATES:
             if other != state:
                 (self.path / other).unlink(missing_ok=True)
+
+    def report_bad(self, node: str, problem: str) -> None:
+        """Note a node that this Slurm job should not get again."""
+        job, restart = slurm_start()
+        line = {"node": node, "problem": problem, "job": job, "restart": restart, "time": round(time.time(), 3)}
+        with contextlib.suppress(OSError):  # where the folder cannot be written, the nodes that can will say it
+            handle = os.open(self.bad_nodes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, (json.dumps(line) + "\n").encode())
+            finally:
+                os.close(handle)
 
     def clear_markers(self) -> None:
         for state in STATES:

@@ -22,7 +22,7 @@ def read_points(path: Path) -> list[dict[str, Any]]:
 
 def _points(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return
     for line in lines:

@@ -1,4 +1,7 @@
-"""How many lines of the record W&B has: wandb/cursor.json names the latest attempt's first row and, once it ended, the next."""
+"""How many lines of the record W&B has.
+
+Online the server says it. Offline wandb/cursor.json does: the latest attempt's first row and, once it ended, the next one.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,12 @@ class Cursor:
         self._now: Attempt | None = None
 
     def begin(self, folder: Path, *, online: bool, server: int) -> int:
-        """Open an attempt that writes to `folder`; returns its first row. `server`: the server's next step when online."""
-        first = self._resolve(online, server)
+        """Open an attempt that writes to `folder`; returns its first row. `server`: how many rows the server has, when online.
+
+        Online it is the server that must become complete: what earlier attempts left in files of theirs may never get there.
+        """
+        after = self._after()
+        first = server if online else after
         self._now = Attempt(folder.name, online, first, server, None)
         self._write(self._now)
         return first
@@ -45,19 +52,18 @@ class Cursor:
     def _write(self, attempt: Attempt) -> None:
         write_atomically(self._path, json.dumps(asdict(attempt)) + "\n")
 
-    def _resolve(self, online: bool, server: int) -> int:
+    def _after(self) -> int:
+        """The row after those that the attempts so far have logged."""
         try:
             last = Attempt(**json.loads(self._path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return 0
         if last.end is not None:
             return last.end
-        if last.online and online:
-            return last.first + max(0, server - last.server)
         folder = self._path.parent / last.folder
         rows = count_rows(folder)
         if rows == 0 and not last.online:
-            shutil.rmtree(folder, ignore_errors=True)  # a fragment without a row only confuses `wandb sync`
+            shutil.rmtree(folder, ignore_errors=True)  # a fragment without a row is of no use to anybody
         return last.first + rows
 
 

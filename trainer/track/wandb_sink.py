@@ -7,13 +7,15 @@ child when `finish` runs out of time. The child ends within half a second of its
 *Each point once, one run id.* metrics.jsonl is the record; W&B is a mirror of its first n lines, in order. That holds because
 - a point is sent only when `commit(step)` says that a checkpoint covers it: it can then not be trained again after a kill
   (points after the last checkpoint are dropped from the record on resume, and logged again);
-- line i of the record is row i of the W&B run, so "how many rows are there" is all a restart must know. `wandb/cursor.json` has
-  the first row of the latest attempt; how many followed is recorded when the attempt ended cleanly, and otherwise counted:
-  offline by reading the attempt's own .wandb file back (it is flushed every 15 s, the rest is lost in a kill), online by the
-  server's step. Then the missing lines are read from metrics.jsonl and sent, before anything new.
+- line i of the record is row i of the W&B run, so "how many rows are there" is all that anybody must know. An online attempt
+  asks the server, and sends every line it lacks before anything new, whatever earlier attempts did. An offline one goes on after
+  the rows of the earlier attempts' files: `wandb/cursor.json` has the first row of the latest attempt; how many followed is
+  recorded when the attempt ended cleanly, and otherwise counted by reading its own .wandb file back (it is flushed every 15 s,
+  the rest is lost in a kill).
+- only who holds wandb/server.lock sends: an online attempt, or `graft sync` (see `trainer.track.sync`), which completes the
+  server from the record and needs no attempt's file.
 The price: curves on W&B advance with the checkpoints. The console and metrics.jsonl are not held back.
-Pictures and the confusion matrix travel in the row of their step; those of a row that must be sent again are lost.
-An online attempt that was killed and is followed by an offline one counts what its local file holds: `wandb sync` completes it.
+Pictures and the confusion matrix travel in the row of their step; for a row that is sent later they are taken from samples/.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ import psutil
 
 import trainer
 from trainer.config import Run
+from trainer.config.run import WandB
 from trainer.rundir import RunDir, write_atomically
 
 LOG = logging.getLogger("graft.track")
@@ -59,15 +62,8 @@ class WandbSink:
             self._ended.set()
             return
         try:
-            start = {
-                "parent": os.getpid(),
-                "folder": str(folder.path),
-                "id": _run_id(folder.path / "wandb"),
-                "name": run.name,
-                "settings": settings.model_dump(mode="json"),
-                "config": run.model_dump(mode="json"),
-                "bytes": folder.metrics.stat().st_size if folder.metrics.exists() else 0,
-            }
+            size = folder.metrics.stat().st_size if folder.metrics.exists() else 0
+            start = {"parent": os.getpid(), "bytes": size, **opening(folder, run, settings)}
             log = folder.logs / "wandb.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             threading.Thread(target=self._feed, args=(start, log), name="wandb", daemon=True).start()
@@ -106,7 +102,7 @@ class WandbSink:
         self._put({"op": "finish", "timeout": max(0.5, timeout - 1.0)})
         if not self._ended.wait(timeout):
             self._warn(f"W&B did not finish within {timeout:g} s; what is missing there stays in the run's folder wandb/")
-            _kill(self._child)
+            kill(self._child)
             self._ended.set()
 
     def _put(self, message: dict[str, Any]) -> None:
@@ -117,7 +113,8 @@ class WandbSink:
         try:
             with log.open("ab") as errors:
                 command, pipe = [sys.executable, "-m", _WORKER], subprocess.PIPE
-                self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=_env(start["folder"]))
+                environment = child_environment(Path(start["folder"]))
+                self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=environment)
             assert self._child.stdin is not None
             assert self._child.stdout is not None
             threading.Thread(target=self._listen, args=(self._child, self._child.stdout), name="wandb-out", daemon=True).start()
@@ -163,7 +160,15 @@ class WandbSink:
             time.sleep(0 if self._child is None else 0.2)  # lets the child's own message come first
             self._warn(f"W&B is off for this attempt: {error or type(error).__name__}")
         self._ended.set()
-        _kill(self._child)
+        kill(self._child)
+
+
+def opening(folder: RunDir, run: Run, settings: WandB) -> dict[str, Any]:
+    """What a process needs to open the W&B run."""
+    return {
+        "folder": str(folder.path), "id": _run_id(folder.path / "wandb"), "name": run.name,
+        "settings": settings.model_dump(mode="json"), "config": run.model_dump(mode="json"),
+    }  # fmt: skip
 
 
 def _run_id(folder: Path) -> str:
@@ -175,11 +180,12 @@ def _run_id(folder: Path) -> str:
     return path.read_text(encoding="ascii").strip()
 
 
-def _env(folder: str) -> dict[str, str]:
+def child_environment(folder: Path) -> dict[str, str]:
+    """The environment of a process that talks to wandb about the run in `folder`."""
     root = str(Path(trainer.__file__).resolve().parent.parent)
     env = {k: v for k, v in os.environ.items() if k not in ("WANDB_SERVICE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR")}
     path = os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH")])])
-    data = str(Path(folder) / "wandb" / "data")  # else wandb leaves files in the user's home
+    data = str(folder / "wandb" / "data")  # else wandb leaves files in the user's home
     quiet = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true", "OMP_NUM_THREADS": "1"}
     return env | quiet | {"PYTHONPATH": path, "WANDB_DATA_DIR": data}
 
@@ -189,7 +195,7 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def _kill(child: subprocess.Popen[bytes] | None) -> None:
+def kill(child: subprocess.Popen[bytes] | None) -> None:
     """End the child and wandb's own service process, which sits in a session of its own."""
     if child is None or child.poll() is not None:
         return

@@ -1,0 +1,130 @@
+"""`graft fetch`: what a run needs is brought into the local caches, or checked to be there."""
+
+from __future__ import annotations
+
+import http.client
+import sys
+import time
+from collections.abc import Callable
+
+from trainer.config import EXIT_DONE, Run, UserError
+from trainer.config.sources import open_splits
+from trainer.models import needs
+from trainer.models.base import Need
+from trainer.models.download import alone, download, whole
+from trainer.rundir import fetched
+
+_INTERRUPTED = 130
+
+
+def fetch(run: Run) -> int:
+    """Bring or check weights and data, and say what there is. Raises UserError for what cannot be had or read."""
+    try:
+        wanted = needs(run.model)
+        for need in wanted:
+            _weights(need)
+        if not wanted:
+            print(f"{run.model.source}: no weights to fetch")
+        try:
+            fetched.note(run.model.source, run.model.weights, [need.file for need in wanted])
+        except OSError as error:
+            print(f"graft: `graft submit` will not know of this: {error}", file=sys.stderr)
+        _data(run)
+    except KeyboardInterrupt:
+        print("graft: broken off; the same command goes on with it", file=sys.stderr)
+        return _INTERRUPTED
+    return EXIT_DONE
+
+
+def _weights(need: Need) -> None:
+    if need.url is None:
+        _local(need)
+        return
+    advice = f"put {need.file.name} from {need.url} into {need.file.parent}"
+    try:
+        need.file.parent.mkdir(parents=True, exist_ok=True)
+        with alone(need.file):
+            if whole(need.file, need.sha256):
+                print(f"{need.what}: here and whole, {_size(need.file.stat().st_size)}, {need.file}")
+                return
+            if need.file.exists():
+                print(f"{need.what}: {need.file} is damaged (its sha256 is another), brought anew", flush=True)
+            begun = time.monotonic()
+            with _Bar(need.what) as bar:
+                download(need.url, need.file, need.sha256, bar.update)
+            seconds = max(time.monotonic() - begun, 1e-3)
+    except UserError as error:
+        raise UserError(f"{need.what}: {error}; {advice}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f"{need.what} could not be fetched ({error}); run it where there is a network, the same command goes on; or {advice}"
+        ) from error
+    brought = f"{_size(bar.came)} in {seconds:.1f} s, {_size(bar.came / seconds)}/s"
+    print(f"{need.what}: fetched, {brought}, {need.file}")
+
+
+def _local(need: Need) -> None:
+    try:
+        if not whole(need.file, need.sha256):
+            wrong = "is damaged: its sha256 is not the one in its name" if need.file.exists() else "no such file"
+            wrong = "is empty" if need.file.exists() and not need.file.stat().st_size else wrong
+            raise UserError(f"{need.what}: {need.file}: {wrong}")
+    except OSError as error:
+        raise UserError(f"{need.what}: {need.file} cannot be read: {error.strerror}") from error
+    print(f"{need.what}: here, {_size(need.file.stat().st_size)}, {need.file}")
+
+
+def _data(run: Run) -> None:
+    """Every file is opened: a permission, or a share that is not mounted, is found here and not on a node."""
+    splits = open_splits(run.data, run.train.seed)
+    for name, listing in (("train", splits.train), ("val", splits.val)):
+        if listing is None:
+            continue
+        files = [listing.root] if listing.root.is_file() else [listing.root / item.key for item in listing.items]
+        size = 0
+        for file in files:
+            try:
+                with file.open("rb") as stream:
+                    size += stream.seek(0, 2)
+            except OSError as error:
+                raise UserError(f"data.{name}: {file} cannot be read: {error.strerror}") from error
+        print(f"data.{name}: {len(listing.items):,} samples, {_size(size)}, {listing.root}")
+
+
+class _Bar:
+    """Progress with rate and end for a person at a terminal; silent elsewhere."""
+
+    def __init__(self, what: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+        self._shown = Progress(
+            *columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+            disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self._task = self._shown.add_task(what, total=None)
+        self._first: int | None = None
+        self.came = 0
+        self.update: Callable[[int, int | None], None] = self._update
+
+    def __enter__(self) -> _Bar:
+        self._shown.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shown.stop()
+
+    def _update(self, done: int, total: int | None) -> None:
+        if self._first is None or done < self._first:
+            self._first = done  # what an earlier call had brought does not count for the rate
+        self.came = done - self._first
+        self._shown.update(self._task, completed=done, total=total)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
