@@ -54,8 +54,8 @@ def launch(report: Path) -> int:
         said = {"rank": rank, "code": failure.exitcode, "node": node_name(), "restart": restart}
         report.write_text(json.dumps(said) + "\n", encoding="utf-8")
         return 1
-    except DistNetworkError as error:
-        if "EADDRINUSE" not in str(error) and "already in use" not in str(error):
+    except (DistNetworkError, ConnectionError) as error:  # the second is accelerate's, which looks before it opens the port
+        if not any(words in str(error) for words in ("EADDRINUSE", "already in use", "another process is utilizing it")):
             raise
         return PORT_TAKEN
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from launcher.agent import PORT_TAKEN, SIGNALS, launch, words
 from launcher.nodecheck import PortTakenError, check_node, meet
 from launcher.python import trainer_command
 from launcher.tree import ProcessTree
-from trainer.rundir import RunDir, exit_now, node_name
+from trainer.rundir import RunDir, exit_now, node_name, slurm_start
 
 _PR_SET_PDEATHSIG = 1
 BAD_NODE = 76  # an exit code: what is wrong stands in log/bad-nodes.jsonl
@@ -64,7 +65,9 @@ def work(given: argparse.Namespace) -> int:
         names = os.environ.get("GRAFT_NODES", "").split(",")
         within = float(os.environ.get("GRAFT_MEET_WITHIN") or MEET_WITHIN)
         try:
-            absent = meet(nodes=names, index=index, address=given.address, port=given.port + 1, timeout=within)
+            absent = meet(
+                start_name(folder), nodes=names, index=index, address=given.address, port=given.port + 1, timeout=within
+            )
         except PortTakenError:
             return _port_taken(folder)
         problems = [(node, "did not meet the other nodes") for node in absent]
@@ -76,7 +79,7 @@ def work(given: argparse.Namespace) -> int:
     world = given.nodes * given.processes
     os.environ.update(
         SIGNALS, GRAFT_LAUNCHED="1", GRAFT_WORLD=str(world), OMP_NUM_THREADS=str(given.threads), GRAFT_TERMINAL="",
-        PYTHONUNBUFFERED="1",
+        PYTHONUNBUFFERED="1", PET_RDZV_ID=start_name(folder),
     )  # fmt: skip
     flags = ["--accept-changes"] * given.accept_changes + ["--retry"] * given.retry
     trainer = trainer_command("train", str(folder.path), *flags)
@@ -89,6 +92,16 @@ def work(given: argparse.Namespace) -> int:
     sys.argv = [sys.argv[0], *machine, *trainer[1:]]
     code = launch(folder.logs / f"failure-{index}.json")
     return _port_taken(folder) if code == PORT_TAKEN else code
+
+
+def start_name(folder: RunDir) -> str:
+    """One name for this start on all its nodes, and no other's.
+
+    Jobs that share a node may come upon one port. Whoever then joins the other's store finds nothing under this name, instead of
+    counting among its ranks.
+    """
+    job, restart = slurm_start()
+    return f"{hashlib.sha256(os.fsencode(folder.path.resolve())).hexdigest()[:16]}-{job}-{restart}"
 
 
 def _port_taken(folder: RunDir) -> int:

@@ -101,8 +101,10 @@ def _gpu(device: int) -> list[str]:
     return []
 
 
-def meet(*, nodes: list[str], index: int, address: str, port: int, timeout: float) -> list[str]:
+def meet(name: str, *, nodes: list[str], index: int, address: str, port: int, timeout: float) -> list[str]:
     """One process a node: all sign in at the first one and add numbers up. Returns the nodes that did not, none when all is well.
+
+    `name` is this start's own: another job's nodes, should they have the same port, do not count.
 
     Every node that reaches the first one gets its answer, in at most about twice `timeout` seconds. One that does not names the
     first: were it to blame itself, the first would have named it by then and ended the job. Raises PortTakenError on the first.
@@ -116,6 +118,7 @@ def meet(*, nodes: list[str], index: int, address: str, port: int, timeout: floa
     limit = timedelta(seconds=timeout if index == 0 else 2 * timeout + 5)
     try:
         store = dist.TCPStore(address, port, world_size=None, is_master=index == 0, timeout=limit, wait_for_workers=False)
+        store = dist.PrefixStore(name, store)
         store.set(f"here-{index}", nodes[index])
         absent = _signed_in(store, nodes, index, deadline)
         if absent:

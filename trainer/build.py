@@ -109,7 +109,9 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:
             raise UserError(
                 f"checkpoint.best is '{run.checkpoint.best}', which is not measured{nearest(run.checkpoint.best, known)}"
             )
-    model = partial(build_model, run.model, run.data.normalize, classes, mix(run.train.seed, WEIGHTS), load_weights=saved is None)
+    model = partial(
+        build_model, run.model, run.data.normalize, task.outputs, mix(run.train.seed, WEIGHTS), load_weights=saved is None
+    )
     # One rank downloads, the others find the file in the cache.
     built = model() if runtime.main else None
     runtime.barrier()

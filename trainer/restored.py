@@ -14,6 +14,7 @@ from trainer.config import RefusedError, Run, UserError
 from trainer.models import build_model
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec
+from trainer.tasks import build_task
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def restore(folder: RunDir, which: str) -> Restored:
     loaded = Store(folder.checkpoints, keep=run.checkpoint.keep).named(which)
     state = loaded.state
     classes = tuple(state["classes"])
-    built = build_model(run.model, run.data.normalize, classes, 0, load_weights=False)
+    outputs = build_task(run.task, classes, tuple(state["counts"])).outputs
+    built = build_model(run.model, run.data.normalize, outputs, 0, load_weights=False)
     weights = load_file(loaded.path / "model.safetensors")
     average = loaded.path / "model-average.safetensors"
     if average.exists():

@@ -13,3 +13,15 @@ class InputSpec:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a head gives for an image: one number for each of `labels` (class names, or the names of measured values).
+
+    `name` is empty for the only head of a network, which then returns a tensor [n, labels]; a network with several heads returns
+    a dict of such tensors by name.
+    """
+
+    name: str
+    labels: tuple[str, ...]

@@ -67,6 +67,7 @@ InactiveLimit=0
 MinJobAge=600
 MaxArraySize=5001
 MaxJobCount=20000
+FirstJobId={job}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerType=sched/backfill
@@ -253,7 +254,8 @@ class TestCluster:
         for node in range(1, self.nodes + 1):
             (self.folder / f"spool-node{node}").mkdir()
         ctld, *ports = _ports(1 + self.nodes)
-        text = _CONF.format(folder=self.folder, ctld=ctld, nodes=self.nodes, gpus=GPUS, first=ports[0], last=ports[-1])
+        text = _CONF.format(folder=self.folder, ctld=ctld, nodes=self.nodes, gpus=GPUS, first=ports[0], last=ports[-1],
+                            job=1 + _first_job())  # fmt: skip
         (self.folder / "slurm.conf").write_text(text)
         devices = ",".join(_DEVICES[:GPUS])
         lines = ["AutoDetect=off", *(f"NodeName=node[1-{self.nodes}] Name=gpu File={device}" for device in devices.split(","))]
@@ -265,6 +267,12 @@ _LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec as little as pos
 
 def _die_with_parent() -> None:
     _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _first_job() -> int:
+    """Clusters side by side on this host number their jobs apart: the ports of a job follow from its number, modulo 6,000."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw9").removeprefix("gw")
+    return int(worker) % 10 * 600
 
 
 def _ports(count: int) -> list[int]:

@@ -11,6 +11,7 @@ from torch import nn
 from trainer import strategies
 from trainer.config import load
 from trainer.models import build_model
+from trainer.spec import Output
 
 FOLDER = Path(__file__).parents[2] / "configs" / "classify"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -35,7 +36,7 @@ def test_an_example_loads_and_learns_what_its_header_says(file: Path, without_va
     counts = []
     for classes in (5, 6):
         names = tuple(str(c) for c in range(classes))
-        built = build_model(run.model, run.data.normalize, names, run.train.seed, load_weights=False)
+        built = build_model(run.model, run.data.normalize, (Output("", names),), run.train.seed, load_weights=False)
         strategies.apply(run.strategy, built.network, built.head, built.fresh)
         counts.append(strategies.summary(built.network))
         assert built.spec.mean == (0.485, 0.456, 0.406)

@@ -19,6 +19,7 @@ from trainer.config import UserError
 from trainer.config.run import Adapt, Model
 from trainer.models import Built, build_model
 from trainer.models.file import read_checkpoint
+from trainer.spec import Output
 
 NETWORK = """
 import torch
@@ -52,7 +53,7 @@ def net(tmp_path: Path) -> str:
 def build(net: str, weights: Path | str, classes: tuple[str, ...] = ("a", "b", "c"), **adapt: Any) -> Built:
     args = adapt.pop("args", {})
     config = Model(source=net, weights=str(weights), args=args, adapt=Adapt(**{"image_size": 8, **adapt}))
-    return build_model(config, "auto", classes, 0)
+    return build_model(config, "auto", (Output("", classes),), 0)
 
 
 def state(net: str, **args: int) -> dict[str, torch.Tensor]:

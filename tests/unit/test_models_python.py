@@ -12,6 +12,7 @@ import torch
 from trainer.config import UserError
 from trainer.config.run import Adapt, Model
 from trainer.models import Built, build_model
+from trainer.spec import Output
 
 FIVE = ("ant", "bee", "cat", "dog", "eel")
 HEADER = "import torch\nfrom torch import nn\nimport torch.nn.functional as F\n"
@@ -21,7 +22,7 @@ def build(source: str, classes: tuple[str, ...] = FIVE, *, load: bool = True, **
     args = adapt.pop("args", {})
     weights = adapt.pop("weights", "none")
     config = Model(source=source, weights=weights, args=args, adapt=Adapt(**{"image_size": 16, **adapt}))
-    return build_model(config, "auto", classes, 0, load_weights=load)
+    return build_model(config, "auto", (Output("", classes),), 0, load_weights=load)
 
 
 def write(folder: Path, body: str, name: str = "net.py") -> str:

@@ -29,6 +29,7 @@ from trainer.models import Built, build_model
 from trainer.models.adapt import channels_of, positions_of
 from trainer.models.probe import trace, width
 from trainer.models.torchvision import fetch
+from trainer.spec import Output
 
 ALL = models.list_models(module=models)
 # One of each family runs for real: image size for the forward pass.
@@ -47,7 +48,7 @@ def build(
     args = adapt.pop("args", {})
     normalize = adapt.pop("normalize", "auto")
     config = Model(source=f"torchvision:{name}", weights=weights, args=args, adapt=Adapt(**adapt))
-    return build_model(config, normalize, classes, seed, load_weights=load)
+    return build_model(config, normalize, (Output("", classes),), seed, load_weights=load)
 
 
 @contextlib.contextmanager

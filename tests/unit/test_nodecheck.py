@@ -19,7 +19,7 @@ MEET = """
 import json, sys
 from launcher.nodecheck import meet
 index, count, port, timeout = map(int, sys.argv[1:])
-print(json.dumps(meet(nodes=[f"n{i}" for i in range(count)], index=index, address="127.0.0.1", port=port, timeout=timeout)))
+print(json.dumps(meet("a start", nodes=[f"n{i}" for i in range(count)], index=index, address="127.0.0.1", port=port, timeout=timeout)))
 """
 
 
@@ -122,4 +122,4 @@ def test_a_taken_port_is_not_the_nodes_fault() -> None:
         taken.bind(("127.0.0.2", 0))
         taken.listen()
         with pytest.raises(nodecheck.PortTakenError):
-            nodecheck.meet(nodes=["n0", "n1"], index=0, address="127.0.0.1", port=taken.getsockname()[1], timeout=2)
+            nodecheck.meet("a start", nodes=["n0", "n1"], index=0, address="127.0.0.1", port=taken.getsockname()[1], timeout=2)

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from trainer.spec import Output
+
 
 class Batch(Protocol):
     """A micro-batch on the device: normalised images [n, c, h, w], targets, and which samples of the listing they are."""
@@ -59,6 +61,10 @@ class Evaluation:
 
 class Task(Protocol):
     """A task: how a batch becomes a loss, how a network is measured and what its answers look like."""
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the network has to give."""
 
     def loss(self, module: nn.Module, batch: Any) -> torch.Tensor:
         """One value a sample, [n], so that any split over ranks and micro-batches gives the same mean."""

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from trainer.config.tasks.classify import Config
+from trainer.spec import Output
 from trainer.tasks.base import Batch, Evaluation
 
 
@@ -37,6 +38,11 @@ class Classify:
             # Mean 1 over the training samples, so that the learning rate keeps its meaning.
             total = sum(counts)
             self._weights = torch.tensor([total / (len(counts) * max(1, count)) for count in counts])
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """One head with a logit a class."""
+        return (Output("", self._classes),)
 
     def _criterion(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         smoothing = self._config.label_smoothing
