@@ -19,7 +19,8 @@ MEET = """
 import json, sys
 from launcher.nodecheck import meet
 index, count, port, timeout = map(int, sys.argv[1:])
-print(json.dumps(meet("a start", nodes=[f"n{i}" for i in range(count)], index=index, address="127.0.0.1", port=port, timeout=timeout)))
+nodes = [f"n{i}" for i in range(count)]
+print(json.dumps(meet("a start", nodes=nodes, index=index, address="127.0.0.1", port=port, timeout=timeout)))
 """
 
 
