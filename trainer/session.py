@@ -22,6 +22,7 @@ from trainer.loop import At, Job, train
 from trainer.manifest import write_manifest
 from trainer.progress import Clock, Progress
 from trainer.rundir import Lease, LeaseLostError, RunDir
+from trainer.rundir.metric import lower_is_better
 from trainer.runtime import Runtime
 from trainer.signals import StopFlag
 from trainer.straggler import Stragglers
@@ -156,7 +157,7 @@ def assemble(
 ) -> Job:
     """The job of this rank."""
     runtime, batch = parts.runtime, run.train.global_batch
-    lower = run.checkpoint.best.rsplit("/", 1)[1] in ("loss", "error")
+    lower = lower_is_better(run.checkpoint.best)
     began_at = progress.step
 
     def save(state: Progress, improved: bool, wait: bool) -> None:

@@ -86,7 +86,7 @@ def test_members_are_the_combinations_with_their_names(tmp_path: Path) -> None:
         ({"over": {"optimizer.lr": [1e-3]}}, "'over' belongs to other searches"),
         ({"targets": {"low": {"data.trian": "digits:0-4/train"}}}, "matrix.yaml:4: unknown key 'data.trian'"),
         ({"targets": {"low": {"name": "x"}}}, "'name' cannot be set"),
-        ({"scratch": {"optimizer.lr": "fast"}}, "matrix.yaml:6: optimizer"),
+        ({"scratch": {"optimizer.lr": "fast"}}, "matrix.yaml:6: 'optimizer.lr' must be a number"),
         ({"strategies": {"a": {"strategy": {"kind": "full"}}, "b": {"strategy.kind": "full"}}}, "two members are the same run"),
     ],
 )

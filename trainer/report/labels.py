@@ -8,7 +8,8 @@ from html import escape
 
 from trainer.report.page import metric_text
 from trainer.report.svg import Series, line_chart
-from trainer.rundir.sweep import Row, as_text, keys, lower_is_better
+from trainer.rundir.metric import lower_is_better
+from trainer.rundir.sweep import Row, as_text, keys
 
 COUNTS = ("data.per_class", "data.fraction")  # the settings that say how many labels are used
 _LINES = 8

@@ -12,6 +12,7 @@ from trainer.report.evaluation import evaluation
 from trainer.report.read import Json, View, flat
 from trainer.report.style import CSS
 from trainer.report.svg import SIZE, Series, line_chart
+from trainer.rundir.metric import lower_is_better
 from trainer.track.console import duration
 
 SMOOTH_FROM = 60
@@ -136,7 +137,7 @@ def _comparison(views: Sequence[View]) -> str:
     leaders = []
     for column, key in enumerate(keys):
         known = [value for m in measured if isinstance(value := m[column], int | float)]
-        lower = key.rsplit("/", 1)[-1] in ("loss", "error")
+        lower = lower_is_better(key)
         leaders.append((min if lower else max)(known) if len(known) > 1 and len(set(known)) > 1 else None)
     head = "".join(f"<th>{escape(h)}</th>" for h in [*map(_name, keys), "samples", "training", "learning", "attempts"])
     lines = []

@@ -10,7 +10,8 @@ from trainer.report.matrix import heat_maps
 from trainer.report.page import document, metric_text
 from trainer.report.scatter import Dot, scatter
 from trainer.rundir.matrix import matrix
-from trainer.rundir.sweep import Row, SweepDir, as_text, keys, lower_is_better
+from trainer.rundir.metric import lower_is_better
+from trainer.rundir.sweep import Row, SweepDir, as_text, keys
 from trainer.track.console import duration
 
 _SHOWN = 200  # rows of the table; results.csv has all

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.rundir.sweep import Row, lower_is_better
+from trainer.rundir.metric import lower_is_better
+from trainer.rundir.sweep import Row
 
 AXES = ("source", "target", "strategy")
 Key = tuple[str, str, str]
