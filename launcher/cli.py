@@ -179,6 +179,15 @@ def evaluate(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
 
 
 @app.command(context_settings=_PASS_ON)
+def forgetting(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
+    """Measure what a run forgot of the task that its weights came from.
+
+    Before and after it was trained: graft forgetting RUN [DATA].
+    """
+    _trainer("forgetting", run, runs, context.args)
+
+
+@app.command(context_settings=_PASS_ON)
 def predict(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
     """Classify images: graft predict RUN FILES…"""
     _trainer("predict", run, runs, context.args)

@@ -12,7 +12,7 @@ from trainer.rundir import RunDir
 
 SUFFIX = "-scratch"
 # what differs: no weights, and all of the network learns; the budget, the data and the rates are the run's
-_CHANGES = ["model.weights=none", "model.adapt.head=auto", "strategy={kind: full}"]
+_CHANGES = ["model.weights=none", "model.adapt.head=auto", "strategy={kind: full}", "evaluate.source=null"]
 
 
 def compare(

@@ -16,6 +16,7 @@ from trainer import strategies
 from trainer.checkpoint import Loaded, Saver, Store
 from trainer.config import EXIT_DONE, EXIT_REQUEUE, RefusedError, Run
 from trainer.faultpoints import reached
+from trainer.forgetting import at_the_end
 from trainer.hang import Hang
 from trainer.journal import Journal
 from trainer.loop import At, Job, train
@@ -104,6 +105,8 @@ def start(
             folder.mark("REQUEUE", f"stopped by {stop.reason or 'another rank'}", EXIT_REQUEUE, progress.step)
     journal.ended("DONE" if done else "REQUEUE", progress.step, stop.reason or "")
     if tracker:
+        if done and run.evaluate.source is not None:
+            at_the_end(folder, run.evaluate.source, runtime.device)
         tracker.finish(complete=done)
     return EXIT_DONE if done else EXIT_REQUEUE
 

@@ -18,8 +18,8 @@ def test_the_error_is_the_mean_distance_of_confidence_and_accuracy() -> None:
 
 
 def test_borders_belong_to_the_bin_below_and_nothing_is_lost() -> None:
-    confidence = torch.tensor([0.0, 0.1, 0.2, 1.0, 0.100001])
-    bins = reliability(confidence, torch.ones(5, dtype=torch.bool), bins=10)
+    confidence = torch.tensor([0.0, 0.125, 0.25, 1.0, 0.126])
+    bins = reliability(confidence, torch.ones(5, dtype=torch.bool), bins=8)
     assert [b.samples for b in bins] == [2, 2, 1]
     assert calibration_error([]) == 0.0
     assert reliability(torch.zeros(0), torch.zeros(0, dtype=torch.bool)) == []

@@ -94,6 +94,9 @@ def _header(view: View) -> str:
         ettr = summary.get("ettr")
         share = f", {ettr:.0%} of the time productive" if isinstance(ettr, int | float) else ""
         tiles.append((str(attempts), ("attempt" if attempts == 1 else "attempts") + share))
+    forgotten = (summary.get("forgetting") or {}).get("forgetting")
+    if isinstance(forgotten, int | float):
+        tiles.append((f"{forgotten:+.1%}", f"of the accuracy on its source task forgotten ({summary['forgetting']['data']})"))
     learning = (summary.get("parameters") or {}).get("learning")
     if isinstance(learning, int):
         frozen = summary["parameters"].get("frozen", 0)
