@@ -24,7 +24,7 @@ def graft(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained run of the digits 0 to 4, and a run file that grafts it onto 5 to 9."""
     folder = tmp_path_factory.mktemp("shop")
-    run_file(folder, train={"steps": 20})
+    run_file(folder, train={"steps": 20, "ema": None})
     done = graft(folder, "train", "run.yaml")
     assert done.returncode == 0, done.stderr
     run = json.loads((folder / "run.yaml").read_text())
