@@ -44,7 +44,7 @@ def test_what_is_forgotten_is_measured_with_the_old_head(shop: Path) -> None:
     assert found["before"]["accuracy"] == pytest.approx(own["metrics"]["accuracy"])
     assert found["before"]["loss"] == pytest.approx(own["metrics"]["loss"], rel=1e-5)
     assert found["samples"] == own["samples"]
-    assert found["after"]["loss"] > found["before"]["loss"] + 0.05, "training on other digits costs the old ones"
+    assert found["after"]["loss"] > found["before"]["loss"] + 0.02, "training on other digits costs the old ones"
     assert found["forgetting"] == pytest.approx(found["before"]["accuracy"] - found["after"]["accuracy"])
     again = graft(shop, "forgetting", "second", "--json")
     assert json.loads(again.stdout) == found
