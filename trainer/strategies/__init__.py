@@ -15,7 +15,7 @@ from trainer.config.learning import Strategy
 from trainer.spec import ParamGroup
 from trainer.strategies.base import Graft, Learns, rated
 
-__all__ = ["Summary", "apply", "begin", "inject", "learning", "merge", "summary", "train_mode"]
+__all__ = ["Strategy", "Summary", "apply", "begin", "inject", "learning", "merge", "summary", "train_mode"]
 
 
 def inject(config: Strategy, network: nn.Module, head: Sequence[str], fresh: Sequence[str], seed: int = 0) -> None:

@@ -17,7 +17,7 @@ from trainer.strategies.base import Graft, Learns, matching, parts
 
 ADAPTER = "default"  # peft's name for the only one
 _LAYERS = (nn.Linear, nn.Conv2d)
-_LINEAR_ONLY = ("vera",)
+_LINEAR_ONLY = ("oft",)
 
 
 def inject(config: Config, network: nn.Module, head: Sequence[str], fresh: Sequence[str], seed: int) -> None:
@@ -57,8 +57,6 @@ def peft_config(config: Config, targets: str | list[str]) -> Any:
             return peft.IA3Config(target_modules=targets, feedforward_modules=[])
         case "oft":
             return peft.OFTConfig(r=0, oft_block_size=rank, module_dropout=config.dropout, target_modules=targets)
-        case "vera":
-            return peft.VeraConfig(r=rank, vera_dropout=config.dropout, target_modules=targets, projection_prng_key=0)
 
 
 def choose(config: Config, graft: Graft) -> dict[str, Learns]:
@@ -80,11 +78,16 @@ def merge(network: nn.Module) -> nn.Module:
 
     if isinstance(network, BaseTunerLayer):
         raise TypeError("a network that is one adapted layer has no place to put it back into")
-    for name, module in list(network.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)
-            parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, module.get_base_layer())
+    # one at a time, the outermost first: adapted attention has an adapted layer inside, which it merges itself
+    while (found := next(((n, m) for n, m in network.named_modules() if isinstance(m, BaseTunerLayer)), None)) is not None:
+        name, layer = found
+        parent, _, child = name.rpartition(".")
+        if hasattr(layer, "unload_and_optionally_merge_module"):  # attention, whose weights are no parameters in between
+            base = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+        else:
+            layer.merge(safe_merge=True)
+            base = layer.get_base_layer()
+        setattr(network.get_submodule(parent), child, base)
     if hasattr(network, "peft_config"):
         del network.peft_config
     return network
@@ -103,14 +106,18 @@ def _is_adapter(network: nn.Module, name: str) -> bool:
 
 def _targets(config: Config, network: nn.Module, head: Sequence[str], fresh: Sequence[str]) -> list[str]:
     """The names of the layers that get an adapter: none that is trained in full anyway."""
+    attentions = [name for name, module in network.named_modules() if isinstance(module, nn.MultiheadAttention)]
     layers = {
         name: module
         for name, module in network.named_modules()
-        if isinstance(module, _LAYERS) and not any(name == h or name.startswith(f"{h}.") for h in head)
+        if isinstance(module, (*_LAYERS, *([nn.MultiheadAttention] if config.method == "lora" else [])))
+        and not any(name == h or name.startswith(f"{h}.") for h in head)
+        # torch's attention reads the weights of its output layer without calling it: it is adapted as a whole, by lora alone
+        and not any(name.startswith(f"{attention}.") for attention in attentions)
     }
     free = {n: m for n, m in layers.items() if f"{n}.weight" not in fresh and not _in_full(n, config.train, layers)}
     if config.targets == "auto":
-        linear = [name for name, module in free.items() if isinstance(module, nn.Linear)]
+        linear = [name for name, module in free.items() if not isinstance(module, nn.Conv2d)]
         chosen = linear if linear or config.method in _LINEAR_ONLY else [n for n, m in free.items() if _plain(m)]
         if not chosen:
             raise UserError(
@@ -128,12 +135,12 @@ def _targets(config: Config, network: nn.Module, head: Sequence[str], fresh: Seq
             near = nearest(pattern, [*layers, *(name.rpartition(".")[2] for name in layers)])
             raise UserError(f"strategy.targets: '{pattern}' is no linear layer or convolution of the network{near}")
         found |= dict.fromkeys(fits)
-    if config.method in _LINEAR_ONLY and (odd := [n for n in found if not isinstance(layers[n], nn.Linear)]):
+    if config.method in _LINEAR_ONLY and (odd := [n for n in found if isinstance(layers[n], nn.Conv2d)]):
         raise UserError(f"strategy.targets: {config.method} goes beside linear layers only, and '{odd[0]}' is a convolution")
     return list(found)
 
 
-def _plain(module: nn.Module) -> bool:
+def _plain(module: object) -> bool:
     """Whether a convolution mixes its channels: a depthwise one has too few weights for an adapter to save any."""
     return not isinstance(module, nn.Conv2d) or module.groups == 1
 

@@ -8,14 +8,14 @@ from pydantic import Field, model_validator
 
 from trainer.config.learning import Strategy
 
-Method = Literal["lora", "dora", "loha", "lokr", "ia3", "oft", "vera"]
+Method = Literal["lora", "dora", "loha", "lokr", "ia3", "oft"]
 
 
 class Config(Strategy):
     """Train adapters of the peft library in the trunk, and in full the head, new input layers and what `train` names.
 
     lora: Hu et al. 2022; dora: Liu et al. 2024; loha: Hyeon-Woo et al. 2022; lokr: Yeh et al. 2024; ia3: Liu et al. 2022;
-    oft: Qiu et al. 2023; vera: Kopiczko et al. 2024.
+    oft: Qiu et al. 2023.
     """
 
     kind: Literal["lora"] = "lora"
@@ -33,7 +33,7 @@ class Config(Strategy):
     def _fits(self) -> Config:
         if self.targets != "auto" and not self.targets:
             raise ValueError("targets is empty; name layers, or write auto")
-        if self.method in ("ia3", "oft", "vera") and self.alpha is not None:
+        if self.method in ("ia3", "oft") and self.alpha is not None:
             raise ValueError(f"{self.method} has no alpha; leave it out")
         if self.method == "ia3" and self.dropout:
             raise ValueError("ia3 has no dropout; leave it out")
