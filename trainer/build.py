@@ -125,7 +125,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:
     steps = total_steps(run.train, len(splits.train.items))
     strategies.inject(run.strategy, built.network, built.head, built.fresh, mix(run.train.seed, ADAPTERS))
     groups = strategies.apply(
-        run.strategy, built.network, built.head, built.fresh, partial(_samples, run, steps, len(splits.train.items))
+        run.strategy, built.network, built.head, built.fresh, partial(samples_of, run, steps, len(splits.train.items))
     )
     network = built.network.to(runtime.device)
     average = Average(network, run.train.ema) if run.train.ema is not None else None
@@ -138,7 +138,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:
     return Parts(run, runtime, splits, built, task, phase, average, steps, BadCount(run.data.max_bad), summary)
 
 
-def _samples(run: Run, steps: int, epoch_samples: int, amount: Amount | float) -> int:
+def samples_of(run: Run, steps: int, epoch_samples: int, amount: Amount | float) -> int:
     """An amount of training, or a share of this one, in samples."""
     batch = run.train.global_batch
     if isinstance(amount, Amount):

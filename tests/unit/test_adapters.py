@@ -17,14 +17,15 @@ from trainer.config.strategies.lora import Config
 
 def vit() -> nn.Module:
     torch.manual_seed(0)
-    network = models.VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=5)
+    network: nn.Module = models.VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=5)
     nn.init.normal_(network.get_submodule("heads.head").weight, std=0.1)
     return network.eval()
 
 
 def resnet() -> nn.Module:
     torch.manual_seed(0)
-    return models.resnet18(num_classes=5).eval()
+    network: nn.Module = models.resnet18(num_classes=5)
+    return network.eval()
 
 
 HEADS = {"vit": "heads.head", "resnet": "fc"}
@@ -103,6 +104,7 @@ def test_what_cannot_be_adapted_is_refused(config: Config, said: str) -> None:
 
 
 def test_settings_without_meaning_are_refused() -> None:
-    for given in ({"method": "ia3", "alpha": 4}, {"method": "ia3", "dropout": 0.1}, {"targets": []}):
-        with pytest.raises(ValueError, match="leave it out|is empty"):
+    wrong: list[dict[str, Any]] = [{"method": "ia3", "alpha": 4}, {"method": "ia3", "dropout": 0.1}, {"targets": []}]
+    for given in wrong:
+        with pytest.raises(ValueError, match=r"leave it out|is empty"):
             Config.model_validate(given)

@@ -20,8 +20,8 @@ def made(name: str) -> tuple[nn.Module, list[str]]:
     library, _, architecture = name.partition(":")
     with torch.device("meta"):
         if library == "timm":
-            network = timm.create_model(architecture)
-            output = network.get_classifier()
+            network: nn.Module = timm.create_model(architecture)
+            output = network.get_classifier()  # type: ignore[operator]
             return network, [n for n, m in network.named_modules() if m is output]
         network = models.get_model(architecture)
     return network, [n for n, m in network.named_modules() if isinstance(m, nn.Linear)][-1:]
@@ -71,7 +71,8 @@ def test_tables_belong_to_the_stem_and_the_last_norm_to_the_last_block() -> None
 
 def resnet() -> nn.Module:
     with torch.device("meta"):
-        return models.resnet18()
+        network: nn.Module = models.resnet18()
+    return network
 
 
 def samples(amount: Amount | float) -> int:
@@ -104,18 +105,14 @@ def test_parts_have_rates_of_their_own_and_the_longest_counts() -> None:
 
 def test_last_blocks_and_their_limit() -> None:
     assert {n.split(".conv")[0] for n in rates(blocks.Config(last=2), resnet()) if "conv" in n} == {"layer4.0", "layer4.1"}
-    with pytest.raises(
-        UserError, match=r"strategy.last is 10, and the trunk has 9 blocks: conv1, layer1.0, layer1.1, …, layer3.1"
-    ):
+    with pytest.raises(UserError, match=r"strategy.last is 10, and the trunk has 9 blocks: conv1, layer1.0, layer1.1, …"):
         rates(blocks.Config(last=10), resnet())
 
 
 def test_gradual_and_probe_start_when_they_say() -> None:
     found = rates(gradual.Config.model_validate({"kind": "gradual", "every": "2 epochs", "blocks": 2, "limit": 4}), resnet())
-    starts = {
-        name: found[name][1] for name in ("fc.weight", "layer4.1.conv1.weight", "layer4.0.conv1.weight", "layer3.0.conv1.weight")
-    }
-    assert list(starts.values()) == [0, 200, 200, 400]
+    starts = [found[f"{name}.weight"][1] for name in ("fc", "layer4.1.conv1", "layer4.0.conv1", "layer3.0.conv1")]
+    assert starts == [0, 200, 200, 400]
     assert "layer2.1.conv1.weight" not in found
     found = rates(probe.Config(probe=0.25, rate=0.1), resnet())
     assert (found["fc.weight"], found["conv1.weight"]) == ((1.0, 0), (0.1, 250))
@@ -135,14 +132,14 @@ def test_norms_and_biases() -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (full.Config(rates={"layr4": 0.1}), "no part 'layr4'; did you mean 'layer4'?"),
+        (full.Config(rates={"layr4": 0.1}), "no part 'layr4'; did you mean 'layer4'"),
         (head.Config(rates={"layer4": 0.1}), "'layer4' is frozen by the strategy"),
         (head.Config(rates={"fc": 0}), "leaves nothing that learns"),
         (probe.Config(rates={"head": 0}), "its rates freeze the head"),
     ],
 )
 def test_what_matches_nothing_is_refused(config: strategies.Strategy, said: str) -> None:
-    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+    with pytest.raises(UserError, match=said):
         rates(config, resnet())
 
 
