@@ -21,7 +21,8 @@ from trainer.optim import FreeAverage, build_momentum, build_optimizer, build_sc
 from trainer.progress import Progress
 from trainer.spec import ParamGroup
 
-NAMES = [str(name) for name in list_optimizers() if not str(name).startswith(("bnb", "fused")) and name != "adahessian"]
+REFUSED = ("adahessian", "kron", "kronc", "kronw")
+NAMES = [str(name) for name in list_optimizers() if not str(name).startswith(("bnb", "fused")) and name not in REFUSED]
 OTHERS: list[dict[str, Any]] = [
     {"kind": "sgd", "lr": 0.1, "momentum": 0.9}, {"kind": "adamw", "lr": 0.01}, {"kind": "prodigy"},
     {"kind": "prodigy", "args": {"safeguard_warmup": True, "d_coef": 2.0}},
@@ -46,6 +47,10 @@ def grouped(net: nn.Module) -> list[ParamGroup]:
     return [ParamGroup(named[-2:], 1.0), ParamGroup(named[:-2], 0.5)]
 
 
+def alike(net: nn.Module) -> list[ParamGroup]:
+    return [ParamGroup(list(net.named_parameters()))]
+
+
 def steps(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, count: int) -> None:
     for step in range(first, first + count):
         inputs = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(step))
@@ -60,7 +65,8 @@ def steps(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, count: i
 )  # fmt: skip
 def test_a_state_goes_on_to_the_bit(given: dict[str, Any]) -> None:
     whole, broken = network(), network()
-    optimizer = build_optimizer(config(given), grouped(whole))
+    group = alike if given["kind"] == "prodigy" else grouped
+    optimizer = build_optimizer(config(given), group(whole))
     torch.manual_seed(1)
     steps(whole, optimizer, 0, 3)
     tensors, packed = pack(optimizer, {parameter: name for name, parameter in whole.named_parameters()})
@@ -68,7 +74,7 @@ def test_a_state_goes_on_to_the_bit(given: dict[str, Any]) -> None:
     broken.load_state_dict({name: value.clone() for name, value in whole.state_dict().items()})
     torch.manual_seed(2)
     steps(whole, optimizer, 3, 3)
-    again = build_optimizer(config(given), grouped(broken))
+    again = build_optimizer(config(given), group(broken))
     unpack(again, dict(broken.named_parameters()), saved, json.loads(json.dumps(packed)))
     torch.manual_seed(2)
     steps(broken, again, 3, 3)
@@ -82,10 +88,9 @@ def test_a_state_goes_on_to_the_bit(given: dict[str, Any]) -> None:
     [
         ({"kind": "timm", "name": "lam", "lr": 0.1}, "timm has no optimizer 'lam'; did you mean 'lamb'"),
         ({"kind": "timm", "name": "adahessian", "lr": 0.1}, "second derivatives"),
-        (
-            {"kind": "timm", "name": "lamb", "lr": 0.1, "args": {"trust_clp": True}},
-            "takes no 'trust_clp'; did you mean 'trust_clip'",
-        ),
+        ({"kind": "timm", "name": "lamb", "lr": 1.0, "args": {"trust_clp": 1}}, "no 'trust_clp'; did you mean 'trust_clip'"),
+        ({"kind": "timm", "name": "kron", "lr": 0.1}, "random state of its own"),
+        ({"kind": "prodigy"}, "one learning rate for all"),
         ({"kind": "timm", "name": "bnbadamw8bit", "lr": 0.1}, "needs bitsandbytes, which is not installed here"),
         ({"kind": "torch", "name": "Nadam", "lr": 0.1}, "torch.optim has no 'Nadam'; did you mean 'NAdam'"),
         ({"kind": "torch", "name": "LBFGS", "lr": 0.1}, "several times a step"),
@@ -97,7 +102,7 @@ def test_a_state_goes_on_to_the_bit(given: dict[str, Any]) -> None:
 )
 def test_what_a_library_does_not_know_is_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        build_optimizer(config(given), grouped(network()))
+        build_optimizer(config(given), (alike if "lr" in str(given.get("args")) else grouped)(network()))
 
 
 def test_muon_of_timm_takes_all_parameters() -> None:

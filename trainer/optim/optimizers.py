@@ -58,9 +58,7 @@ def build_optimizer(config: Optimizer, learning: Iterable[ParamGroup]) -> torch.
             import prodigyopt
 
             if len({group["lr"] for group in groups}) > 1:
-                raise UserError(
-                    "optimizer.kind: prodigy takes one learning rate for all; leave strategy.rates and layer_decay out"
-                )
+                raise UserError("optimizer.kind: prodigy takes one learning rate for all; leave rates and layer_decay out")
             return _made(prodigyopt.Prodigy, "prodigy", config, groups)
     raise TypeError(f"no optimizer for {type(config).__name__}")
 
