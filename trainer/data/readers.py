@@ -27,8 +27,9 @@ class Reader(Protocol):
 
 def reader(listing: Listing) -> Reader:
     """The reader of a listing's scheme; nothing is opened yet."""
-    kinds = {"hf": _Rows, "webdataset": _Members, "torchvision": _Arrays}
-    return kinds.get(listing.scheme, _Files)(listing)
+    if "pixels" in listing.how:
+        return _Arrays(listing)
+    return {"hf": _Rows, "webdataset": _Members}.get(listing.scheme, _Files)(listing)
 
 
 class _Files:
@@ -73,9 +74,9 @@ class _Members:
             self._open.move_to_end(path)
         return found
 
-    def __del__(self) -> None:
+    def __del__(self, close: Any = os.close) -> None:  # bound: at the end of the program the module may be gone
         for descriptor in self._open.values():
-            os.close(descriptor)
+            close(descriptor)
 
 
 class _Rows:

@@ -236,7 +236,9 @@ def _hold_out(listing: Listing, share: float, seed: int) -> tuple[Listing, Listi
     held: set[str] = set()
     if groups_of(listing.items):
         held = held_groups(listing.items, _drawn(listing, seed), share)
-        return _parted(listing, held, "has no image held back, or none left; its groups are too few for split: write another share")
+        return _parted(
+            listing, held, "has no image held back, or none left; its groups are too few for split: write another share"
+        )
     for name, items in zip(listing.classes, _drawn(listing, seed), strict=True):
         if len(items) < 2:
             raise UserError(f"data.val: class '{name}' has {len(items)} image, too few to hold one back; add images")
