@@ -127,7 +127,7 @@ class Data(Section):
     train: str
     val: str | None = Field(
         None,
-        description="a source, `split:0.2` to hold that share of the training images back, or `fold:2/5`: the second of five parts",
+        description="a source, `split:0.2` to hold that share of the training images back, or `fold:2/5`: part two of five",
     )
     classes: list[str] | None = Field(None, description="these classes only, in this order")
     per_class: int | None = Field(None, ge=1, description="at most so many training images a class, chosen by the seed")

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from trainer.config.arithmetic import micro_batches, rank_shares
 
-
 Key = tuple[int, int]
 
 

@@ -133,8 +133,11 @@ def open_splits(data: Data, seed: int) -> Splits:
     elif data.val.partition(":")[0] == "split":
         kept, val = _hold_out(train, _share(data.val), seed)
     elif data.val.partition(":")[0] == "fold":
-        held = folded(train.items, _drawn(train, seed), data.val)
-        kept, val = _parted(train, held, "has no image in this part; write fewer parts, or add images")
+        kept, val = _parted(
+            train,
+            folded(train.items, _drawn(train, seed), data.val),
+            "has no image in this part; write fewer parts, or add images",
+        )
     else:
         kept, val = train, _matched(data, train)
     for name, count, before in zip(kept.classes, kept.counts(), train.counts(), strict=True):

@@ -83,6 +83,7 @@ def _there(name: str, root: Path, *needed: Path) -> None:
 
 def _stored(name: str, root: Path, split: str, part: str) -> tuple[Path, list[str], Callable[..., Any], Sequence[str]]:
     """(folder, its files, how pixels or labels are read, class names) of what lies in arrays."""
+    names: Sequence[str]
     if name in _MNIST or name == "EMNIST":
         base = root / name / "raw"
         stem = f"emnist-{part}-{split}" if name == "EMNIST" else {"train": "train", "test": "t10k"}[split]

@@ -75,7 +75,7 @@ def expand(pattern: str) -> list[Path]:
 
 
 def _index(shard: Path, label: str) -> list[tuple[str, dict[str, tuple[int, int]], str | None]]:
-    """(sample, (offset, size) of its members by ending, the text of its label) in the shard's order; from the cache, if it holds."""
+    """(sample, (offset, size) of its members by ending, the label's text) in the shard's order; from the cache, if it holds."""
     info = shard.stat()
     said = f"1|{shard.resolve()}|{info.st_size}|{info.st_mtime_ns}|{label}"
     kept = places.cache() / "webdataset" / f"{hashlib.sha256(said.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
@@ -118,12 +118,7 @@ def _scan(shard: Path, label: str, size: int) -> list[tuple[str, dict[str, tuple
                     stream = tar.extractfile(member)
                     text.append(stream.read().decode("utf-8") if stream else "")
     except (tarfile.TarError, EOFError) as error:
-        how = (
-            "compressed; unpack it to plain tar"
-            if shard.open("rb").read(2) in (b"\x1f\x8b", b"BZ")
-            else f"truncated or no tar: {error}"
-        )
-        raise UserError(f"{shard}: {how}") from None
+        raise UserError(f"{shard}: {_broken(shard, error)}") from None
     except UnicodeDecodeError:
         raise UserError(f"{shard}: the label of '{member.name}' is not text") from None
     except OSError as error:
@@ -131,6 +126,12 @@ def _scan(shard: Path, label: str, size: int) -> list[tuple[str, dict[str, tuple
     if size < end + 512:
         raise UserError(f"{shard}: truncated: it ends without an end mark; copy it again")
     return [(sample, members, text[0] if text else None) for sample, (members, text) in samples.items()]
+
+
+def _broken(shard: Path, error: Exception) -> str:
+    with shard.open("rb") as file:
+        packed = file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
+    return "compressed; unpack it to a plain tar" if packed else f"truncated or no tar: {error}"
 
 
 def _label(shard: Path, sample: str, text: str, ending: str, field: str) -> str:
@@ -155,7 +156,7 @@ def _label(shard: Path, sample: str, text: str, ending: str, field: str) -> str:
 
 
 def _classes(root: Path, file: str | None, found: list[tuple[str, str]]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """(class names, place by label's text): of `?classes=FILE`, or of classes.txt beside the shards, else the labels that occur."""
+    """(class names, place by label's text): of `?classes=FILE` or of classes.txt beside the shards, else the labels."""
     path = Path(file).expanduser() if file else root / "classes.txt"
     path = path if path.is_absolute() or path.is_file() else root / path
     labels = {text for _, text in found}
