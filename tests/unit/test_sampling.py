@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from launcher.sweep.folds import over_folds
 from trainer.config import UserError
 from trainer.config.data import Data
 from trainer.config.folds import fraction
@@ -21,6 +23,7 @@ from trainer.config.tasks.classify import Config
 from trainer.data import Batch, ImageDataset, train_batches
 from trainer.data.augment import Erase
 from trainer.data.order import WeightedOrder
+from trainer.rundir.sweep import Row
 from trainer.spec import InputSpec
 from trainer.tasks.classify import Classify
 
@@ -271,4 +274,19 @@ def test_erased_boxes_hold_the_mean() -> None:
     for image in images:
         inside = image[0] > 0
         assert 0.01 < inside.float().mean() < 0.36
-        assert image[:, inside].float().unique(dim=1).flatten().tolist() == [102, 128, 153]
+        assert {tuple(pixel) for pixel in image[:, inside].T.tolist()} == {(102, 128, 153)}
+
+
+# --- the table of a sweep
+
+
+def test_folds_of_a_sweep_are_put_together() -> None:
+    def row(fold: int, best: float | None, lr: float) -> Row:
+        settings = {"data.val": f"fold:{fold}/3", "optimizer.lr": lr}
+        return Row(**{**{field.name: None for field in fields(Row)}, "name": "x", "settings": settings, "best": best})
+
+    rows = [row(1, 0.5, 0.1), row(2, 0.7, 0.1), row(3, None, 0.1), row(1, 0.9, 0.2), row(2, 0.9, 0.2), row(3, 0.6, 0.2)]
+    assert over_folds(rows) == [
+        "optimizer.lr 0.1: 0.6000 ± 0.1414 over 2 of 3 folds",
+        "optimizer.lr 0.2: 0.8000 ± 0.1732 over 3 of 3 folds",
+    ]

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.config.errors import GraftError
 from trainer.data.batch import Batch
-from trainer.data.dataset import ImageDataset, Key
-from trainer.data.order import share
+from trainer.data.dataset import ImageDataset
+from trainer.data.order import Key, share
 
 _SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT}
 _PR_SET_PDEATHSIG = 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +30,8 @@ def reader(listing: Listing) -> Reader:
     """The reader of a listing's scheme; nothing is opened yet."""
     if "pixels" in listing.how:
         return _Arrays(listing)
-    return {"hf": _Rows, "webdataset": _Members}.get(listing.scheme, _Files)(listing)
+    kinds: dict[str, Callable[[Listing], Reader]] = {"hf": _Rows, "webdataset": _Members}
+    return kinds.get(listing.scheme, _Files)(listing)
 
 
 class _Files:
