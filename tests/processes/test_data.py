@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import signal
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.trainers import Zygote, points, run_file, same, wait_for_step
+from tests.trainers import Zygote, points, run_file, same
 from trainer.config.sources import open_source
 from trainer.data.download import bring
 from trainer.rundir import RunDir
@@ -26,10 +25,7 @@ DATA = {"sampling": {"kind": "balanced", "power": 0.5}, "mix": {"mixup": 0.4, "c
 def test_a_resume_in_mid_epoch_is_exact_and_ranks_only_round(zygote: Zygote, tmp_path: Path) -> None:
     file = run_file(tmp_path, data=DATA, train={"steps": 30})
     assert zygote.run(file, tmp_path / "whole") == [0]
-    (rank,) = zygote.start(file, tmp_path / "cut")
-    wait_for_step(tmp_path / "cut" / "run", 8)
-    rank.send(signal.SIGKILL)
-    assert rank.wait() != 0
+    assert zygote.run(file, tmp_path / "cut", fault="step@17=kill") == [-9]
     assert zygote.run(file, tmp_path / "cut") == [0]
     same(tmp_path / "cut" / "run", tmp_path / "whole" / "run")
     assert zygote.run(file, tmp_path / "two", world=2) == [0, 0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +282,7 @@ def test_erased_boxes_hold_the_mean() -> None:
 def test_folds_of_a_sweep_are_put_together() -> None:
     def row(fold: int, best: float | None, lr: float) -> Row:
         settings = {"data.val": f"fold:{fold}/3", "optimizer.lr": lr}
-        return Row(**{**{field.name: None for field in fields(Row)}, "name": "x", "settings": settings, "best": best})
+        return Row(0, "x", settings, "done", 1, best, {}, 1.0)
 
     rows = [row(1, 0.5, 0.1), row(2, 0.7, 0.1), row(3, None, 0.1), row(1, 0.9, 0.2), row(2, 0.9, 0.2), row(3, 0.6, 0.2)]
     assert over_folds(rows) == [
