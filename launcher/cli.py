@@ -104,11 +104,18 @@ def _options(
 def train(
     run: RunFile, overrides: Overrides = None, runs: Runs = RUNS, processes: Processes = None, json: Json = False,
     accept_changes: Accept = False, retry: Retry = False,
+    scratch: Annotated[bool, typer.Option("--scratch", help="then the same without its weights, and a page with both")] = False,
 ) -> None:  # fmt: skip
     """Train here and now.
 
     On every GPU, or on the CPU; the same command again goes on where it stopped.
     """
+    if scratch:
+        from launcher.scratch import compare
+
+        if json:
+            raise typer.BadParameter("--scratch trains two runs; ask for each with `graft status NAME --json`")
+        raise typer.Exit(compare(run, overrides or [], runs, processes, accept_changes=accept_changes, retry=retry))
     from launcher import start
 
     prepared = start.prepare(run, overrides or [], runs, processes)
@@ -119,8 +126,9 @@ def train(
 def plan(
     run: RunFile, overrides: Overrides = None, runs: Runs = RUNS, processes: Processes = None, json: Json = False,
     script: Annotated[bool, typer.Option("--script", help="print the job script that `graft submit` would hand in")] = False,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="what is known without the network, at once")] = False,
 ) -> None:  # fmt: skip
-    """Show what a run would do, and start nothing."""
+    """Show what a run would do and what would learn, and start nothing."""
     if script:
         from launcher.submit import prepare, script_of
 
@@ -130,12 +138,22 @@ def plan(
     from launcher import start
 
     prepared = start.prepare(run, overrides or [], runs, processes)
+    file = Path(run) if Path(run).is_file() else prepared.rundir.config
     if json:
-        print_json({**prepared.plan.as_json(), "folder": str(prepared.rundir.path), "happens": prepared.happens})
-    else:
-        from launcher import show
+        told = {**prepared.plan.as_json(), "folder": str(prepared.rundir.path), "happens": prepared.happens}
+        if not no_memory:
+            from launcher.tree_view import learnt_tree
 
-        show.plan(prepared.plan, prepared.happens)
+            told["learning"] = learnt_tree(file, overrides or [])
+        print_json(told)
+        return
+    from launcher import show
+
+    show.plan(prepared.plan, prepared.happens)
+    if not no_memory:
+        from launcher import tree_view
+
+        tree_view.show(tree_view.learnt_tree(file, overrides or []), prepared.run.optimizer.lr)
 
 
 @app.command()
@@ -169,6 +187,15 @@ def evaluate(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
     On its own validation data, or on other: graft evaluate RUN [DATA].
     """
     _trainer("evaluate", run, runs, context.args)
+
+
+@app.command(context_settings=_PASS_ON)
+def forgetting(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
+    """Measure what a run forgot of the task that its weights came from.
+
+    Before and after it was trained: graft forgetting RUN [DATA].
+    """
+    _trainer("forgetting", run, runs, context.args)
 
 
 @app.command(context_settings=_PASS_ON)

@@ -22,7 +22,8 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="graft: %(message)s")
     logging.captureWarnings(True)
     commands = {
-        "evaluate": evaluate, "predict": predict, "export": export, "report": report, "fetch": fetch, "sync": sync
+        "evaluate": evaluate, "forgetting": forgetting, "predict": predict, "export": export, "report": report,
+        "fetch": fetch, "sync": sync, "describe": describe,
     }  # fmt: skip
     try:
         return commands[argv[0]](argv[1:])
@@ -40,6 +41,20 @@ def _parser(command: str, about: str) -> argparse.ArgumentParser:
 def _checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="best", help="best, last or a step (default: best)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def describe(argv: list[str]) -> int:
+    """Print what of a network learns, as JSON."""
+    parser = argparse.ArgumentParser(prog="graft plan", description="Say what of a network learns.")
+    parser.add_argument("run", type=Path, help="a run file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_args(argv)
+
+    from trainer.config import load
+    from trainer.describe import describe as described
+
+    print(json.dumps(described(load(arguments.run, arguments.overrides))))
+    return EXIT_DONE
 
 
 def evaluate(argv: list[str]) -> int:
@@ -60,6 +75,30 @@ def evaluate(argv: list[str]) -> int:
         print(json.dumps({"step": restored.step, "metrics": result.metrics, "unreadable": bad, **details}, indent=1))
     else:
         _show(result, f"{restored.run.name}, step {restored.step:,}, {arguments.data or 'validation data'}", bad)
+    return EXIT_DONE
+
+
+def forgetting(argv: list[str]) -> int:
+    """Measure what a run forgot of the task that its weights came from."""
+    parser = _parser("forgetting", "Measure a run on the task that its weights came from, before and after it was trained.")
+    parser.add_argument("data", nargs="?", help="samples of that task, such as folder:PATH (default: the run's evaluate.source)")
+    _checkpoint(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    arguments = parser.parse_intermixed_args(argv)
+
+    from trainer.config import UserError
+    from trainer.forgetting import forgetting, note
+    from trainer.restored import device_of, restore
+
+    folder = RunDir(arguments.run.resolve())
+    restored = restore(folder, arguments.checkpoint)
+    source = arguments.data or restored.run.evaluate.source
+    if source is None:
+        raise UserError(f"{restored.run.name} has no evaluate.source; name samples of the source task, such as folder:PATH")
+    found = forgetting(restored, source, device_of(arguments.device))
+    if arguments.checkpoint == "best" and arguments.data is None:
+        note(folder, found)
+    print(json.dumps(found.as_json(), indent=1) if arguments.json else found.text())
     return EXIT_DONE
 
 

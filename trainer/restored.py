@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from trainer import strategies
 from trainer.checkpoint import Store, fill
 from trainer.config import RefusedError, Run, UserError
 from trainer.models import build_model
@@ -38,6 +39,7 @@ def restore(folder: RunDir, which: str) -> Restored:
     classes = tuple(state["classes"])
     outputs = build_task(run.task, classes, tuple(state["counts"])).outputs
     built = build_model(run.model, run.data.normalize, outputs, 0, load_weights=False)
+    strategies.inject(run.strategy, built.network, built.head, tuple(state["fresh"]))
     weights = load_file(loaded.path / "model.safetensors")
     average = loaded.path / "model-average.safetensors"
     if average.exists():
@@ -46,11 +48,11 @@ def restore(folder: RunDir, which: str) -> Restored:
         fill(built.network, weights)
     except RefusedError as error:
         raise RefusedError(f"{loaded.path} does not fit the network of {folder.config}: {error}") from None
-    built.network.eval().requires_grad_(False)
+    network = strategies.merge(run.strategy, built.network).eval().requires_grad_(False)
     spec = InputSpec(
         state["spec"]["in_channels"], state["spec"]["image_size"], tuple(state["spec"]["mean"]), tuple(state["spec"]["std"])
     )
-    return Restored(folder, run, built.network, spec, classes, tuple(state["counts"]), loaded.step)
+    return Restored(folder, run, network, spec, classes, tuple(state["counts"]), loaded.step)
 
 
 def device_of(name: str) -> torch.device:

@@ -10,18 +10,21 @@ from dataclasses import asdict
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import nn
 
 from trainer import build as building
 from trainer import strategies
 from trainer.checkpoint import Loaded, Saver, Store
 from trainer.config import EXIT_DONE, EXIT_REQUEUE, RefusedError, Run
 from trainer.faultpoints import reached
+from trainer.forgetting import at_the_end
 from trainer.hang import Hang
 from trainer.journal import Journal
 from trainer.loop import At, Job, train
 from trainer.manifest import write_manifest
 from trainer.progress import Clock, Progress
 from trainer.rundir import Lease, LeaseLostError, RunDir
+from trainer.rundir.metric import lower_is_better
 from trainer.runtime import Runtime
 from trainer.signals import StopFlag
 from trainer.straggler import Stragglers
@@ -70,7 +73,7 @@ def start(
     else:
         for line in parts.built.report.lines():
             log.info("%s", line)
-    log.info("%s", strategies.summary(parts.built.network))
+    log.info("%s", parts.summary)
     reached("resume-loaded", progress.step)
     tracker = _tracker(folder, parts, progress, journal) if runtime.main else None
     saver = _saver(store, tracker, parts) if tracker else None
@@ -103,6 +106,8 @@ def start(
             folder.mark("REQUEUE", f"stopped by {stop.reason or 'another rank'}", EXIT_REQUEUE, progress.step)
     journal.ended("DONE" if done else "REQUEUE", progress.step, stop.reason or "")
     if tracker:
+        if done and run.evaluate.source is not None:
+            at_the_end(folder, run.evaluate.source, runtime.device)
         tracker.finish(complete=done)
     return EXIT_DONE if done else EXIT_REQUEUE
 
@@ -134,7 +139,7 @@ def _tracker(folder: RunDir, parts: building.Parts, progress: Progress, journal:
     return Tracker(
         folder, parts.run, progress,
         wall=journal.wall, attempt=journal.attempt, total_samples=parts.steps * parts.run.train.global_batch,
-        epoch_samples=parts.epoch_samples, parameters=asdict(strategies.summary(parts.built.network)), pictures=pictures,
+        epoch_samples=parts.epoch_samples, parameters=asdict(parts.summary), pictures=pictures,
     )  # fmt: skip
 
 
@@ -156,7 +161,7 @@ def assemble(
 ) -> Job:
     """The job of this rank."""
     runtime, batch = parts.runtime, run.train.global_batch
-    lower = run.checkpoint.best.rsplit("/", 1)[1] in ("loss", "error")
+    lower = lower_is_better(run.checkpoint.best)
     began_at = progress.step
 
     def save(state: Progress, improved: bool, wait: bool) -> None:
@@ -201,6 +206,16 @@ def assemble(
         def at(stage: str, phase: int = 0, left: int = 0) -> None:
             pace.at(stage, phase, left)
             heart.at(stage, phase, left)
+
+        if (stage := parts.phase.stage) is not None:
+
+            def followed(samples: int) -> nn.Module | None:
+                module = stage(samples)
+                if module is not None:
+                    pace.follow(module)
+                return module
+
+            parts.phase.stage = followed
 
     early = run.evaluate.early_stop
     return Job(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -25,3 +27,12 @@ class Output:
 
     name: str
     labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that learn alike, by name: `rate` is the factor on the learning rate, `start` the samples that come before."""
+
+    parameters: list[tuple[str, nn.Parameter]]
+    rate: float = 1.0
+    start: int = 0

@@ -23,7 +23,9 @@ DATA = {"sampling": {"kind": "balanced", "power": 0.5}, "mix": {"mixup": 0.4, "c
 
 
 def test_a_resume_in_mid_epoch_is_exact_and_ranks_only_round(zygote: Zygote, tmp_path: Path) -> None:
-    file = run_file(tmp_path, data=DATA, train={"steps": 30})
+    # without the parts that see a rank's own samples together (BatchNorm) or draw by rank (dropout)
+    model = {"args": {"norm": False, "dropout": 0.0}}
+    file = run_file(tmp_path, data=DATA, train={"steps": 30}, model=model)
     assert zygote.run(file, tmp_path / "whole") == [0]
     assert zygote.run(file, tmp_path / "cut", fault="step@17=kill") == [-9]
     assert zygote.run(file, tmp_path / "cut") == [0]
@@ -33,7 +35,7 @@ def test_a_resume_in_mid_epoch_is_exact_and_ranks_only_round(zygote: Zygote, tmp
         [p["train/loss"] for p in points(tmp_path / name / "run") if "train/loss" in p] for name in ("whole", "two")
     )  # fmt: skip
     assert len(one) == len(two) == 30
-    assert all(math.isclose(a, b, rel_tol=2e-3) for a, b in zip(one, two, strict=True))
+    assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(one, two, strict=True))
     manifest = RunDir(tmp_path / "whole" / "run").read_json(RunDir(tmp_path / "whole" / "run").manifest)
     assert manifest["data"]["val"]["samples"] in (180, 181)
 

@@ -13,12 +13,13 @@ from trainer.config.data import Augment as Augment
 from trainer.config.data import Data as Data
 from trainer.config.data import Normalize as Normalize
 from trainer.config.errors import nearest
+from trainer.config.learning import Strategy
 from trainer.config.optimizers import AnyOptimizer, AnySchedule, Cosine
 from trainer.config.tasks import classify
 
 if TYPE_CHECKING:
     AnyTask = Kind
-    AnyStrategy = Kind
+    AnyStrategy = Strategy
 else:
     AnyTask = one_of("trainer.config.tasks")
     AnyStrategy = one_of("trainer.config.strategies")
@@ -114,6 +115,9 @@ class Evaluate(Section):
     at_start: bool = Field(False, description="also before the first step")
     batch: int | None = Field(None, ge=1, description="samples in one forward pass; none: twice the micro-batch")
     early_stop: EarlyStop | None = None
+    source: str | None = Field(
+        None, description="samples of the task that the weights came from: at the end, how much of it was forgotten"
+    )
     show: int = Field(16, ge=0, le=64, description="validation samples drawn with their predictions at each evaluation")
 
 
