@@ -19,6 +19,7 @@ class Counts:
     classes: tuple[str, ...]
     train: tuple[int, ...]
     val: int | None
+    sampled: tuple[float, ...] | None = None  # how many samples of each class an epoch has, where it is not `train`
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Plan:
     train_samples: int
     fewest: int
     most: int
+    class_counts: dict[str, int]
+    sampling: str
+    sampled: dict[str, float] | None
+    held_back: str | None
+    mix: str | None
     val_samples: int | None
     global_batch: int
     shares: tuple[int, ...]
@@ -89,7 +95,11 @@ def plan(run: Run, counts: Counts, machine: Machine) -> Plan:
         name=run.name, device=device, precision=train.precision, nodes=nodes, world_size=world_size,
         threads=run.parallel.threads or max(1, machine.cores // local), model=run.model.source,
         weights=run.model.weights, learns=run.strategy.kind,
-        classes=len(counts.classes), train_samples=n, fewest=min(counts.train), most=max(counts.train), val_samples=counts.val,
+        classes=len(counts.classes), train_samples=n, fewest=min(counts.train), most=max(counts.train),
+        class_counts=dict(zip(counts.classes, counts.train, strict=True)), sampling=run.data.sampling.kind,
+        sampled=None if counts.sampled is None else dict(zip(counts.classes, counts.sampled, strict=True)),
+        held_back=run.data.val if (run.data.val or "").startswith(("split:", "fold:")) else None, mix=_mix(run),
+        val_samples=counts.val,
         global_batch=train.global_batch, shares=shares, micro_batch=passes[0], accumulation=len(passes),
         steps=steps, epochs=samples / n, samples=samples, tail=max(0, samples - asked), warmup_samples=warmup,
         evaluate_every=run.evaluate.every.text if counts.val is not None else None,
@@ -97,6 +107,14 @@ def plan(run: Run, counts: Counts, machine: Machine) -> Plan:
         checkpoint_every=run.checkpoint.every.text, checkpoints=times(run.checkpoint.every), keep=run.checkpoint.keep,
         best=run.checkpoint.best if counts.val is not None else None,
     )  # fmt: skip
+
+
+def _mix(run: Run) -> str | None:
+    mix = run.data.mix
+    if mix is None:
+        return None
+    kinds = [f"{name} {alpha:g}" for name, alpha in (("mixup", mix.mixup), ("cutmix", mix.cutmix)) if alpha]
+    return f"{' or '.join(kinds)}, {mix.probability:.0%} of the images; each of them is read with a second one"
 
 
 def processes(run: Run, machine: Machine) -> tuple[Device, int]:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from launcher.plan import Plan
 
+_CLASSES = 12  # classes that are named
 _LEARNS = {
     "full": "every layer", "head": "the new head alone, the rest is frozen", "blocks": "the head and the last blocks",
     "gradual": "the head, then block after block", "probe": "the head alone, then every layer",
@@ -41,6 +42,7 @@ def plan_rows(plan: Plan, happens: str) -> list[tuple[str, str]]:
         ("run", f"{plan.name}: {happens}"),
         ("processes", f"{where}, {plan.threads} CPU thread{'s' if plan.threads > 1 else ''} each, {plan.precision}"),
         ("data", f"{plan.train_samples:,} samples of {plan.classes} classes ({each} a class), {val}"),
+        *_data_rows(plan),
         ("batch", batch),
         ("steps", f"{plan.steps:,} = {plan.samples:,} samples = {plan.epochs:.4g} epochs{tail}"),
         ("model", f"{plan.model}, " + ("begun from random weights" if plan.weights == "none" else f"weights {plan.weights}")),
@@ -51,6 +53,21 @@ def plan_rows(plan: Plan, happens: str) -> list[tuple[str, str]]:
         rows.append(("evaluates", f"every {plan.evaluate_every}{_times(plan.evaluations)}; the best is chosen by {plan.best}"))
     kept = f"the newest {plan.keep} are kept" + (", and the best" if plan.best else "")
     rows.append(("checkpoints", f"every {plan.checkpoint_every}{_times(plan.checkpoints)}, and at the end; {kept}"))
+    return rows
+
+
+def _data_rows(plan: Plan) -> list[tuple[str, str]]:
+    """The classes, how often they come, what is held back and what is mixed, where there is something to say."""
+    counts = list(plan.class_counts.items())
+    more = f", and {len(counts) - _CLASSES} more" if len(counts) > _CLASSES else ""
+    rows = [("classes", ", ".join(f"{name} {count:,}" for name, count in counts[:_CLASSES]) + more)]
+    if plan.sampled is not None:
+        shown = [f"{name} {often:,.4g}" for name, often in list(plan.sampled.items())[:_CLASSES]]
+        rows.append(("sampling", f"{plan.sampling}; an epoch has {', '.join(shown)}{more}"))
+    if plan.held_back is not None:
+        rows.append(("held back", f"{plan.held_back} of data.train, stratified by class"))
+    if plan.mix is not None:
+        rows.append(("mixing", plan.mix))
     return rows
 
 

@@ -114,10 +114,15 @@ def look(run: Run, rundir: RunDir) -> None:
 
 
 def counts(run: Run) -> Counts:
+    from trainer.config import sampling
     from trainer.config.sources import open_splits
 
     splits = open_splits(run.data, run.train.seed)
-    return Counts(splits.train.classes, tuple(splits.train.counts()), None if splits.val is None else len(splits.val.items))
+    often = sampling.rates(splits.train, run.data)
+    return Counts(
+        splits.train.classes, tuple(splits.train.counts()), None if splits.val is None else len(splits.val.items),
+        None if often is None else tuple(sampling.expected(splits.train, often)),
+    )  # fmt: skip
 
 
 def _happens(rundir: RunDir, difference: list[str], done: bool) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from trainer.config import EXIT_DONE, Run, UserError
 from trainer.config.sources import open_splits
+from trainer.data.download import bring
 from trainer.models import needs
 from trainer.models.base import Need
 from trainer.models.download import alone, download, whole
@@ -76,11 +77,13 @@ def _local(need: Need) -> None:
 
 def _data(run: Run) -> None:
     """Every file is opened: a permission, or a share that is not mounted, is found here and not on a node."""
+    for source in (run.data.train, run.data.val):
+        bring(source or "")
     splits = open_splits(run.data, run.train.seed)
     for name, listing in (("train", splits.train), ("val", splits.val)):
         if listing is None:
             continue
-        files = [listing.root] if listing.root.is_file() else [listing.root / item.key for item in listing.items]
+        files = listing.files()
         size = 0
         for file in files:
             try:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from launcher.sweep.folds import over_folds
 from launcher.sweep.members import Sweep
 from trainer.rundir.matrix import Matrix
 from trainer.rundir.sweep import Row, as_text, keys
@@ -80,6 +81,8 @@ def results(name: str, metric: str, rows: Sequence[Row]) -> None:
         state = Text(row.state, style=_STYLES.get(row.state, ""))
         table.add_row(Text(row.name), *map(Text, values), best, state, f"{row.step:,}", seconds)
     _print(table)
+    for line in over_folds(rows):
+        print(f"{metric} {line}")
     counts: dict[str, int] = {}
     for row in rows:
         counts[row.state] = counts.get(row.state, 0) + 1

@@ -125,7 +125,11 @@ def _tags(dotted: str, model: type[BaseModel]) -> str:
     packages = {"task": "trainer.config.tasks", "strategy": "trainer.config.strategies"}
     if model is Run and dotted in packages:
         return ", ".join(kinds(packages[dotted]))
-    field = model.model_fields[dotted]
+    *sections, last = dotted.split(".")
+    for name in sections:
+        inner: Any = model.model_fields[name].annotation
+        model = inner
+    field = model.model_fields[last]
     return ", ".join(str(c.model_fields["kind"].default) for c in getattr(field.annotation, "__args__", ()))
 
 
@@ -165,7 +169,11 @@ def _absolute(run: Run, base: Path) -> Run:
 
     def source(text: str | None) -> str | None:
         scheme, colon, rest = (text or "").partition(":")
-        if scheme not in ("folder", "csv") or not colon:
+        if scheme in ("hf", "torchvision") and colon:
+            from trainer.config.formats import places  # imports the sources, which import this package
+
+            return f"{scheme}:{places.absolute(scheme, rest, base)}"
+        if scheme not in ("folder", "csv", "webdataset") or not colon:
             return text
         file, question, query = rest.partition("?")
         return f"{scheme}:{path(file)}{question}{query}"
@@ -210,6 +218,9 @@ def learnt(run: Run) -> dict[str, Any]:
     """
     kept = flat(run.model_dump(mode="json", exclude_defaults=True, exclude={"name"}))
     kept |= {f"{name}.kind": section.kind for name, section in run if isinstance(section, Kind)}
+    if "data.sampling" in kept or any(key.startswith("data.sampling.") for key in kept):
+        kept.pop("data.sampling", None)
+        kept["data.sampling.kind"] = run.data.sampling.kind
     return {key: value for key, value in kept.items() if not free(key)}
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from trainer.config.amounts import Amount, Interval, Seconds
 from trainer.config.base import Kind, Section, one_of
+from trainer.config.data import Augment as Augment
+from trainer.config.data import Data as Data
+from trainer.config.data import Normalize as Normalize
 from trainer.config.errors import nearest
 from trainer.config.learning import Strategy
 from trainer.config.optimizers import AnyOptimizer, ScheduleFree
@@ -58,56 +61,6 @@ class Model(Section):
         if not colon:
             raise ValueError(f"write SCHEME:NAME, such as torchvision:{scheme or 'resnet50'}")
         return value
-
-
-class Normalize(Section):
-    """Per-channel mean and deviation of pixels in [0, 1]."""
-
-    mean: list[float]
-    std: list[Annotated[float, Field(gt=0)]]
-
-
-class Augment(Section):
-    """Random changes of training images, drawn from (seed, epoch, sample) alone."""
-
-    crop: Literal["none", "pad", "resized"] = Field(
-        "none", description="pad: shift within a border; resized: random area and aspect"
-    )
-    padding: int = Field(4, ge=1, description="border in pixels for crop: pad")
-    scale: tuple[float, float] = Field((0.08, 1.0), strict=False, description="area for crop: resized")
-    flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
-    rotate: float = Field(0.0, ge=0, le=180, description="degrees to either side")
-    color: float = Field(0.0, ge=0, le=1, description="strength of brightness, contrast and saturation jitter")
-    auto: Literal["none", "trivial", "rand", "autoaugment"] = "none"
-    erase: float = Field(0.0, ge=0, le=1, description="probability of erasing a random rectangle")
-
-
-class Data(Section):
-    """Where the samples are and how an image becomes a tensor.
-
-    Sources: `folder:PATH` (one folder a class), `csv:FILE?image=COLUMN&label=COLUMN`, `digits:0-4/train`.
-    """
-
-    train: str
-    val: str | None = Field(None, description="a source, or `split:0.2` to hold that share of the training images back")
-    classes: list[str] | None = Field(None, description="these classes only, in this order")
-    per_class: int | None = Field(None, ge=1, description="at most so many training images a class, chosen by the seed")
-    min_per_class: int = Field(2, ge=1, description="refuse a class with fewer training images")
-    workers: int = Field(2, ge=0, le=256, description="loader processes a rank; 0 loads in the training process")
-    resize: Literal["squash", "crop"] = Field(
-        "crop", description="crop: scale the short side, cut the middle; squash: ignore the aspect"
-    )
-    resize_to: int | None = Field(None, ge=8, description="short side before the middle is cut; none: image_size")
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
-    normalize: Literal["auto", "imagenet", "half", "none"] | Normalize = Field(
-        "auto",
-        description="auto: what the weights were trained with, else imagenet for 3 channels and half (to [-1, 1]) otherwise",
-    )
-    augment: Augment = Augment()
-    max_pixels: int = Field(64_000_000, ge=1, description="an image with more is refused before it is decoded")
-    max_bad: int = Field(
-        0, ge=0, description="unreadable images a rank skips and counts in an attempt before the run stops; 0 stops at the first"
-    )
 
 
 class EarlyStop(Section):
@@ -277,4 +230,6 @@ class Run(Section):
                 f"data.normalize has {len(norm.mean)} means and {len(norm.std)} deviations "
                 f"for model.adapt.in_channels {self.model.adapt.in_channels}"
             )
+        if self.data.mix is not None and self.task.kind != "classify":
+            raise ValueError(f"data.mix mixes the classes of two images, which task {self.task.kind} has not; leave data.mix out")
         return self

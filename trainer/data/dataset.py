@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,13 +11,14 @@ import torch
 
 from trainer.config.errors import UserError
 from trainer.config.run import Data
+from trainer.config.sampling import rates
 from trainer.config.sources import Listing
-from trainer.data import images, transforms
+from trainer.data import images, readers, transforms
+from trainer.data import mix as mixing
 from trainer.data.batch import Batch
-from trainer.data.order import mix
+from trainer.data.order import Key, Order, WeightedOrder, mix
 from trainer.spec import InputSpec
 
-Key = tuple[int, int]
 _KEEP_BYTES = 64 << 20  # images held in memory are also held resized, up to this
 
 
@@ -56,6 +56,10 @@ class ImageDataset:
         self._max_bad = data.max_bad
         self._transforms = (transforms.training if train else transforms.evaluation)(data, spec)
         self._labels = torch.tensor([item.label for item in listing.items], dtype=torch.int64)
+        self._rates = rates(listing, data) if train else None
+        self._mix = data.mix if train else None
+        self._order = self.order(seed)
+        self._reader = readers.reader(listing)
         self._pixels: torch.Tensor | None = None
         self._fixed = self._transforms.fixed
         if listing.scheme == "digits":
@@ -74,9 +78,33 @@ class ImageDataset:
 
     @property
     def cheap(self) -> bool:
-        return self._pixels is not None and self._transforms.random is None
+        return self._pixels is not None and self._transforms.random is None and self._mix is None
+
+    def order(self, seed: int) -> Order:
+        """The order of training, as often as `data.sampling` says."""
+        if self._rates is None:
+            return Order(len(self), seed)
+        return WeightedOrder(np.array(self._rates), self._labels.numpy(), seed)
 
     def fetch(self, keys: Sequence[Key]) -> Batch:
+        """The samples of (epoch, index) keys, mixed with others as `data.mix` says; see `plain`."""
+        if self._mix is None:
+            return self.plain(keys)
+        blends = [mixing.blend(self._mix, self._order, self.seed, key) for key in keys]
+        first = self.plain(keys)
+        mixed = [place for place, found in enumerate(blends) if found is not None]
+        second = self.plain([found.partner for found in blends if found is not None])
+        pixels = first.images.clone()
+        targets = torch.nn.functional.one_hot(first.labels, len(self.classes)).float()
+        for other, place in enumerate(mixed):
+            found = blends[place]
+            assert found is not None
+            pixels[place], share = mixing.apply(found, first.images[place], second.images[other])
+            targets[place] *= share
+            targets[place, second.labels[other]] += 1 - share
+        return Batch(pixels, first.labels, first.indices, first.bad + second.bad, targets)
+
+    def plain(self, keys: Sequence[Key]) -> Batch:
         """The samples of (epoch, index) keys as uint8 [n, c, size, size].
 
         A file that cannot be read is listed in `bad`; in training the next index that can be read takes its place, augmented
@@ -124,9 +152,8 @@ class ImageDataset:
         before = len(bad)
         for step in range(len(self)):
             index = (wanted + step) % len(self)
-            path = os.path.join(self.listing.root, self.listing.items[index].key)  # noqa: PTH118
             try:
-                return index, images.read(path, self._channels, self._max_pixels)
+                return index, self._reader.read(self.listing.items[index].key, self._channels, self._max_pixels)
             except images.BadImageError as error:
                 bad.append((error.path, error.reason))
                 if not self.train:

@@ -6,6 +6,7 @@ each of these is put right here. JPEG carries no checksum: damage in its compres
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 import zlib
@@ -66,6 +67,29 @@ def read(path: str | Path, channels: int, max_pixels: int) -> torch.Tensor:
         raise BadImageError(os.fspath(path), "no such file") from None
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything
         raise BadImageError(os.fspath(path), _reason(Path(path), error)) from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def decode(data: bytes, name: str, channels: int, max_pixels: int) -> torch.Tensor:
+    """The same as `read` for an encoded picture in memory; `name` is what a BadImageError calls it."""
+    try:
+        with _quiet():
+            pixels = _decode(io.BytesIO(data), channels, max_pixels)
+    except _Refused as refusal:
+        raise BadImageError(name, str(refusal)) from None
+    except Exception as error:  # as above
+        known = isinstance(error, UnidentifiedImageError)
+        wrong = ("not an image that can be read here" if data else "it is empty") if known else f"damaged: {error}"
+        raise BadImageError(name, wrong) from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def of_array(array: Pixels, name: str, channels: int) -> torch.Tensor:
+    """uint8 [h, w] or [h, w, 3] to uint8 [channels, h, w], converted as `read` would."""
+    try:
+        pixels = _colours(Image.fromarray(array), channels)
+    except _Refused as refusal:
+        raise BadImageError(name, str(refusal)) from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.config.errors import GraftError
 from trainer.data.batch import Batch
-from trainer.data.dataset import ImageDataset, Key
-from trainer.data.order import Order, share
+from trainer.data.dataset import ImageDataset
+from trainer.data.order import Key, share
 
 _SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT}
 _PR_SET_PDEATHSIG = 1
@@ -46,7 +46,7 @@ def train_batches(
     than samples a step, GraftError when a worker dies, and what `fetch` raises.
     """
     cuts = share(global_batch, rank, world, micro_batch)
-    order = Order(len(dataset), seed)
+    order = dataset.order(seed)
 
     def keys() -> Iterator[list[Key]]:
         for step in range(start_step, steps):

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from trainer.config.arithmetic import micro_batches, rank_shares
 
+Key = tuple[int, int]
+
 
 def mix(*values: int) -> int:
     """63 well-mixed bits of any whole numbers: BLAKE2b (RFC 7693) of their decimal text.
@@ -19,6 +21,10 @@ def mix(*values: int) -> int:
     """
     text = ",".join(map(str, values)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+_LINE = 0x6C696E65  # keeps the draws of a weighted order's line apart
+_GOLDEN = 0.6180339887498949
 
 
 def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -69,6 +75,50 @@ class Order:
             found += [(epoch, index) for index in self._epoch(epoch)[place : place + count].tolist()]
             start += count
         return found
+
+
+class WeightedOrder(Order):
+    """An order in which sample i comes `rates[i]` times an epoch on average (sum n): floor or ceiling of it in each epoch.
+
+    Systematic resampling (Kitagawa 1996) of the samples laid in a line class by class: each class, too, comes exactly as often
+    as it should, to within one. The offset moves by the golden ratio from epoch to epoch, which goes through the samples of a
+    class that comes seldom as evenly as can be. A repetition k within an epoch is told apart by its key: epoch + k * 2**32.
+    """
+
+    def __init__(self, rates: NDArray[np.float64], labels: NDArray[np.int64], seed: int) -> None:
+        super().__init__(len(rates), seed)
+        drawn = _permutation(self.n, mix(seed, _LINE), 0)
+        self._line = drawn[np.argsort(labels[drawn], kind="stable")]
+        ends = np.cumsum(np.asarray(rates, dtype=np.float64)[self._line])
+        # whole numbers that the sums missed by rounding would move a sample from one class to the next
+        near = np.rint(ends)
+        self._ends = np.where(np.abs(ends - near) < 1e-6, near, ends)
+        self._ends[-1] = self.n
+        self._start = mix(seed, _LINE, 1) / 2**63
+        self._keys: dict[int, NDArray[np.int64]] = {}
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        found = self._epochs.get(epoch)
+        if found is None:
+            offset = (self._start + epoch * _GOLDEN) % 1.0
+            counts = np.diff(np.floor(self._ends + offset), prepend=0.0).astype(np.int64)
+            chosen = np.repeat(self._line, counts)
+            again = np.arange(self.n) - np.repeat(np.cumsum(counts) - counts, counts)
+            shuffled = _permutation(self.n, self.seed, epoch)
+            while len(self._epochs) > 1:
+                oldest = next(iter(self._epochs))
+                del self._epochs[oldest], self._keys[oldest]
+            found = self._epochs[epoch] = chosen[shuffled]
+            self._keys[epoch] = epoch + (again[shuffled] << 32)
+        return found
+
+    def at(self, position: int) -> Key:
+        epoch, place = divmod(position, self.n)
+        index = int(self._epoch(epoch)[place])
+        return int(self._keys[epoch][place]), index
+
+    def slice(self, start: int, stop: int) -> list[Key]:
+        return [self.at(position) for position in range(start, stop)]
 
 
 def share(global_batch: int, rank: int, world: int, micro: int) -> list[range]:

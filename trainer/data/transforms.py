@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from trainer.config.errors import UserError
 from trainer.config.run import Data
+from trainer.data.augment import Erase, blur, policy
 from trainer.spec import InputSpec
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
@@ -65,10 +66,18 @@ def training(data: Data, spec: InputSpec) -> Transforms:
         steps.append(v2.ColorJitter(augment.color, augment.color, augment.color))
     if augment.auto != "none":
         _needs("auto", augment.auto, (3,), spec)
-        policy = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment, "autoaugment": v2.AutoAugment}[augment.auto]
-        steps.append(policy(interpolation=_turn_mode(data)))
+        steps.append(policy(augment, _turn_mode(data), spec.image_size))
+    if augment.grey:
+        _needs("grey", augment.grey, (3,), spec)
+        steps.append(v2.RandomGrayscale(augment.grey))
+    if augment.blur:
+        steps.append(v2.RandomApply([blur(spec.image_size)], augment.blur))
+    if augment.solarize:
+        _needs("solarize", augment.solarize, (1, 3), spec)
+        steps.append(v2.RandomSolarize(128, augment.solarize))
     if augment.erase:
-        steps.append(v2.RandomErasing(augment.erase))
+        fill = augment.erase_fill
+        steps.append(v2.RandomErasing(augment.erase) if fill == "zero" else Erase(augment.erase, fill, spec))
     random: Transform | None = v2.Compose(steps) if steps else None
     return Transforms(fixed, random)
 

@@ -59,12 +59,29 @@ class Classify:
             losses = losses * self._weights[labels]
         return losses
 
+    def _mixed(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The criterion for shares of classes [n, classes]: of cross-entropy, the shares' mean of the classes' own losses."""
+        smoothing, size = self._config.label_smoothing, len(self._classes)
+        logits = logits.float()
+        weights = torch.ones(size) if self._weights is None else self._weights
+        weighted = targets * weights.to(targets.device)
+        if self._config.loss == "cross_entropy":
+            nll = -logits.log_softmax(dim=1)
+            return (weighted * ((1 - smoothing) * nll + smoothing * nll.mean(dim=1, keepdim=True))).sum(dim=1)
+        smooth = targets * (1 - smoothing) + smoothing / size
+        return (logits - smooth).square().mean(dim=1) * weighted.sum(dim=1)
+
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """One loss a sample, [n]; auxiliary heads count with `aux_weight` (Szegedy et al. 2015, section 5)."""
         main, *auxiliary = _logits(module(batch.images))
-        losses = self._criterion(main, batch.labels)
+        targets = getattr(batch, "targets", None)
+
+        def criterion(logits: torch.Tensor) -> torch.Tensor:
+            return self._criterion(logits, batch.labels) if targets is None else self._mixed(logits, targets)
+
+        losses = criterion(main)
         for logits in auxiliary:
-            losses = losses + self._config.aux_weight * self._criterion(logits, batch.labels)
+            losses = losses + self._config.aux_weight * criterion(logits)
         return losses
 
     def measure(self, samples: int, device: torch.device) -> ClassifyMeasure:

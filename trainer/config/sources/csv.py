@@ -14,6 +14,7 @@ from trainer.config.errors import RefusedError, UserError, nearest
 from trainer.config.sources.listing import Item, Listing
 
 _DEFAULTS = {"image": ("image", "path", "file", "filename"), "label": ("label", "class")}
+_MORE = ("weight", "group")  # columns that are read when they are asked for
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
@@ -34,6 +35,7 @@ def listing(rest: str) -> Listing:
     files = _Files(file)
     labels: dict[str, str] = {}
     first: dict[str, int] = {}
+    more: dict[str, tuple[float, str]] = {}
     for row, values in rows:
         at = f"{file}, row {row}"
         if len(values) <= max(columns.values()):
@@ -47,11 +49,18 @@ def listing(rest: str) -> Listing:
         if labels.setdefault(key, label) != label:
             raise UserError(f"{at}: '{path}' is labelled '{label}', but '{labels[key]}' in row {first[key]}")
         first.setdefault(key, row)
+        if len(columns) > 2:
+            weight = _weight(values[columns["weight"]], at) if "weight" in columns else 1.0
+            group = values[columns["group"]].strip() if "group" in columns else ""
+            if "group" in columns and not group:
+                raise UserError(f"{at}: the group of '{path}' is empty")
+            if more.setdefault(key, (weight, group)) != (weight, group):
+                raise UserError(f"{at}: '{path}' has another weight or group than in row {first[key]}")
     if not labels:
         raise UserError(f"{file}: no rows")
     classes = _sorted(set(labels.values()))
     place = {label: index for index, label in enumerate(classes)}
-    items = tuple(Item(key, place[labels[key]]) for key in sorted(labels))
+    items = tuple(Item(key, place[labels[key]], *more.get(key, (1.0, ""))) for key in sorted(labels))
     return Listing("csv", file.parent, tuple(classes), items)
 
 
@@ -80,10 +89,10 @@ def _columns(file: Path, header: list[str], query: str) -> dict[str, int]:
     names = [name.strip() for name in header]
     asked = dict(parse_qsl(query, keep_blank_values=True))
     for key in asked:
-        if key not in _DEFAULTS:
-            raise UserError(f"csv:{file}?{query}: unknown '{key}'{nearest(key, _DEFAULTS)}")
+        if key not in (*_DEFAULTS, *_MORE):
+            raise UserError(f"csv:{file}?{query}: unknown '{key}'{nearest(key, [*_DEFAULTS, *_MORE])}")
     found: dict[str, int] = {}
-    for what, defaults in _DEFAULTS.items():
+    for what, defaults in {**_DEFAULTS, **{what: () for what in _MORE if what in asked}}.items():
         wanted = [asked[what]] if what in asked else list(defaults)
         name = next((name for name in wanted if name in names), None)
         if name is None:
@@ -93,6 +102,16 @@ def _columns(file: Path, header: list[str], query: str) -> dict[str, int]:
             raise UserError(f"{file}, row 1: two columns are named '{name}'")
         found[what] = names.index(name)
     return found
+
+
+def _weight(text: str, at: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1.0
+    if not 0 <= weight < float("inf"):
+        raise UserError(f"{at}: the weight is '{text}'; write a number from 0 on")
+    return weight
 
 
 class _Files:

@@ -6,33 +6,53 @@ import hashlib
 import importlib
 import os
 import pkgutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from trainer.config.errors import UserError, nearest
+from trainer.config.folds import folded, fraction, groups_of, held_groups
 from trainer.config.run import Data
+
+_HELPERS = ("listing",)  # modules here that are no scheme
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One sample: its path below the listing's root (or its number, for digits) and its class."""
+    """One sample: its path below the listing's root (or its place in a file there) and its class.
+
+    `weight` is how often it is wanted, relative to others, and `group` what must not be torn apart by a split; both are columns
+    that the source was asked for.
+    """
 
     key: str
     label: int
+    weight: float = 1.0
+    group: str = ""
 
 
 @dataclass(frozen=True)
 class Listing:
     """The samples of a source, in an order that is the source's alone, and the names of their classes.
 
-    `root` is the folder that the keys are relative to; for `digits` it is the data file and a key is a row of it.
+    `root` is the folder that the keys are relative to; for `digits` it is the data file and a key is a row of it. `stored` are
+    the files below the root that hold the samples, where these are not files of their own, and `how` is what their reader
+    needs to know besides the keys.
     """
 
     scheme: str
     root: Path
     classes: tuple[str, ...]
     items: tuple[Item, ...]
+    stored: tuple[str, ...] = ()
+    how: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def files(self) -> list[Path]:
+        """The files that hold the samples, each once."""
+        if self.stored:
+            return [self.root / name for name in self.stored]
+        return [self.root] if self.scheme == "digits" else [self.root / item.key for item in self.items]
 
     def counts(self) -> list[int]:
         """Samples a class."""
@@ -54,9 +74,13 @@ class Listing:
                 digest.update(b"%d:" % len(data) + data)
 
         put(self.scheme, len(self.classes), *self.classes)
+        for name in self.stored:
+            put(name, _size(self.root / name))
         for item in self.items:
             put(item.key, item.label)
-            if self.scheme != "digits":
+            if item.weight != 1.0:
+                put(item.weight)
+            if self.scheme != "digits" and not self.stored:
                 put(_size(self.root / item.key))
         return digest.hexdigest()
 
@@ -81,7 +105,7 @@ def open_source(source: str, classes: tuple[str, ...] | None = None) -> Listing:
     scheme, _, rest = source.partition(":")
     package = __package__ or ""
     here = importlib.import_module(package)
-    schemes = [m.name for m in pkgutil.iter_modules(here.__path__) if m.name != "listing"]
+    schemes = [m.name for m in pkgutil.iter_modules(here.__path__) if m.name not in _HELPERS]
     if scheme not in schemes:
         shown = "" if source == scheme else f" in '{source}'"
         raise UserError(
@@ -98,6 +122,7 @@ def open_source(source: str, classes: tuple[str, ...] | None = None) -> Listing:
 
 def open_splits(data: Data, seed: int) -> Splits:
     """The samples of a run, checked: raises UserError that names the class, the folder or the row."""
+    seed = seed if data.split_seed is None else data.split_seed
     train = open_source(data.train)
     if data.classes is not None:
         train = _chosen(train, data.classes)
@@ -107,6 +132,12 @@ def open_splits(data: Data, seed: int) -> Splits:
         kept, val = train, None
     elif data.val.partition(":")[0] == "split":
         kept, val = _hold_out(train, _share(data.val), seed)
+    elif data.val.partition(":")[0] == "fold":
+        kept, val = _parted(
+            train,
+            folded(train.items, _drawn(train, seed), data.val),
+            "has no image in this part; write fewer parts, or add images",
+        )
     else:
         kept, val = train, _matched(data, train)
     for name, count, before in zip(kept.classes, kept.counts(), train.counts(), strict=True):
@@ -117,7 +148,9 @@ def open_splits(data: Data, seed: int) -> Splits:
                 f"data.min_per_class {data.min_per_class}; add images, leave the class out with data.classes, or lower it"
             )
     if data.per_class is not None:
-        kept = _first(kept, data.per_class, seed)
+        kept = _first(kept, [data.per_class] * len(kept.classes), seed)
+    elif data.fraction is not None:
+        kept = _first(kept, [fraction(count, data.fraction) for count in kept.counts()], seed)
     return Splits(kept, val)
 
 
@@ -125,7 +158,7 @@ def _select(listing: Listing, classes: Sequence[str]) -> Listing:
     """The samples of these classes, relabelled in their order."""
     place = {name: index for index, name in enumerate(classes)}
     labels = [place.get(name) for name in listing.classes]
-    items = (Item(item.key, new) for item in listing.items if (new := labels[item.label]) is not None)
+    items = (replace(item, label=new) for item in listing.items if (new := labels[item.label]) is not None)
     return replace(listing, classes=tuple(classes), items=tuple(items))
 
 
@@ -204,6 +237,11 @@ def _without(listing: Listing, keys: set[str]) -> Listing:
 def _hold_out(listing: Listing, share: float, seed: int) -> tuple[Listing, Listing]:
     """A stratified hold-out: the same share of each class, at least one sample a class on each side."""
     held: set[str] = set()
+    if groups_of(listing.items):
+        held = held_groups(listing.items, _drawn(listing, seed), share)
+        return _parted(
+            listing, held, "has no image held back, or none left; its groups are too few for split: write another share"
+        )
     for name, items in zip(listing.classes, _drawn(listing, seed), strict=True):
         if len(items) < 2:
             raise UserError(f"data.val: class '{name}' has {len(items)} image, too few to hold one back; add images")
@@ -213,6 +251,17 @@ def _hold_out(listing: Listing, share: float, seed: int) -> tuple[Listing, Listi
     return _without(listing, held), _without(listing, kept)
 
 
-def _first(listing: Listing, count: int, seed: int) -> Listing:
-    """At most `count` samples a class; a larger count adds samples and drops none."""
-    return _without(listing, {item.key for items in _drawn(listing, seed) for item in items[count:]})
+def _parted(listing: Listing, held: set[str], wrong: str) -> tuple[Listing, Listing]:
+    """(the rest, what is held back); raises UserError for a class that one of them lacks."""
+    kept = {item.key for item in listing.items} - held
+    rest, out = _without(listing, held), _without(listing, kept)
+    for name, left, taken in zip(listing.classes, rest.counts(), out.counts(), strict=True):
+        if not left or not taken:
+            raise UserError(f"data.val: class '{name}' ({left + taken} images) {wrong}")
+    return rest, out
+
+
+def _first(listing: Listing, counts: Sequence[int], seed: int) -> Listing:
+    """At most so many samples of each class; a larger count adds samples and drops none."""
+    drawn = zip(_drawn(listing, seed), counts, strict=True)
+    return _without(listing, {item.key for items, count in drawn for item in items[count:]})
