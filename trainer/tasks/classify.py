@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from trainer.config.tasks.classify import Config
+from trainer.losses.classes import ClassLoss, class_weights
 from trainer.spec import Output
 from trainer.tasks.base import Batch, Evaluation
 from trainer.tasks.calibration import brier, calibration_error, reliability
@@ -29,59 +29,26 @@ def _logits(output: object) -> list[torch.Tensor]:
 
 
 class Classify:
-    """Cross-entropy or squared error over the classes."""
+    """One class for each image, by any of the losses of `trainer.losses.classes`."""
 
     def __init__(self, config: Config, classes: Sequence[str], counts: Sequence[int]) -> None:
         self._config = config
         self._classes = tuple(classes)
-        self._weights: torch.Tensor | None = None
-        if config.class_weights == "balanced":
-            # Mean 1 over the training samples, so that the learning rate keeps its meaning.
-            total = sum(counts)
-            self._weights = torch.tensor([total / (len(counts) * max(1, count)) for count in counts])
+        weights = class_weights(config.class_weights, classes, counts, config.beta)
+        self._criterion = ClassLoss(config.loss, config.label_smoothing, config.gamma, weights)
 
     @property
     def outputs(self) -> tuple[Output, ...]:
         """One head with a logit a class."""
         return (Output("", self._classes),)
 
-    def _criterion(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        smoothing = self._config.label_smoothing
-        logits = logits.float()
-        if self._config.loss == "cross_entropy":
-            losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-        else:
-            targets = functional.one_hot(labels, len(self._classes)).float()
-            targets = targets * (1 - smoothing) + smoothing / len(self._classes)
-            losses = (logits - targets).square().mean(dim=1)
-        if self._weights is not None:
-            self._weights = self._weights.to(labels.device)
-            losses = losses * self._weights[labels]
-        return losses
-
-    def _mixed(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The criterion for shares of classes [n, classes]: of cross-entropy, the shares' mean of the classes' own losses."""
-        smoothing, size = self._config.label_smoothing, len(self._classes)
-        logits = logits.float()
-        weights = torch.ones(size) if self._weights is None else self._weights
-        weighted = targets * weights.to(targets.device)
-        if self._config.loss == "cross_entropy":
-            nll = -logits.log_softmax(dim=1)
-            return (weighted * ((1 - smoothing) * nll + smoothing * nll.mean(dim=1, keepdim=True))).sum(dim=1)
-        smooth = targets * (1 - smoothing) + smoothing / size
-        return (logits - smooth).square().mean(dim=1) * weighted.sum(dim=1)
-
     def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """One loss a sample, [n]; auxiliary heads count with `aux_weight` (Szegedy et al. 2015, section 5)."""
         main, *auxiliary = _logits(module(batch.images))
-        targets = getattr(batch, "targets", None)
-
-        def criterion(logits: torch.Tensor) -> torch.Tensor:
-            return self._criterion(logits, batch.labels) if targets is None else self._mixed(logits, targets)
-
-        losses = criterion(main)
+        shares = getattr(batch, "targets", None)
+        losses = self._criterion(main, batch.labels, shares)
         for logits in auxiliary:
-            losses = losses + self._config.aux_weight * criterion(logits)
+            losses = losses + self._config.aux_weight * self._criterion(logits, batch.labels, shares)
         return losses
 
     def measure(self, samples: int, device: torch.device) -> ClassifyMeasure:

@@ -1,0 +1,1 @@
+"""Losses that tasks choose from."""
