@@ -210,7 +210,7 @@ def test_mnist_and_emnist_as_torchvision_reads_them(tmp_path: Path) -> None:
     assert (pixels(open_source(f"torchvision:MNIST?root={tmp_path}"))[3][..., 0] == grey[3]).all()
 
 
-def test_cifar_stl_svhn_and_usps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_stl_and_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import scipy.io
     from torchvision import datasets
 
