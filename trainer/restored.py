@@ -47,9 +47,7 @@ def restore(folder: RunDir, which: str) -> Restored:
     except RefusedError as error:
         raise RefusedError(f"{loaded.path} does not fit the network of {folder.config}: {error}") from None
     built.network.eval().requires_grad_(False)
-    spec = InputSpec(
-        state["spec"]["in_channels"], state["spec"]["image_size"], tuple(state["spec"]["mean"]), tuple(state["spec"]["std"])
-    )
+    spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})
     return Restored(folder, run, built.network, spec, classes, tuple(state["counts"]), loaded.step)
 
 

@@ -80,7 +80,9 @@ def expected(path: Path, run: Run, spec: InputSpec) -> torch.Tensor:
     if run.data.resize == "crop" and pixels.shape[2] > 8 * pixels.shape[1]:
         start = (pixels.shape[2] - 8 * pixels.shape[1]) // 2
         pixels = pixels[:, :, start : start + 8 * pixels.shape[1]]
-    mode = {"bilinear": InterpolationMode.BILINEAR, "nearest": InterpolationMode.NEAREST_EXACT}[run.data.interpolation]
+    mode = {"bilinear": InterpolationMode.BILINEAR, "nearest": InterpolationMode.NEAREST_EXACT}[
+        "bilinear" if run.data.interpolation == "auto" else run.data.interpolation
+    ]
     size = [side, side] if run.data.resize == "squash" else [side]
     steps = [v2.Resize(size, mode, antialias=True), v2.CenterCrop(spec.image_size), v2.ToDtype(torch.float32, scale=True)]
     steps.append(v2.Normalize(list(spec.mean), list(spec.std)))

@@ -83,7 +83,7 @@ def _settings(run: Run, spec: InputSpec, classes: tuple[str, ...]) -> dict[str, 
         "preprocessing": {
             "resize": run.data.resize,
             "resize_to": run.data.resize_to or spec.image_size,
-            "interpolation": run.data.interpolation,
+            "interpolation": spec.interpolation if run.data.interpolation == "auto" else run.data.interpolation,
             "pixels": "x / 255, then (x - mean) / std",
         },
     }

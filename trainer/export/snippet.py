@@ -206,7 +206,7 @@ def program(build: str, run: Run, spec: InputSpec, classes: tuple[str, ...]) -> 
     """The whole program: build, load, the evaluation's pre-processing, class and probability of each picture."""
     data, size = run.data, spec.image_size
     side = data.resize_to or size
-    how = _INTERPOLATION[data.interpolation]
+    how = _INTERPOLATION[spec.interpolation if data.interpolation == "auto" else data.interpolation]
     target = f"[{side}, {side}]" if data.resize == "squash" else f"[{side}]"
     resize = f"    pixels = v2.functional.resize(pixels, {target}, InterpolationMode.{how}, antialias=True)\n"
     if data.resize == "crop":

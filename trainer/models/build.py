@@ -56,7 +56,8 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
     else:
         report = LoadReport(f"{source.name}, no checkpoint read", fresh=made)
     mean, std = _normalisation(normalize, source, adapt.in_channels)
-    return Built(network, anatomy.head, tuple(made), InputSpec(adapt.in_channels, size, mean, std), report)
+    spec = InputSpec(adapt.in_channels, size, mean, std, source.interpolation or "bilinear")
+    return Built(network, anatomy.head, tuple(made), spec, report)
 
 
 def needs(config: Model) -> list[Need]:
