@@ -31,7 +31,7 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
     Raises UserError.
     """
     (classes,) = (output.labels for output in outputs)
-    source = _origin(config)
+    source = origin_of(config)
     adapt = config.adapt
     size = adapt.image_size or source.image_size
     if size is None:
@@ -66,7 +66,8 @@ def needs(config: Model) -> list[Need]:
     return module.needs(rest, config)  # type: ignore[no-any-return]
 
 
-def _origin(config: Model) -> Origin:
+def origin_of(config: Model) -> Origin:
+    """What the source and the weights name, before anything is built or read. Raises UserError."""
     module, rest = _source(config)
     return module.origin(rest, config)  # type: ignore[no-any-return]
 

@@ -228,7 +228,7 @@ class _Source:
 
 
 def tags_of(name: str) -> list[str]:
-    """The tags of an architecture's published weights, the default first."""
+    """The tags of an architecture's published weights."""
     from timm.models import list_pretrained
 
     return [found.partition(".")[2] for found in list_pretrained(f"{name}.*") if found.partition(".")[0] == name]

@@ -1,0 +1,176 @@
+"""Every classification architecture of timm and torchvision, without weights: is it given other classes and channels rightly?
+
+    python -m benchmarks.architectures [--pattern 'timm:vit*'] [--limit N] [--out benchmarks/architectures.md]
+
+Each network is built on the meta device (shapes alone, no memory), for 7 classes and for 4 channels and for 1, at the size of its
+own description. It is right when
+ - a pass of two images through the adapted network gives [2, 7] in evaluation and in training,
+ - every tensor of the plain network (its own class count, 3 channels) is taken over into it: equal where the shape is equal, adapted
+   at the input and at the output, and nothing else is new,
+ - what was changed is what the library's own description calls classifier and first convolution (timm says both).
+A refusal is a UserError; anything else that is raised, or wrong without a word, is a fault. All are listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from trainer.config import UserError
+from trainer.config.run import Adapt, Model
+from trainer.models import build_model
+from trainer.models.base import Checkpoint
+from trainer.models.build import origin_of
+from trainer.models.fit import fit
+from trainer.models.probe import examine
+from trainer.spec import Output
+
+CLASSES = tuple(f"class {index}" for index in range(7))
+CHANNELS = (4, 1)
+REPORT = Path(__file__).with_name("architectures.md")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of an architecture: `right`, `refused` (a UserError) or `fault`, with the reason."""
+
+    name: str
+    state: str
+    reason: str = ""
+
+
+def names(pattern: str) -> list[str]:
+    """`timm:NAME` and `torchvision:NAME` of everything that classifies."""
+    import timm
+    from torchvision import models
+
+    every = [f"timm:{name}" for name in timm.list_models()] + [f"torchvision:{n}" for n in models.list_models(module=models)]
+    return [name for name in every if fnmatch.fnmatchcase(name, pattern)]
+
+
+def look(name: str) -> Verdict:
+    """Build, adapt and check one architecture on the meta device."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for channels in CHANNELS:
+                _check(name, channels)
+    except UserError as error:
+        return Verdict(name, "refused", str(error).removeprefix(f"{name}: "))
+    except Exception as error:  # whatever a network raises must have become a refusal: this one did not
+        return Verdict(name, "fault", f"{type(error).__name__}: {error}".splitlines()[0][:300])
+    return Verdict(name, "right")
+
+
+def _check(name: str, channels: int) -> None:
+    settings = Model(source=name, adapt=Adapt(in_channels=channels))
+    source = origin_of(settings)
+    size = source.image_size
+    assert size is not None, "the source does not say its size"
+    built = build_model(settings, "auto", (Output("", CLASSES),), 0, load_weights=False)
+    shapes = passed(built.network, channels, size)
+    assert shapes[0] == (2, len(CLASSES)), f"gives {shapes[0]} for two images"
+    plain = source.make(1000, size)
+    tensors = {key: value for key, value in plain.state_dict().items() if isinstance(value, torch.Tensor)}
+    anatomy = examine(built.network, name, channels, size, None)
+    adapt = Adapt(in_channels=channels)
+    report = fit(built.network, Checkpoint("the plain network", tensors, official=True), anatomy, adapt, CLASSES)
+    heads = {f"{head}.{part}" for head in anatomy.head for part in ("weight", "bias")}
+    strange = [key for key in report.fresh if key not in heads]
+    assert not strange, f"new beside the head: {strange[:3]}"
+    assert not report.left_over, f"left over: {report.left_over[:3]}"
+    entries = [entry.partition(": ")[0] for entry in report.adapted]
+    assert entries, "nothing was adapted to the channels"
+    said = getattr(plain, "pretrained_cfg", None)
+    if said is not None:
+        _agrees(said.get("classifier"), anatomy.head, "classifier")
+        _agrees(said.get("first_conv"), tuple(entry.removesuffix(".weight") for entry in entries), "first_conv")
+
+
+def _agrees(said: str | tuple[str, ...] | None, found: tuple[str, ...], what: str) -> None:
+    wanted = {said} if isinstance(said, str) else set(said or ())
+    assert not wanted or wanted <= set(found), f"timm's {what} is {sorted(wanted)}, found was {sorted(found)}"
+
+
+def passed(network: nn.Module, channels: int, size: int) -> list[tuple[int, ...]]:
+    """The shapes that two images give in evaluation and then in training (the main output)."""
+    shapes = []
+    for training in (False, True):
+        network.train(training)
+        with torch.no_grad():
+            output = network(torch.empty(2, channels, size, size, device="meta"))
+        main = output[0] if isinstance(output, tuple | list) else output
+        shapes.append(tuple(main.shape))
+    assert shapes[0] == shapes[1], f"gives {shapes[1]} in training and {shapes[0]} in evaluation"
+    return shapes
+
+
+def sweep(wanted: list[str]) -> Iterator[Verdict]:
+    """Look at each in turn, with progress for a person at a terminal."""
+    begun = time.monotonic()
+    for index, name in enumerate(wanted):
+        if sys.stderr.isatty():
+            left = (time.monotonic() - begun) / max(index, 1) * (len(wanted) - index)
+            print(f"\r{index:,} of {len(wanted):,}, {left / 60:.1f} min left  {name[:60]:<60}", end="", file=sys.stderr)
+        yield look(name)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+
+
+def report(verdicts: list[Verdict], seconds: float, command: str) -> str:
+    """The page of the sweep: the counts and every architecture that is not right."""
+    import timm
+    import torchvision
+
+    right = sum(v.state == "right" for v in verdicts)
+    refused, faults = ([v for v in verdicts if v.state == state] for state in ("refused", "fault"))
+    lines = [
+        "# Architectures given other classes and channels", "",
+        f"{right:,} of {len(verdicts):,} architectures ({right / max(len(verdicts), 1):.2%}) are right for {len(CLASSES)} classes and for "
+        f"{' and '.join(map(str, CHANNELS))} channels; {len(refused)} are refused with a reason, {len(faults)} are faults.", "",
+        f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}, shapes on the meta device, "
+        f"{seconds / 60:.1f} min on one core. `{command}`", "",
+    ]  # fmt: skip
+    for title, some in (("Refused", refused), ("Faults", faults)):
+        if some:
+            lines += [f"## {title}", "", "| architecture | reason |", "|---|---|"]
+            lines += [f"| {v.name} | {v.reason.replace('|', '/')} |" for v in some] + [""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.architectures", description=__doc__.partition("\n")[0])
+    parser.add_argument("--pattern", default="*", help="only sources that match, such as 'timm:vit*'")
+    parser.add_argument("--limit", type=int, help="only so many, spread evenly over all")
+    parser.add_argument("--out", type=Path, help=f"write the page here (default for all of them: {REPORT.name})")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    wanted = names(arguments.pattern)
+    if arguments.limit and arguments.limit < len(wanted):
+        wanted = [wanted[index * len(wanted) // arguments.limit] for index in range(arguments.limit)]
+    begun = time.monotonic()
+    verdicts = []
+    for verdict in sweep(wanted):
+        verdicts.append(verdict)
+        if verdict.state != "right":
+            print(f"{verdict.state:<8} {verdict.name}: {verdict.reason}", flush=True)
+    page = report(verdicts, time.monotonic() - begun, " ".join(["python -m benchmarks.architectures", *sys.argv[1:]]))
+    out = arguments.out or (REPORT if len(wanted) == len(names("*")) else None)
+    if out is not None:
+        out.write_text(page, encoding="utf-8")
+    print(page.splitlines()[2])
+    right = sum(v.state == "right" for v in verdicts)
+    return 0 if right >= 0.99 * len(verdicts) and all(v.state != "fault" for v in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
