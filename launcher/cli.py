@@ -104,11 +104,18 @@ def _options(
 def train(
     run: RunFile, overrides: Overrides = None, runs: Runs = RUNS, processes: Processes = None, json: Json = False,
     accept_changes: Accept = False, retry: Retry = False,
+    scratch: Annotated[bool, typer.Option("--scratch", help="then the same without its weights, and a page with both")] = False,
 ) -> None:  # fmt: skip
     """Train here and now.
 
     On every GPU, or on the CPU; the same command again goes on where it stopped.
     """
+    if scratch:
+        from launcher.scratch import compare
+
+        if json:
+            raise typer.BadParameter("--scratch trains two runs; ask for each with `graft status NAME --json`")
+        raise typer.Exit(compare(run, overrides or [], runs, processes, accept_changes=accept_changes, retry=retry))
     from launcher import start
 
     prepared = start.prepare(run, overrides or [], runs, processes)
@@ -169,6 +176,15 @@ def evaluate(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
     On its own validation data, or on other: graft evaluate RUN [DATA].
     """
     _trainer("evaluate", run, runs, context.args)
+
+
+@app.command(context_settings=_PASS_ON)
+def forgetting(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
+    """Measure what a run forgot of the task that its weights came from.
+
+    Before and after it was trained: graft forgetting RUN [DATA].
+    """
+    _trainer("forgetting", run, runs, context.args)
 
 
 @app.command(context_settings=_PASS_ON)

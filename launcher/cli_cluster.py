@@ -65,6 +65,41 @@ def sweep(
     raise typer.Exit(sweep(file, overrides or [], runs, local=local, dry=dry, as_json=json))
 
 
+_MATRIX = """\b
+A matrix file:
+  name: grafts
+  run: pets.yaml                        what all have in common
+  sources:
+    imagenet: {model.source: "torchvision:resnet18", model.weights: DEFAULT}
+    digits:   {model.source: "run:digits"}
+  targets:
+    pets:     {data.train: "folder:pets/train", data.val: "folder:pets/val"}
+  strategies:
+    head:     {strategy: {kind: head}}
+    full:     {strategy: {kind: full}, optimizer.lr: 1e-4}
+  scratch: {optimizer.lr: 1e-2}         also each network without its weights
+"""
+
+
+@app.command(epilog=_MATRIX)
+def matrix(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a matrix file (.yaml)")],
+    overrides: Overrides = None,
+    runs: Runs = RUNS,
+    local: Annotated[bool, typer.Option("--local", help="train the members here, one after the other, without Slurm")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="show the members and the job script, start nothing")] = False,
+    json: Json = False,
+) -> None:
+    """Train every source on every target with every strategy: one sweep, one heat map.
+
+    The same command again runs what is not finished; `graft runs --sweep NAME` shows the matrix, `graft report NAME` draws it.
+    """
+    from launcher.sweep import sweep
+
+    asked = ["sweep.search.kind=matrix", *(overrides or [])]
+    raise typer.Exit(sweep(file, asked, runs, local=local, dry=dry, as_json=json))
+
+
 @app.command()
 def watch(
     runs: Runs = RUNS,

@@ -17,6 +17,7 @@ from typing import Any
 from trainer.rundir import RunDir
 from trainer.rundir.folder import STATES, Marker
 from trainer.rundir.lease import Holder, read_holder
+from trainer.rundir.metric import lower_is_better
 
 # Bytes of the record's end: some fifty points, from which the pace of a run follows; of one that nobody trains the last will do.
 _TAIL, _SHORT = 8192, 2048
@@ -95,10 +96,6 @@ def glance(rundir: RunDir) -> Glance:
     if named and values:
         found.metric, found.best = named, (min if lower_is_better(named) else max)(values)
     return found
-
-
-def lower_is_better(metric: str) -> bool:
-    return metric.rsplit("/", 1)[-1] in ("loss", "error")
 
 
 def number(value: Any) -> float | None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher import slurm
-from launcher.glance import Glance, events, glance, lower_is_better, number, ranks, rate
+from launcher.glance import Glance, events, glance, number, ranks, rate
 from launcher.queue import ACTIVE, WAITING, Job, Queue
 from launcher.verdict import ORDER, Verdict, judge
 from trainer.config import UserError, nearest
 from trainer.rundir import RunDir
+from trainer.rundir.metric import lower_is_better
 
 _CHECKPOINT = re.compile(r"step-([0-9]+)")
 

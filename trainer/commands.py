@@ -22,7 +22,8 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="graft: %(message)s")
     logging.captureWarnings(True)
     commands = {
-        "evaluate": evaluate, "predict": predict, "export": export, "report": report, "fetch": fetch, "sync": sync
+        "evaluate": evaluate, "forgetting": forgetting, "predict": predict, "export": export, "report": report,
+        "fetch": fetch, "sync": sync,
     }  # fmt: skip
     try:
         return commands[argv[0]](argv[1:])
@@ -60,6 +61,30 @@ def evaluate(argv: list[str]) -> int:
         print(json.dumps({"step": restored.step, "metrics": result.metrics, "unreadable": bad, **details}, indent=1))
     else:
         _show(result, f"{restored.run.name}, step {restored.step:,}, {arguments.data or 'validation data'}", bad)
+    return EXIT_DONE
+
+
+def forgetting(argv: list[str]) -> int:
+    """Measure what a run forgot of the task that its weights came from."""
+    parser = _parser("forgetting", "Measure a run on the task that its weights came from, before and after it was trained.")
+    parser.add_argument("data", nargs="?", help="samples of that task, such as folder:PATH (default: the run's evaluate.source)")
+    _checkpoint(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    arguments = parser.parse_intermixed_args(argv)
+
+    from trainer.config import UserError
+    from trainer.forgetting import forgetting, note
+    from trainer.restored import device_of, restore
+
+    folder = RunDir(arguments.run.resolve())
+    restored = restore(folder, arguments.checkpoint)
+    source = arguments.data or restored.run.evaluate.source
+    if source is None:
+        raise UserError(f"{restored.run.name} has no evaluate.source; name samples of the source task, such as folder:PATH")
+    found = forgetting(restored, source, device_of(arguments.device))
+    if arguments.checkpoint == "best" and arguments.data is None:
+        note(folder, found)
+    print(json.dumps(found.as_json(), indent=1) if arguments.json else found.text())
     return EXIT_DONE
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
-from trainer.config import UserError
+from trainer.config import Run, UserError
+from trainer.config.base import Kind
 from trainer.config.sources import Listing, open_source, open_splits
 from trainer.data import Batch
 from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import eval_batches
 from trainer.evaluate import measured
 from trainer.restored import Restored
+from trainer.spec import InputSpec
 from trainer.tasks import build_task
 from trainer.tasks.base import Evaluation
 
@@ -36,19 +40,26 @@ def listing_of(restored: Restored, source: str | None) -> Listing:
 
 def measure(restored: Restored, source: str | None, device: torch.device) -> tuple[Evaluation, int]:
     """The figures over exactly the readable samples of a source, and how many were not readable."""
-    listing = listing_of(restored, source)
-    run = restored.run
-    dataset = ImageDataset(listing, run.data, restored.spec, train=False, seed=run.train.seed)
+    run, listing = restored.run, listing_of(restored, source)
+    return figures(run, run.task, listing, restored.network, restored.spec, device, restored.counts)
+
+
+def figures(
+    run: Run, config: Kind, listing: Listing, network: nn.Module, spec: InputSpec, device: torch.device,
+    counts: Sequence[int] = (),
+) -> tuple[Evaluation, int]:  # fmt: skip
+    """The figures of a network for a task over exactly the readable samples of a listing, and how many were not readable."""
+    dataset = ImageDataset(listing, run.data, spec, train=False, seed=run.train.seed)
     bad = BadCount(run.data.max_bad)
     unreadable: set[str] = set()
 
     def prepare(batch: Batch) -> Batch:
         bad.add(batch.bad)
         unreadable.update(path for path, _ in batch.bad)
-        return batch.to(device, restored.spec)
+        return batch.to(device, spec)
 
-    network = restored.network.to(device)
-    task = build_task(run.task, restored.classes, restored.counts)
+    network = network.to(device)
+    task = build_task(config, listing.classes, counts or listing.counts())
     batches = eval_batches(dataset, batch=BATCH, rank=0, world=1, workers=run.data.workers, pin=device.type == "cuda")
     with precision(run.train.precision, device):
         result = measured(network, task.measure(len(dataset), device), batches, prepare)

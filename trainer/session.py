@@ -16,12 +16,14 @@ from trainer import strategies
 from trainer.checkpoint import Loaded, Saver, Store
 from trainer.config import EXIT_DONE, EXIT_REQUEUE, RefusedError, Run
 from trainer.faultpoints import reached
+from trainer.forgetting import at_the_end
 from trainer.hang import Hang
 from trainer.journal import Journal
 from trainer.loop import At, Job, train
 from trainer.manifest import write_manifest
 from trainer.progress import Clock, Progress
 from trainer.rundir import Lease, LeaseLostError, RunDir
+from trainer.rundir.metric import lower_is_better
 from trainer.runtime import Runtime
 from trainer.signals import StopFlag
 from trainer.straggler import Stragglers
@@ -103,6 +105,8 @@ def start(
             folder.mark("REQUEUE", f"stopped by {stop.reason or 'another rank'}", EXIT_REQUEUE, progress.step)
     journal.ended("DONE" if done else "REQUEUE", progress.step, stop.reason or "")
     if tracker:
+        if done and run.evaluate.source is not None:
+            at_the_end(folder, run.evaluate.source, runtime.device)
         tracker.finish(complete=done)
     return EXIT_DONE if done else EXIT_REQUEUE
 
@@ -156,7 +160,7 @@ def assemble(
 ) -> Job:
     """The job of this rank."""
     runtime, batch = parts.runtime, run.train.global_batch
-    lower = run.checkpoint.best.rsplit("/", 1)[1] in ("loss", "error")
+    lower = lower_is_better(run.checkpoint.best)
     began_at = progress.step
 
     def save(state: Progress, improved: bool, wait: bool) -> None:

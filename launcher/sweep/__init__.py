@@ -108,6 +108,9 @@ def _states(done: list[Member], jobs: dict[str, str]) -> dict[str, str]:
 
 
 def _print(planned: Sweep, states: dict[str, str], **more: Any) -> None:
-    members = [{"name": m.name, "settings": m.settings, "state": states.get(m.name, "new")} for m in planned.members]
+    members = [
+        {"name": m.name, "settings": m.settings, **({"labels": m.labels} if m.labels else {}), "state": states.get(m.name, "new")}
+        for m in planned.members
+    ]
     value = {"sweep": planned.name, "folder": str(planned.folder.path), "best": planned.best, **more, "members": members}
     print(json.dumps(value, indent=2))

@@ -20,11 +20,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from launcher.sweep.matrix import SCRATCH, Cell, cells
 from launcher.sweep.search import Range, Settings, drawn, grid, overlapping
 from trainer.config import UserError, explain, yamlfile
 from trainer.config.base import Kind, Section
 from trainer.config.yamlfile import Document, Loc, override, unparse
 
+Axis = dict[str, dict[str, Any]]
 LONGEST = 89  # characters of a name: a member's has a dash and ten more
 MOST = 100_000  # members
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST - 1}}}")
@@ -51,15 +53,27 @@ class List(Kind):
     kind: Literal["list"] = "list"
 
 
+class Matrix(Kind):
+    """Every source on every target with every strategy; see `launcher.sweep.matrix`."""
+
+    kind: Literal["matrix"] = "matrix"
+
+
 class SweepFile(Section):
     """One sweep."""
 
     name: str
     run: str = Field(min_length=1, description="the run file; a relative path begins at the sweep file's folder")
     set: dict[str, Any] = Field(default_factory=dict, description="settings of every member, in place of the run file's")
-    search: Annotated[Grid | Random | List, Field(discriminator="kind")] = Grid()
+    search: Annotated[Grid | Random | List | Matrix, Field(discriminator="kind")] = Grid()
     over: dict[str, Any] = Field(default_factory=dict, description="dotted key: values, or {low, high} of a random search")
     members: list[dict[str, Any]] = Field(default_factory=list, description="for search: {kind: list}, the settings of each")
+    sources: Axis = Field(default_factory=dict, description="for search: {kind: matrix}, by name: the settings of the network")
+    targets: Axis = Field(default_factory=dict, description="of the data")
+    strategies: Axis = Field(default_factory=dict, description="of what learns")
+    scratch: bool | dict[str, Any] = Field(
+        False, description="also each source's network without its weights, with these settings"
+    )
     parallel: int | None = Field(None, ge=1, description="at most so many members at once; none: as many as the cluster gives")
     best: str | None = Field(None, description="the metric that the members are compared by; none: the run's checkpoint.best")
 
@@ -76,21 +90,42 @@ class SweepFile(Section):
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep file that was read: the settings of each member, and where each of them stands, by member and key."""
+    """A sweep file that was read: the settings of each member, and where each of them stands, by member and key.
+
+    `labels`: what the members of a matrix are called by (source, target, strategy); none for other sweeps.
+    """
 
     file: SweepFile
     document: Document
     run: Path
     settings: list[Settings]
+    labels: list[dict[str, str]] | None = None
 
     def where(self, member: Settings, index: int, key: str) -> str:
         """`file:line` of a member's setting."""
         if self.file.search.kind == "list":
             return self.document.where(("members", index, key))
+        if self.labels is not None:
+            return self._in_matrix(self.labels[index], key)
         values = self.file.over[key]
         if isinstance(values, list) and member[key] in values:
             return self.document.where(("over", key, values.index(member[key])))
         return self.document.where(("over", key))
+
+    def _in_matrix(self, labels: dict[str, str], key: str) -> str:
+        """The line of the axis that has the setting; of what none of them has (model.weights of scratch), that of `scratch`."""
+        file = self.file
+        axes = (
+            ("strategies", "strategy", file.strategies),
+            ("targets", "target", file.targets),
+            ("sources", "source", file.sources),
+        )
+        if isinstance(file.scratch, dict) and labels["strategy"] == SCRATCH and key in file.scratch:
+            return self.document.where(("scratch", key))
+        for section, axis, entries in axes:
+            if key in entries.get(labels[axis], {}):
+                return self.document.where((section, labels[axis], key))
+        return self.document.where(("scratch",))
 
 
 def read(path: Path, overrides: Sequence[str]) -> Plan:
@@ -110,6 +145,9 @@ def read(path: Path, overrides: Sequence[str]) -> Plan:
         raise UserError(explain(error, document, SweepFile)) from None
     run = Path(file.run).expanduser()
     run = run if run.is_absolute() else path.parent / run
+    if file.search.kind == "matrix":
+        found = _matrix(file, document)
+        return Plan(file, document, run, [cell.settings for cell in found], [cell.labels for cell in found])
     return Plan(file, document, run, _settings(file, document))
 
 
@@ -133,6 +171,32 @@ def _set(document: Document, assignment: str) -> None:
     document.lines[("set", key)] = f"override '{assignment}'"
 
 
+def _matrix(file: SweepFile, document: Document) -> list[Cell]:
+    """The members of a matrix. Raises UserError with the line of what does not fit."""
+    for section in ("over", "members"):
+        if getattr(file, section):
+            raise UserError(
+                f"{document.where((section,))}: '{section}' belongs to other searches; a matrix has sources, targets, strategies"
+            )
+    axes = {"sources": file.sources, "targets": file.targets, "strategies": file.strategies}
+    for name, entries in axes.items():
+        if not entries:
+            example = {"sources": "{imagenet: {model.source: …}}", "targets": "{pets: {data.train: …}}"}.get(
+                name, "{head: {strategy: {kind: head}}}"
+            )
+            raise UserError(f"{document.where((name,))}: a matrix needs '{name}', by name, such as {example}")
+        for label, settings in entries.items():
+            _keys(settings, (name, label), file, document)
+    if isinstance(file.scratch, dict):
+        _keys(file.scratch, ("scratch",), file, document)
+    try:
+        found = cells(file.sources, file.targets, file.strategies, file.scratch)
+    except UserError as error:
+        raise UserError(f"{document.where(('strategies',))}: {error}") from None
+    _limited(len(found), document)
+    return found
+
+
 def _settings(file: SweepFile, document: Document) -> list[Settings]:
     """The settings of each member, from the kind of the search. Raises UserError with the line of what does not fit."""
     kind = file.search.kind
@@ -145,6 +209,11 @@ def _settings(file: SweepFile, document: Document) -> list[Settings]:
             _keys(settings, ("members", index), file, document)
         _limited(len(file.members), document)
         return list(file.members)
+    for section in ("sources", "targets", "strategies"):
+        if getattr(file, section):
+            raise UserError(
+                f"{document.where((section,))}: '{section}' belongs to search: {{kind: matrix}}, or to `graft matrix`"
+            )
     if file.members:
         raise UserError(
             f"{document.where(('members',))}: 'members' belongs to search: {{kind: list}}; a {kind} search has 'over'"

@@ -83,7 +83,7 @@ def _moved(member: Member, code: Code, sources: dict[str, str], texts: dict[str,
 def write_sweep(sweep: Sweep) -> None:
     """Write the sweep's own folder: the resolved file and the members. Raises RefusedError when it cannot be written."""
     folder = sweep.folder
-    plan = {"best": sweep.best, "members": [{"name": member.name, "settings": member.settings} for member in sweep.members]}
+    plan = {"best": sweep.best, "members": [{"name": member.name, "settings": member.shown} for member in sweep.members]}
     try:
         folder.logs.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.config, resolved(sweep.plan))

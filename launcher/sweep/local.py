@@ -18,6 +18,7 @@ from launcher.sweep.check import Check
 from launcher.sweep.folders import alone, standing, write_members, write_sweep
 from launcher.sweep.members import Member, Sweep, shown
 from trainer.config import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, GraftError
+from trainer.rundir.matrix import matrix
 
 _STOPS = (EXIT_REQUEUE, EXIT_INTERRUPTED)
 
@@ -44,7 +45,7 @@ def train(sweep: Sweep, *, as_json: bool) -> int:
         earlier = signal.signal(signal.SIGTERM, _stopped)  # between two members; while one trains it is told
         try:
             for member in to_do:
-                print(f"\nmember {number[member.name]} of {len(sweep.members)}: {shown(member.settings)}", file=out, flush=True)
+                print(f"\nmember {number[member.name]} of {len(sweep.members)}: {shown(member.shown)}", file=out, flush=True)
                 began = time.monotonic()
                 why, ended = _one(member, as_json=as_json)
                 if ended in _STOPS:
@@ -65,10 +66,14 @@ def train(sweep: Sweep, *, as_json: bool) -> int:
     else:
         from launcher.sweep import show
 
-        show.results(sweep.name, metric, rows)
+        found = matrix(metric, rows)
+        if found is not None:
+            show.matrix(sweep.name, found)
+        else:
+            show.results(sweep.name, metric, rows)
         print(f"the table: {sweep.folder.results}")
     for member, why in failed:
-        print(f"graft: {member.name} ({shown(member.settings)}) failed: {why}", file=sys.stderr)
+        print(f"graft: {member.name} ({shown(member.shown)}) failed: {why}", file=sys.stderr)
     if code in _STOPS:
         print(f"graft: {sweep.name} was stopped; the same command goes on", file=sys.stderr)
     return code

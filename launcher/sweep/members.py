@@ -22,12 +22,20 @@ _SHOWN = 10  # mistakes
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a sweep. `settings` are those that were searched, as the run took them; `text` is its run file."""
+    """One run of a sweep. `settings` are those that were searched, as the run took them; `text` is its run file.
+
+    `labels`: the names that a matrix has for them, which is what people are shown.
+    """
 
     run: Run
     rundir: RunDir
     settings: Settings
     text: str
+    labels: dict[str, str] | None = None
+
+    @property
+    def shown(self) -> Settings:
+        return dict(self.labels) if self.labels is not None else self.settings
 
     @property
     def name(self) -> str:
@@ -109,7 +117,9 @@ def _members(plan: Plan, folder: SweepDir, texts: dict[str, str]) -> list[Member
                 f"{shown(first)} and {shown(plan.settings[index])}; keep one"
             )
         numbers[run.name] = index
-        found[run.name] = Member(run, folder.member(run.name), settings, text_of(run, texts))
+        found[run.name] = Member(
+            run, folder.member(run.name), settings, text_of(run, texts), plan.labels[index] if plan.labels else None
+        )
     if wrong:
         raise UserError(_mistakes(wrong, plan))
     return list(found.values())

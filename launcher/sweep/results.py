@@ -8,6 +8,7 @@ from pathlib import Path
 from launcher import slurm
 from trainer.config import GraftError, UserError, nearest
 from trainer.rundir import write_atomically
+from trainer.rundir.matrix import matrix
 from trainer.rundir.sweep import Row, SweepDir, as_csv
 
 
@@ -55,5 +56,9 @@ def show(name: str, runs: Path, *, as_json: bool) -> None:
     else:
         from launcher.sweep import show as tables
 
-        tables.results(folder.name, metric, rows)
+        found = matrix(metric, rows)
+        if found is not None:
+            tables.matrix(folder.name, found)
+        else:
+            tables.results(folder.name, metric, rows)
         print(f"the table: {folder.results}")

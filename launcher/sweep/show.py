@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.sweep.members import Sweep
+from trainer.rundir.matrix import Matrix
 from trainer.rundir.sweep import Row, as_text, keys
 
 _STYLES = {
@@ -21,14 +22,14 @@ _FIRST, _LAST = 8, 2
 
 def members(sweep: Sweep, states: dict[str, str]) -> None:
     """Print the members: the first and the last when they are many."""
-    settings = list(dict.fromkeys(key for member in sweep.members for key in member.settings))
+    settings = list(dict.fromkeys(key for member in sweep.members for key in member.shown))
     table = _table(["member", *_short(settings), "state"])
     many = len(sweep.members) > _FIRST + _LAST + 1
     for index, member in enumerate(sweep.members):
         if many and index == _FIRST:
             table.add_row(f"… {len(sweep.members) - _FIRST - _LAST} more")
         if not many or index < _FIRST or index >= len(sweep.members) - _LAST:
-            values = [cell(member.settings[key]) if key in member.settings else "" for key in settings]
+            values = [cell(member.shown[key]) if key in member.shown else "" for key in settings]
             state = states.get(member.name, "new")
             table.add_row(Text(member.name), *map(Text, values), Text(state, style=_STYLES.get(state, "cyan")))
     _print(table)
@@ -83,6 +84,25 @@ def results(name: str, metric: str, rows: Sequence[Row]) -> None:
     for row in rows:
         counts[row.state] = counts.get(row.state, 0) + 1
     print(f"{name}: {len(rows)} members: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+
+
+def matrix(name: str, found: Matrix) -> None:
+    """Print a matrix: a line for each source and strategy, a column for each target, the best of each target marked."""
+    table = _table(["source", "strategy", *found.targets])
+    for source in found.sources:
+        for strategy in found.strategies:
+            if not any((source, target, strategy) in found.rows for target in found.targets):
+                continue
+            values = []
+            for target in found.targets:
+                value = found.value((source, target, strategy))
+                row = found.rows.get((source, target, strategy))
+                text = f"{value:.4f}" if value is not None else (row.state if row is not None else "")
+                best = value is not None and value == found.best(target)
+                values.append(Text(f"{text} *" if best else text, style="bold green" if best else "dim" if value is None else ""))
+            table.add_row(Text(source), Text(strategy), *values)
+    _print(table)
+    print(f"{name}: {found.metric}; * the best of its target. graft report {name} draws it")
 
 
 def cell(value: Any) -> str:

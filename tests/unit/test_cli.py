@@ -133,7 +133,7 @@ def test_a_plan_for_people_and_for_scripts(shell: Shell) -> None:
         (["pets.yaml", "model.weights=old.pt"], "old.pt: no such file"),
         (
             ["pets.yaml", "checkpoint.best=val/precision"],
-            "which classify does not measure; known: val/accuracy, val/f1, val/loss, val/top5",
+            "which classify does not measure; did you mean 'val/ece'",
         ),
     ],
 )

@@ -163,6 +163,9 @@ class Evaluate(Section):
     at_start: bool = Field(False, description="also before the first step")
     batch: int | None = Field(None, ge=1, description="samples in one forward pass; none: twice the micro-batch")
     early_stop: EarlyStop | None = None
+    source: str | None = Field(
+        None, description="samples of the task that the weights came from: at the end, how much of it was forgotten"
+    )
     show: int = Field(16, ge=0, le=64, description="validation samples drawn with their predictions at each evaluation")
 
 

@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import Any
 
 from trainer.report.read import Json, View, picture
+from trainer.report.reliability import reliability_card
 from trainer.report.svg import heat_map
 
 MAX_CLASSES = 100
@@ -29,6 +30,8 @@ def evaluation(view: View, *, heading: str = "") -> str:
     share = f" ({right / total:.1%})" if total else ""
     intro = f'<p class="soft">{when}{total:,} validation samples, {right:,} right{share}.</p>'
     blocks = [f"<h2>{title}What was mistaken for what</h2>{intro}", _confusion(matrix, classes)]
+    if found.get("reliability"):
+        blocks.append(f"<h2>{title}Calibration</h2>" + reliability_card(found["reliability"]))
     examples = [e for e in found.get("examples", []) if isinstance(e, dict)]
     if examples:
         blocks.append(_examples(view, examples, title))

@@ -12,6 +12,7 @@ from trainer.report.evaluation import evaluation
 from trainer.report.read import Json, View, flat
 from trainer.report.style import CSS
 from trainer.report.svg import SIZE, Series, line_chart
+from trainer.rundir.metric import lower_is_better
 from trainer.track.console import duration
 
 SMOOTH_FROM = 60
@@ -93,6 +94,9 @@ def _header(view: View) -> str:
         ettr = summary.get("ettr")
         share = f", {ettr:.0%} of the time productive" if isinstance(ettr, int | float) else ""
         tiles.append((str(attempts), ("attempt" if attempts == 1 else "attempts") + share))
+    forgotten = (summary.get("forgetting") or {}).get("forgetting")
+    if isinstance(forgotten, int | float):
+        tiles.append((f"{forgotten:+.1%}", f"of the accuracy on its source task forgotten ({summary['forgetting']['data']})"))
     learning = (summary.get("parameters") or {}).get("learning")
     if isinstance(learning, int):
         frozen = summary["parameters"].get("frozen", 0)
@@ -136,7 +140,7 @@ def _comparison(views: Sequence[View]) -> str:
     leaders = []
     for column, key in enumerate(keys):
         known = [value for m in measured if isinstance(value := m[column], int | float)]
-        lower = key.rsplit("/", 1)[-1] in ("loss", "error")
+        lower = lower_is_better(key)
         leaders.append((min if lower else max)(known) if len(known) > 1 and len(set(known)) > 1 else None)
     head = "".join(f"<th>{escape(h)}</th>" for h in [*map(_name, keys), "samples", "training", "learning", "attempts"])
     lines = []

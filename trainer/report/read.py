@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.config import UserError
 from trainer.rundir import Marker, RunDir, read_points
+from trainer.rundir.metric import lower_is_better
 
 Json = dict[str, Any]
 
@@ -43,7 +44,7 @@ class View:
         measured = [p for p in self.points if isinstance(p.get(key), int | float)]
         if not measured:
             return None
-        lower = key.rsplit("/", 1)[-1] in ("loss", "error")
+        lower = lower_is_better(key)
         point = (min if lower else max)(measured, key=lambda p: p[key])
         return float(point[key]), point
 

@@ -87,8 +87,10 @@ def _scale(series: Sequence[Series], percent: bool) -> tuple[float, float, bool]
     return (0.0 if 0 <= low < 0.35 * high else low - pad), high + pad, False
 
 
-def line_chart(series: Sequence[Series], *, title: str, y_percent: bool = False, size: tuple[int, int] = SIZE) -> str:
-    """A chart against samples; empty text when no series has a point."""
+def line_chart(
+    series: Sequence[Series], *, title: str, y_percent: bool = False, size: tuple[int, int] = SIZE, x_label: str = "samples"
+) -> str:
+    """A chart against samples (or what `x_label` says); empty text when no series has a point."""
     width, height = size
     drawn = [s for s in series if any(math.isfinite(v) for v in s.y)]
     if not drawn:
@@ -116,7 +118,7 @@ def line_chart(series: Sequence[Series], *, title: str, y_percent: bool = False,
         text = f'<text class="tick" x="{px(value):.1f}" y="{height - BOTTOM + 19}" text-anchor="{anchor}">{number(value)}</text>'
         parts.append(text)
     parts.append(f'<path class="axis" d="M{LEFT} {height - BOTTOM}H{width - RIGHT}"/>')
-    parts.append(f'<text class="tick" x="{LEFT + inner / 2:.0f}" y="{height - 5}" text-anchor="middle">samples</text>')
+    parts.append(f'<text class="tick" x="{LEFT + inner / 2:.0f}" y="{height - 5}" text-anchor="middle">{escape(x_label)}</text>')
     for line in drawn:
         points = [(px(x), py(y)) for x, y in thin(line.x, line.y)]
         style = f'style="stroke:var(--s{line.colour % 8})"'
@@ -129,7 +131,7 @@ def line_chart(series: Sequence[Series], *, title: str, y_percent: bool = False,
             kept = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
             for (x, y), (cx, cy) in zip(kept, points, strict=True):
                 shown = f"{y * 100:.2f}%" if y_percent else f"{y:.4g}"
-                tip = f"<title>{escape(line.name)}: {shown} at {number(x)} samples</title>"
+                tip = f"<title>{escape(line.name)}: {shown} at {number(x)} {escape(x_label)}</title>"
                 parts.append(f'<circle class="dot" {fill} cx="{cx:.1f}" cy="{cy:.1f}" r="3">{tip}</circle>')
     parts.append("</svg>")
     return "".join(parts)

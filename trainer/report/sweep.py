@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from trainer.report.labels import label_curves
+from trainer.report.matrix import heat_maps
 from trainer.report.page import document, metric_text
 from trainer.report.scatter import Dot, scatter
-from trainer.rundir.sweep import Row, SweepDir, as_text, keys, lower_is_better
+from trainer.rundir.matrix import matrix
+from trainer.rundir.metric import lower_is_better
+from trainer.rundir.sweep import Row, SweepDir, as_text, keys
 from trainer.track.console import duration
 
 _SHOWN = 200  # rows of the table; results.csv has all
@@ -16,7 +20,9 @@ _SHOWN = 200  # rows of the table; results.csv has all
 def sweep_page(folder: SweepDir, metric: str, rows: Sequence[Row]) -> str:
     """The whole HTML text. `rows`: the best first."""
     settings = keys(list(rows))
-    body = [_header(folder, metric, rows, settings), _charts(metric, rows, settings), _table(metric, rows, settings)]
+    found = matrix(metric, rows)
+    drawn = heat_maps(found) if found is not None else label_curves(metric, rows) + _charts(metric, rows, settings)
+    body = [_header(folder, metric, rows, settings), drawn, _table(metric, rows, settings)]
     text = folder.config.read_text(encoding="utf-8")
     body.append(
         f"<h2>Facts</h2><details><summary>the sweep file, resolved</summary><div><pre>{escape(text)}</pre></div></details>"

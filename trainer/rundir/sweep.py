@@ -16,6 +16,7 @@ from typing import Any
 
 from trainer.rundir.folder import RunDir, write_atomically
 from trainer.rundir.lease import held_by, read_holder
+from trainer.rundir.metric import lower_is_better
 from trainer.rundir.record import read_points
 
 _BEAT_OLD = 120.0  # seconds; a lease is renewed every five
@@ -100,11 +101,6 @@ class SweepDir:
         metric, rows = self.rows()
         write_atomically(self.results, as_csv(metric, rows))
         return metric, rows
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether the lowest value of a metric is its best."""
-    return metric.rsplit("/", 1)[-1] in ("loss", "error")
 
 
 def keys(rows: list[Row]) -> list[str]:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from trainer.config.tasks.classify import Config
 from trainer.spec import Output
 from trainer.tasks.base import Batch, Evaluation
+from trainer.tasks.calibration import brier, calibration_error, reliability
 
 
 def build(config: Config, classes: Sequence[str], counts: Sequence[int]) -> Classify:
@@ -78,7 +79,7 @@ class ClassifyMeasure:
         self._task = task
         self._classes = tuple(classes)
         self._confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=device)
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, hits among the first five
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, hits among the first five, Brier score
         # One row a sample: truth + 1, prediction + 1, confidence. Each rank fills its own rows, the rest stay 0.
         self._answers = torch.zeros(samples, 3, dtype=torch.float64, device=device)
 
@@ -87,11 +88,13 @@ class ClassifyMeasure:
         logits = _logits(network(batch.images))[0].float()
         labels = batch.labels
         losses = self._task._criterion(logits, labels)
-        confidence, predicted = logits.softmax(dim=1).max(dim=1)
+        shares = logits.softmax(dim=1)
+        confidence, predicted = shares.max(dim=1)
         first = logits.topk(min(5, len(self._classes)), dim=1).indices
         size = len(self._classes)
         self._confusion += torch.bincount(labels * size + predicted, minlength=size * size).view(size, size)
-        self._sums += torch.stack([losses.double().sum(), (first == labels[:, None]).any(dim=1).double().sum()])
+        right = (first == labels[:, None]).any(dim=1).double()
+        self._sums += torch.stack([losses.double().sum(), right.sum(), brier(shares, labels).sum()])
         rows = batch.indices.to(labels.device)
         self._answers[rows] = torch.stack([labels.double() + 1, predicted.double() + 1, confidence.double()], dim=1)
 
@@ -108,14 +111,18 @@ class ClassifyMeasure:
         precision = torch.where(predicted > 0, right / predicted.clamp(min=1), 0.0)
         recall = torch.where(support > 0, right / support.clamp(min=1), 0.0)
         f1 = torch.where(precision + recall > 0, 2 * precision * recall / (precision + recall).clamp(min=1e-12), 0.0)
-        loss, five = (self._sums.cpu() / max(1, samples)).tolist()
+        loss, five, square = (self._sums.cpu() / max(1, samples)).tolist()
         metrics = {"loss": loss, "accuracy": float(right.sum()) / max(1, samples), "f1": float(f1.mean())}
         if len(self._classes) > 5:
             metrics["top5"] = five
         answers = self._answers.cpu()
+        seen = answers[answers[:, 0] > 0]
+        bins = reliability(seen[:, 2], seen[:, 0] == seen[:, 1])
+        metrics |= {"ece": calibration_error(bins), "brier": square}
         details = {
             "samples": samples,
             "classes": list(self._classes),
+            "reliability": [{"confidence": b.confidence, "accuracy": b.accuracy, "samples": b.samples} for b in bins],
             "confusion": [[int(n) for n in row] for row in confusion.tolist()],
             "per_class": [
                 {"name": n, "precision": p, "recall": r, "f1": f, "support": int(s)}

@@ -13,7 +13,7 @@ class Config(Kind):
     """Give each image one class."""
 
     kind: Literal["classify"] = "classify"
-    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "f1", "top5")  # top5 with more than five classes
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "f1", "top5", "ece", "brier")  # top5 with more than five classes
     loss: Literal["cross_entropy", "mse"] = Field("cross_entropy", description="mse compares the logits with the one-hot class")
     class_weights: Literal["none", "balanced"] = Field("none", description="balanced: each class weighs the same in sum")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
