@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import multiprocessing
 import sys
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +32,9 @@ from trainer.config.run import Adapt, Model
 from trainer.models import build_model
 from trainer.models.base import Checkpoint
 from trainer.models.build import origin_of
+from trainer.models.compare import compared
 from trainer.models.fit import fit
-from trainer.models.probe import examine
+from trainer.models.probe import Anatomy, examine
 from trainer.spec import Output
 
 CLASSES = tuple(f"class {index}" for index in range(7))
@@ -60,10 +63,14 @@ def names(pattern: str) -> list[str]:
 def look(name: str) -> Verdict:
     """Build, adapt and check one architecture on the meta device."""
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for channels in CHANNELS:
-                _check(name, channels)
+                try:
+                    with torch.device("meta"):
+                        _check(name, channels)
+                except NotImplementedError:  # torchvision's RegNets compute their widths with tensors: these are built for real
+                    _check(name, channels)
     except UserError as error:
         return Verdict(name, "refused", str(error).removeprefix(f"{name}: "))
     except Exception as error:  # whatever a network raises must have become a refusal: this one did not
@@ -81,7 +88,10 @@ def _check(name: str, channels: int) -> None:
     assert shapes[0] == (2, len(CLASSES)), f"gives {shapes[0]} for two images"
     plain = source.make(1000, size)
     tensors = {key: value for key, value in plain.state_dict().items() if isinstance(value, torch.Tensor)}
-    anatomy = examine(built.network, name, channels, size, None)
+    if source.shaped is not None:
+        anatomy = compared(source.shaped, Anatomy(built.head, None, len(CLASSES), channels), len(CLASSES), size)
+    else:
+        anatomy = examine(built.network, name, channels, size, None)
     adapt = Adapt(in_channels=channels)
     report = fit(built.network, Checkpoint("the plain network", tensors, official=True), anatomy, adapt, CLASSES)
     heads = {f"{head}.{part}" for head in anatomy.head for part in ("weight", "bias")}
@@ -107,21 +117,22 @@ def passed(network: nn.Module, channels: int, size: int) -> list[tuple[int, ...]
     for training in (False, True):
         network.train(training)
         with torch.no_grad():
-            output = network(torch.empty(2, channels, size, size, device="meta"))
+            output = network(torch.empty(2, channels, size, size, device=next(network.parameters()).device))
         main = output[0] if isinstance(output, tuple | list) else output
         shapes.append(tuple(main.shape))
     assert shapes[0] == shapes[1], f"gives {shapes[1]} in training and {shapes[0]} in evaluation"
     return shapes
 
 
-def sweep(wanted: list[str]) -> Iterator[Verdict]:
-    """Look at each in turn, with progress for a person at a terminal."""
+def sweep(wanted: list[str], jobs: int = 1) -> Iterator[Verdict]:
+    """Look at each, in `jobs` processes, with progress for a person at a terminal."""
     begun = time.monotonic()
-    for index, name in enumerate(wanted):
-        if sys.stderr.isatty():
-            left = (time.monotonic() - begun) / max(index, 1) * (len(wanted) - index)
-            print(f"\r{index:,} of {len(wanted):,}, {left / 60:.1f} min left  {name[:60]:<60}", end="", file=sys.stderr)
-        yield look(name)
+    with multiprocessing.get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) if jobs > 1 else nullcontext() as pool:
+        for index, verdict in enumerate(map(look, wanted) if pool is None else pool.imap(look, wanted, chunksize=4), start=1):
+            if sys.stderr.isatty():
+                left = (time.monotonic() - begun) / index * (len(wanted) - index)
+                print(f"\r{index:,} of {len(wanted):,}, {left / 60:.1f} min left  {verdict.name[:60]:<60}", end="", file=sys.stderr)
+            yield verdict
     if sys.stderr.isatty():
         print(file=sys.stderr)
 
@@ -138,7 +149,7 @@ def report(verdicts: list[Verdict], seconds: float, command: str) -> str:
         f"{right:,} of {len(verdicts):,} architectures ({right / max(len(verdicts), 1):.2%}) are right for {len(CLASSES)} classes and for "
         f"{' and '.join(map(str, CHANNELS))} channels; {len(refused)} are refused with a reason, {len(faults)} are faults.", "",
         f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}, shapes on the meta device, "
-        f"{seconds / 60:.1f} min on one core. `{command}`", "",
+        f"{seconds / 60:.1f} min. `{command}`", "",
     ]  # fmt: skip
     for title, some in (("Refused", refused), ("Faults", faults)):
         if some:
@@ -151,6 +162,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.architectures", description=__doc__.partition("\n")[0])
     parser.add_argument("--pattern", default="*", help="only sources that match, such as 'timm:vit*'")
     parser.add_argument("--limit", type=int, help="only so many, spread evenly over all")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--out", type=Path, help=f"write the page here (default for all of them: {REPORT.name})")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -159,7 +171,7 @@ def main() -> int:
         wanted = [wanted[index * len(wanted) // arguments.limit] for index in range(arguments.limit)]
     begun = time.monotonic()
     verdicts = []
-    for verdict in sweep(wanted):
+    for verdict in sweep(wanted, arguments.jobs):
         verdicts.append(verdict)
         if verdict.state != "right":
             print(f"{verdict.state:<8} {verdict.name}: {verdict.reason}", flush=True)

@@ -15,6 +15,7 @@ from trainer.config import UserError, nearest
 from trainer.config.run import Model, Normalize
 from trainer.models.adapt import new_head, new_input, seeded
 from trainer.models.base import Built, LoadReport, Need, Origin
+from trainer.models.compare import compared
 from trainer.models.fit import fit
 from trainer.models.probe import Anatomy, examine, width
 from trainer.spec import InputSpec, Output
@@ -39,8 +40,13 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
     if adapt.head == "keep" and source.sized and source.read is None:
         raise UserError("model.adapt.head: keep, but with weights: none there is no trained head; write auto")
     with seeded(seed):
-        network = source.make(len(classes), size)
+        if source.shaped is not None:
+            network = source.shaped(len(classes), size, adapt.in_channels)
+        else:
+            network = source.make(len(classes), size)
         anatomy = examine(network, source.name, adapt.in_channels, size, adapt.head_module)
+        if source.shaped is not None:
+            anatomy = compared(source.shaped, anatomy, len(classes), size)
         made = _reshape(network, source, config, anatomy, len(classes))
     reshaped = bool(made) or anatomy.channels != adapt.in_channels
     if reshaped and not source.sized:  # an author's own network may do more with its layers than call them
@@ -100,7 +106,10 @@ def _reshape(network: nn.Module, source: Origin, config: Model, anatomy: Anatomy
                 )
             new_head(network, name, classes)
         made += [f"{name}.{part}" for part, _ in network.get_submodule(name).named_parameters()]
-    if anatomy.channels != config.adapt.in_channels:
+    if source.shaped is not None:
+        if source.read is None and config.adapt.in_channels != source.channels:
+            made += [f"{name}.weight" for name in anatomy.inputs]
+    elif anatomy.channels != config.adapt.in_channels:
         if anatomy.first is None:
             raise UserError(
                 f"{source.name}: takes {anatomy.channels} channels and does not begin with a convolution that could be adapted "

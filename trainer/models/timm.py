@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,10 @@ def origin(rest: str, config: Model) -> Origin:
     read = None if config.weights == "none" else source.read
     known = config.weights != "none" or source.place is not None
     return Origin(
-        f"timm:{rest}", source.make, sized=True, image_size=size,
+        f"timm:{rest}", partial(source.make, channels=source.channels), sized=True, image_size=size,
         mean=tuple(source.facts["mean"]) if known else None, std=tuple(source.facts["std"]) if known else None,
-        read=read, interpolation=_MODES.get(source.facts["interpolation"]) if known else None,
+        read=read, interpolation=_MODES.get(source.facts["interpolation"]) if known else None, shaped=source.make,
+        channels=source.channels,
     )  # fmt: skip
 
 
@@ -126,11 +127,16 @@ class _Source:
             raise UserError(f"model.source: timm:{name} does not say what its weights take; name a folder that timm saved")
         return {**found.to_dict(), "architecture": name}
 
+    @property
+    def channels(self) -> int:
+        """The channels that the weights take."""
+        return int(self.facts["input_size"][0])
+
     def args(self, size: int) -> dict[str, Any]:
         """What the architecture is built with, beside classes."""
         own = dict(self.saved[2]) if self.place is not None else {}
         own = {key: value for key, value in own.items() if key not in ("num_classes", "in_chans", "img_size")}
-        given = {**own, **self.config.args, "in_chans": self.facts["input_size"][0]}
+        given = {**own, **self.config.args, "in_chans": self.channels}
         fixed = self.facts.get("fixed_input_size") or (self.place is not None and "img_size" in self.saved[2])
         if fixed:
             given["img_size"] = size
@@ -141,7 +147,7 @@ class _Source:
 
         try:
             network: nn.Module = timm.create_model(
-                self.facts["architecture"], num_classes=classes, **self.args(size), **more
+                self.facts["architecture"], num_classes=classes, **{**self.args(size), **more}
             )
         except UserError:
             raise
@@ -153,9 +159,9 @@ class _Source:
             raise UserError(f"timm:{self.rest} has no classifier")
         return network
 
-    def make(self, classes: int, size: int) -> nn.Module:
+    def make(self, classes: int, size: int, channels: int) -> nn.Module:
         self.size = size
-        return self.build(classes, size)
+        return self.build(classes, size, in_chans=channels)
 
     def published(self) -> tuple[Place, str, tuple[str, ...]]:
         """Where the weights are, and what their files are called."""
