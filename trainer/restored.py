@@ -12,6 +12,7 @@ from torch import nn
 from trainer.checkpoint import Store, fill
 from trainer.config import RefusedError, Run, UserError
 from trainer.models import build_model
+from trainer.models import run as run_source
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec
 from trainer.tasks import build_task
@@ -49,6 +50,13 @@ def restore(folder: RunDir, which: str) -> Restored:
     built.network.eval().requires_grad_(False)
     spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})
     return Restored(folder, run, built.network, spec, classes, tuple(state["counts"]), loaded.step)
+
+
+def _tensors(folder: RunDir, which: str) -> dict[str, torch.Tensor]:
+    return dict(restore(folder, which).network.state_dict())
+
+
+run_source.merged[:] = [_tensors]
 
 
 def device_of(name: str) -> torch.device:
