@@ -4,7 +4,7 @@
 
 Each network is built on the meta device (shapes alone, no memory), for 7 classes and for 4 channels and for 1, at the size of its
 own description. It is right when
- - a pass of two images through the adapted network gives [2, 7] in evaluation and in training,
+ - two images go through the adapted network in evaluation and in training, and give [2, 7],
  - every tensor of the plain network (its own class count, 3 channels) is taken over into it: equal where the shape is equal, adapted
    at the input and at the output, and nothing else is new,
  - what was changed is what the library's own description calls classifier and first convolution (timm says both).
@@ -19,22 +19,21 @@ import multiprocessing
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from trainer.config import UserError
 from trainer.config.run import Adapt, Model
 from trainer.models import build_model
 from trainer.models.base import Checkpoint
 from trainer.models.build import origin_of
-from trainer.models.compare import compared
 from trainer.models.fit import fit
-from trainer.models.probe import Anatomy, examine
+from trainer.models.probe import Anatomy
 from trainer.spec import Output
 
 CLASSES = tuple(f"class {index}" for index in range(7))
@@ -67,7 +66,7 @@ def look(name: str) -> Verdict:
             warnings.simplefilter("ignore")
             for channels in CHANNELS:
                 try:
-                    with torch.device("meta"):
+                    with torch.device("meta"), _unfilled():
                         _check(name, channels)
                 except NotImplementedError:  # torchvision's RegNets compute their widths with tensors: these are built for real
                     _check(name, channels)
@@ -84,14 +83,16 @@ def _check(name: str, channels: int) -> None:
     size = source.image_size
     assert size is not None, "the source does not say its size"
     built = build_model(settings, "auto", (Output("", CLASSES),), 0, load_weights=False)
-    shapes = passed(built.network, channels, size)
-    assert shapes[0] == (2, len(CLASSES)), f"gives {shapes[0]} for two images"
+    built.network.eval()
+    with torch.no_grad():
+        output = built.network(torch.empty(2, channels, size, size, device=next(built.network.parameters()).device))
+    assert tuple(output.shape) == (2, len(CLASSES)), f"gives {tuple(output.shape)} for two images"
     plain = source.make(1000, size)
     tensors = {key: value for key, value in plain.state_dict().items() if isinstance(value, torch.Tensor)}
-    if source.shaped is not None:
-        anatomy = compared(source.shaped, Anatomy(built.head, None, len(CLASSES), channels), len(CLASSES), size)
-    else:
-        anatomy = examine(built.network, name, channels, size, None)
+    shape = {key: value.shape for key, value in built.network.named_parameters()}
+    differing = dict.fromkeys(key.rpartition(".")[0] for key, value in plain.named_parameters() if shape[key] != value.shape)
+    inputs = tuple(module for module in differing if module not in built.head)
+    anatomy = Anatomy(built.head, inputs[0] if inputs else None, len(CLASSES), channels, inputs)
     adapt = Adapt(in_channels=channels)
     report = fit(built.network, Checkpoint("the plain network", tensors, official=True), anatomy, adapt, CLASSES)
     heads = {f"{head}.{part}" for head in anatomy.head for part in ("weight", "bias")}
@@ -106,22 +107,27 @@ def _check(name: str, channels: int) -> None:
         _agrees(said.get("first_conv"), tuple(entry.removesuffix(".weight") for entry in entries), "first_conv")
 
 
+def _method(kept: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def fill(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return tensor if tensor.is_meta else kept(tensor, *args, **kwargs)
+
+    return fill
+
+
+@contextmanager
+def _unfilled() -> Iterator[None]:
+    """Nothing is drawn into tensors that hold nothing: half of the time of a build on the meta device."""
+    with ExitStack() as stack:
+        for name in ("normal_", "uniform_", "fill_", "zero_"):
+            kept = getattr(torch.Tensor, name)
+            setattr(torch.Tensor, name, _method(kept))
+            stack.callback(setattr, torch.Tensor, name, kept)
+        yield
+
+
 def _agrees(said: str | tuple[str, ...] | None, found: tuple[str, ...], what: str) -> None:
     wanted = {said} if isinstance(said, str) else set(said or ())
     assert not wanted or wanted <= set(found), f"timm's {what} is {sorted(wanted)}, found was {sorted(found)}"
-
-
-def passed(network: nn.Module, channels: int, size: int) -> list[tuple[int, ...]]:
-    """The shapes that two images give in evaluation and then in training (the main output)."""
-    shapes = []
-    for training in (False, True):
-        network.train(training)
-        with torch.no_grad():
-            output = network(torch.empty(2, channels, size, size, device=next(network.parameters()).device))
-        main = output[0] if isinstance(output, tuple | list) else output
-        shapes.append(tuple(main.shape))
-    assert shapes[0] == shapes[1], f"gives {shapes[1]} in training and {shapes[0]} in evaluation"
-    return shapes
 
 
 def sweep(wanted: list[str], jobs: int = 1) -> Iterator[Verdict]:

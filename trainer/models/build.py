@@ -46,6 +46,11 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
             network = source.make(len(classes), size)
         anatomy = examine(network, source.name, adapt.in_channels, size, adapt.head_module)
         if source.shaped is not None:
+            if anatomy.channels != adapt.in_channels:
+                raise UserError(
+                    f"{source.name}: takes {anatomy.channels} channels, and its library does not build it for {adapt.in_channels}; "
+                    f"set model.adapt.in_channels: {anatomy.channels}"
+                )
             anatomy = compared(source.shaped, anatomy, len(classes), size)
         made = _reshape(network, source, config, anatomy, len(classes))
     reshaped = bool(made) or anatomy.channels != adapt.in_channels

@@ -147,7 +147,8 @@ class Place:
                 return [file]
             if self.find(f"{name}.index.json", newest=newest) is not None:
                 shards = list(dict.fromkeys(self._index(stem, pickles).values()))
-                found = {shard: self.find(shard, newest=newest) for shard in shards}
+                folder = name[: len(name) - len(Path(name).name)]
+                found = {shard: self.find(folder + shard, newest=newest) for shard in shards}
                 lacking = [shard for shard, path in found.items() if path is None]
                 if lacking:
                     raise UserError(
