@@ -156,7 +156,7 @@ class _Source:
             given = f" with model.args {dict(self.config.args)}" if self.config.args else ""
             raise UserError(f"timm:{self.rest} cannot be built for images of {size} x {size}{given} ({told})") from error
         if not getattr(network, "num_classes", classes):
-            raise UserError(f"timm:{self.rest} has no classifier")
+            raise UserError(f"timm:{self.rest}: has no classifier")
         return network
 
     def make(self, classes: int, size: int, channels: int) -> nn.Module:
