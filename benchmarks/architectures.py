@@ -5,8 +5,8 @@
 Each network is built on the meta device (shapes alone, no memory), for 7 classes and for 4 channels and for 1, at the size of its
 own description. It is right when
  - two images go through the adapted network in evaluation and in training, and give [2, 7],
- - every tensor of the plain network (its own class count, 3 channels) is taken over into it: equal where the shape is equal, adapted
-   at the input and at the output, and nothing else is new,
+ - every tensor of the plain network (1,000 classes, 3 channels) is taken over into it: as it is where the shape is equal, adapted at
+   the input, and nothing is new but the head,
  - what was changed is what the library's own description calls classifier and first convolution (timm says both).
 A refusal is a UserError; anything else that is raised, or wrong without a word, is a fault. All are listed.
 """
@@ -68,7 +68,9 @@ def look(name: str) -> Verdict:
                 try:
                     with torch.device("meta"), _unfilled():
                         _check(name, channels)
-                except NotImplementedError:  # torchvision's RegNets compute their widths with tensors: these are built for real
+                except (NotImplementedError, RuntimeError) as error:  # some of torchvision compute with values: built for real
+                    if "meta" not in str(error):
+                        raise
                     _check(name, channels)
     except UserError as error:
         return Verdict(name, "refused", str(error).removeprefix(f"{name}: "))
@@ -137,7 +139,9 @@ def sweep(wanted: list[str], jobs: int = 1) -> Iterator[Verdict]:
         for index, verdict in enumerate(map(look, wanted) if pool is None else pool.imap(look, wanted, chunksize=4), start=1):
             if sys.stderr.isatty():
                 left = (time.monotonic() - begun) / index * (len(wanted) - index)
-                print(f"\r{index:,} of {len(wanted):,}, {left / 60:.1f} min left  {verdict.name[:60]:<60}", end="", file=sys.stderr)
+                print(
+                    f"\r{index:,} of {len(wanted):,}, {left / 60:.1f} min left  {verdict.name[:60]:<60}", end="", file=sys.stderr
+                )
             yield verdict
     if sys.stderr.isatty():
         print(file=sys.stderr)
@@ -152,8 +156,8 @@ def report(verdicts: list[Verdict], seconds: float, command: str) -> str:
     refused, faults = ([v for v in verdicts if v.state == state] for state in ("refused", "fault"))
     lines = [
         "# Architectures given other classes and channels", "",
-        f"{right:,} of {len(verdicts):,} architectures ({right / max(len(verdicts), 1):.2%}) are right for {len(CLASSES)} classes and for "
-        f"{' and '.join(map(str, CHANNELS))} channels; {len(refused)} are refused with a reason, {len(faults)} are faults.", "",
+        f"{right:,} of {len(verdicts):,} architectures ({right / max(len(verdicts), 1):.2%}) are right for "
+        f"{len(CLASSES)} classes and for {' and '.join(map(str, CHANNELS))} channels; {len(refused)} are refused with a reason, {len(faults)} are faults.", "",
         f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}, shapes on the meta device, "
         f"{seconds / 60:.1f} min. `{command}`", "",
     ]  # fmt: skip

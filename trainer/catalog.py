@@ -24,7 +24,7 @@ _SHOWN = 200  # rows for a person; --json gives all
 
 @dataclass(frozen=True)
 class Entry:
-    """A source by name; what is not known without building it is none. `size` in pixels, `weights` as `model.weights` takes them."""
+    """A source by name; none where it is not known without building. `size` in pixels, `weights` as `model.weights` takes them."""
 
     name: str
     parameters: int | None = None
@@ -72,9 +72,10 @@ def _torchvision() -> Iterator[Entry]:
     for name in models.list_models(module=models):
         members = list(models.get_model_weights(name))
         first = members[-1] if members else None
+        names = first.meta["categories"] if first else None
         yield Entry(
-            f"torchvision:{name}", first.meta["num_params"] if first else None, first.transforms().crop_size[0] if first else None,
-            len(first.meta["categories"]) if first and first.meta["categories"] else None, tuple(member.name for member in members),
+            f"torchvision:{name}", first.meta["num_params"] if first else None,
+            first.transforms().crop_size[0] if first else None, len(names) if names else None, tuple(member.name for member in members),
         )  # fmt: skip
 
 
@@ -86,12 +87,9 @@ def _timm() -> Iterator[Entry]:
         name, _, tag = found.partition(".")
         tags.setdefault(name, []).append(tag)
     for name in list_models():
-        facts = get_pretrained_cfg(name)
-        known = facts is not None
-        yield Entry(
-            f"timm:{name}", None, max(facts.input_size[1:]) if known else None, facts.num_classes if known else None,
-            tuple(tags.get(name, ())),
-        )  # fmt: skip
+        facts: Any = get_pretrained_cfg(name)
+        size, classes = (max(facts.input_size[1:]), facts.num_classes) if facts is not None else (None, None)
+        yield Entry(f"timm:{name}", None, size, classes, tuple(tags.get(name, ())))
 
 
 def _runs(runs: Path) -> Iterator[Entry]:
@@ -136,8 +134,8 @@ def describe(name: str, entry: Entry | None, runs: Path) -> Description:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Description(
         name, parameters, size, anatomy.classes if not source.sized or entry is not None else None,
-        entry.weights if entry is not None else (settings.weights,), anatomy.channels, source.mean, source.std, source.interpolation,
-        anatomy.inputs, anatomy.head, _features(network.get_submodule(anatomy.head[0])), tuple(_blocks(network)),
+        entry.weights if entry is not None else (settings.weights,), anatomy.channels, source.mean, source.std,
+        source.interpolation, anatomy.inputs, anatomy.head, _features(network.get_submodule(anatomy.head[0])), tuple(_blocks(network)),
     )  # fmt: skip
 
 
@@ -209,7 +207,8 @@ def _text(one: Description) -> str:
     rows = [
         ("source", one.name), ("parameters", f"{one.parameters:,}"),
         ("input", f"{one.channels} x {one.size} x {one.size}, by {', '.join(one.inputs) or 'no convolution'}"),
-        ("normalisation", f"mean {mean}, std {std}" if mean else "not known"), ("interpolation", one.interpolation or "not known"),
+        ("normalisation", f"mean {mean}, std {std}" if mean else "not known"),
+        ("interpolation", one.interpolation or "not known"),
         ("classes", f"{one.classes:,}" if one.classes else "as many as the task has"),
         ("head", f"{', '.join(one.head)}" + (f", of {one.width:,} features" if one.width else "")),
         ("weights", ", ".join(one.weights) or "none published"),

@@ -216,7 +216,7 @@ def models(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="graft models",
         description="List the sources of networks, or describe the one that PATTERN means.",
-        epilog="graft models 'timm:vit_*'; graft models torchvision:resnet18; graft models transformers:FOLDER; graft models run:NAME",
+        epilog="graft models 'timm:vit_*'; graft models timm:resnet18; graft models transformers:FOLDER; graft models run:NAME",
     )
     parser.add_argument("pattern", nargs="?", help="a name, a part of it, or a pattern with * and ?")
     parser.add_argument("--source", choices=["torchvision", "timm", "run"], help="only these")

@@ -114,7 +114,9 @@ def test_both_heads_of_a_distilled_network_change(tmp_path: Path) -> None:
     one = built(f"timm:{tmp_path}", FEWER)
     assert sorted(one.head) == ["head", "head_dist"]
     for head in one.head:
-        torch.testing.assert_close(one.network.get_submodule(head).weight[0], library.get_submodule(head).weight[3], rtol=0, atol=0)
+        torch.testing.assert_close(
+            one.network.get_submodule(head).weight[0], library.get_submodule(head).weight[3], rtol=0, atol=0
+        )
 
 
 def test_a_transformers_folder_gives_what_transformers_gives(tmp_path: Path) -> None:
@@ -180,14 +182,16 @@ def test_partial_and_foreign_folders_are_refused(tmp_path: Path) -> None:
         ("timm:resnet18", "a9_in1k", "has no weights 'a9_in1k'; did you mean"),
         ("timm:owner/name", "DEFAULT", r"not in the hub's cache here; run `graft fetch RUN`"),
         ("timm:resnet18", "DEFAULT", r"timm/resnet18\.a1_in1k is not in the hub's cache here; run `graft fetch RUN`"),
-        ("transformers:owner/name", "DEFAULT", r"config\.json of owner/name is not in the hub's cache here; run `graft fetch RUN`"),
+        (
+            "transformers:owner/name",
+            "DEFAULT",
+            r"config\.json of owner/name is not in the hub's cache here; run `graft fetch RUN`",
+        ),
         ("transformers:./nowhere", "DEFAULT", "no such folder"),
         ("run:nowhere", "best", "no such run"),
     ],
 )
-def test_what_is_not_here_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, weights: str, told: str
-) -> None:
+def test_what_is_not_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, weights: str, told: str) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -234,7 +238,9 @@ def test_a_pipeline_asks_for_a_part_and_conditional_parts_are_refused(tmp_path: 
     with pytest.raises(UserError, match="has no part 'vae'"):
         built(f"diffusers:{tmp_path}/pipe#vae")
     blocks: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "norm_num_groups": 4}
-    diffusers.DiTTransformer2DModel(in_channels=4, sample_size=8, num_embeds_ada_norm=10, **blocks).save_pretrained(tmp_path / "dit")
+    diffusers.DiTTransformer2DModel(in_channels=4, sample_size=8, num_embeds_ada_norm=10, **blocks).save_pretrained(
+        tmp_path / "dit"
+    )
     with pytest.raises(UserError, match="a DiTTransformer2DModel takes more than an image"):
         built(f"diffusers:{tmp_path}/dit")
     tables = class_tables(load_generator(f"{tmp_path}/dit"))
@@ -253,10 +259,16 @@ def exported(root: Path, source: str, **adapt: Any) -> tuple[Path, Built]:
     run = settings(root, source, *changes)
     one = build_model(run.model, "auto", (Output("", FEWER),), 0)
     torch.manual_seed(2)
-    nn.init.normal_(one.network.get_submodule(one.head[0]).weight)
+    nn.init.normal_(dict(one.network.named_parameters())[f"{one.head[0]}.weight"])
     facts: dict[str, Any] = {"summary": {}, "evaluation": {}}
     out = export(
-        RunDir(root / "runs" / "tiny"), root / "export", network=one.network.eval(), spec=one.spec, classes=FEWER, run=run, **facts
+        RunDir(root / "runs" / "tiny"),
+        root / "export",
+        network=one.network.eval(),
+        spec=one.spec,
+        classes=FEWER,
+        run=run,
+        **facts,
     )
     return out, one
 
@@ -283,7 +295,9 @@ def test_a_transformers_graft_goes_back_to_transformers(tmp_path: Path) -> None:
         torch.testing.assert_close(library(images(one)).logits, one.network(images(one)), rtol=0, atol=0)
     assert library.config.id2label == dict(enumerate(FEWER))
     noise = torch.randint(0, 256, (48, 48, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    prepared = transformers.AutoImageProcessor.from_pretrained(out)(Image.fromarray(noise.numpy()), return_tensors="pt")["pixel_values"]
+    prepared = transformers.AutoImageProcessor.from_pretrained(out)(Image.fromarray(noise.numpy()), return_tensors="pt")[
+        "pixel_values"
+    ]
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (one.spec.mean, one.spec.std))
     torch.testing.assert_close(prepared[0], (noise.permute(2, 0, 1) / 255 - mean) / std, rtol=1e-4, atol=1e-4)
     Image.fromarray(noise.numpy()).save(tmp_path / "one.png")

@@ -108,7 +108,8 @@ class _Fixed:
         self.keep_aspect = data.resize == "crop"
         self.side = (side, side)
         self.size = (spec.image_size, spec.image_size)
-        self.resize = v2.Resize([side] if self.keep_aspect else [side, side], interpolation=_resize_mode(data, spec), antialias=True)
+        target = [side] if self.keep_aspect else [side, side]
+        self.resize = v2.Resize(target, interpolation=_resize_mode(data, spec), antialias=True)
         self.centre = v2.CenterCrop(spec.image_size)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,8 @@ def export(
     lines and must give the same logits to 1e-5 of their size. An export that was there is replaced only then.
     Raises UserError when `out` is something else, or when the network cannot be described.
     """
-    if out.exists() and not any((out / name).is_file() for name in ("model.safetensors", "predict.py")) and (not out.is_dir() or any(out.iterdir())):
+    written = any((out / name).is_file() for name in ("model.safetensors", "predict.py"))
+    if out.exists() and not written and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and is no export; name another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as name:
@@ -61,7 +62,8 @@ def export(
             save_model(network, str(new / "model.safetensors"), {key: _text(value) for key, value in settings.items()})
         code = program(build, run, spec, classes, loaded=loaded)
         _check(build, new, network, spec, loaded=loaded)
-        (new / ("graft.json" if loaded else "config.json")).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
+        (new / ("graft.json" if loaded else "config.json")).write_text(text, encoding="utf-8")
         (new / "predict.py").write_text(code, encoding="utf-8")
         text = card(run, spec, classes, folder.read_json(folder.manifest), summary, evaluation, code)
         (new / "README.md").write_text(text, encoding="utf-8")

@@ -84,7 +84,8 @@ def _transformers(run: Run, network: nn.Module, spec: InputSpec, classes: tuple[
         "image_processor_type": source.raw.get("image_processor_type", "ViTImageProcessor"),
         "do_resize": True, "size": {"height": side, "width": side} if run.data.resize == "squash" else {"shortest_edge": side},
         "do_center_crop": run.data.resize == "crop", "crop_size": {"height": spec.image_size, "width": spec.image_size},
-        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(spec.mean), "image_std": list(spec.std),
+        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
         "resample": {"nearest": 0, "bilinear": 2, "bicubic": 3}[mode], **({"do_flip_channel_order": True} if flip else {}),
     }  # fmt: skip
     (new / "preprocessor_config.json").write_text(json.dumps(prepared, indent=1) + "\n", encoding="utf-8")
@@ -106,8 +107,8 @@ def _diffusers(run: Run, network: nn.Module, spec: InputSpec, classes: tuple[str
     whole: Any = load(rest)
     if spec.in_channels != whole.config.in_channels:
         raise UserError(
-            f"diffusers:{rest}: its {whole.config.in_channels} channels were changed to {spec.in_channels}, and what it generates has "
-            f"{whole.config.in_channels}; an export would not be a generator that diffusers loads"
+            f"diffusers:{rest}: its {whole.config.in_channels} channels were changed to {spec.in_channels}, and what it generates "
+            f"has {whole.config.in_channels}; an export would not be a generator that diffusers loads"
         )
     own, given = whole.state_dict(), network.state_dict()
     trunk = {name: value for name, value in given.items() if name in own}

@@ -69,8 +69,8 @@ class Origin:
     """What `model.source` and `model.weights` name, before anything is built or read: a function of the run file alone.
 
     `make(classes, image_size)` builds the network; `sized`: with that many outputs (else with the outputs of its author's
-    choice). `image_size`: what it was trained at, or what the architecture is made for. `mean` and `std`: of the channels that the
-    weights expect, where that is known. `read`: the checkpoint, if there is one; it is called after `make`, once.
+    choice). `image_size`: what it was trained at, or what the architecture is made for. `mean` and `std`: of the channels that
+    the weights expect, where that is known. `read`: the checkpoint, if there is one; it is called after `make`, once.
     `interpolation`: how its author resizes images, where that is known. `shaped(classes, image_size, channels)`: like `make` for
     another number of channels than `channels`, those of the weights, where its library can do that itself.
     """

@@ -48,8 +48,8 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
         if source.shaped is not None:
             if anatomy.channels != adapt.in_channels:
                 raise UserError(
-                    f"{source.name}: takes {anatomy.channels} channels, and its library does not build it for {adapt.in_channels}; "
-                    f"set model.adapt.in_channels: {anatomy.channels}"
+                    f"{source.name}: takes {anatomy.channels} channels, and its library does not build it for "
+                    f"{adapt.in_channels}; set model.adapt.in_channels: {anatomy.channels}"
                 )
             anatomy = compared(source.shaped, anatomy, len(classes), size)
         made = _reshape(network, source, config, anatomy, len(classes))

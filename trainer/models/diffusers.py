@@ -1,11 +1,11 @@
 """`diffusers:FOLDER[#PART]`: the part of an image generator that sees images, as the trunk of a classifier.
 
-FOLDER is a model that diffusers saved (`config.json`, `diffusion_pytorch_model.safetensors`), or a pipeline (`model_index.json`), of
-which PART is one model (`unet`, `vae`, `transformer`); a repository of the hub (`owner/name`) likewise. What makes a trunk:
+FOLDER is a model that diffusers saved (`config.json`, `diffusion_pytorch_model.safetensors`), or a pipeline
+(`model_index.json`), of which PART is one model (`unet`, `vae`, `transformer`); a repository of the hub (`owner/name`) likewise. What makes a trunk:
 
 - `AutoencoderKL` and `VQModel`: the encoder, its latent averaged over the image;
-- `UNet2DModel`: the way down and the middle block at time step 0, averaged over the image (Xiang et al. 2023, "Denoising Diffusion
-  Autoencoders are Unified Self-supervised Learners"; Baranchuk et al. 2022, "Label-Efficient Semantic Segmentation with Diffusion
+- `UNet2DModel`: the way down and the middle block at time step 0, averaged over the image (Xiang et al. 2023, "Denoising
+  Diffusion Autoencoders are Unified Self-supervised Learners"; Baranchuk et al. 2022, "Label-Efficient Semantic Segmentation with Diffusion
   Models").
 
 Networks that need a text, latents or a class beside the image see no image alone, and are refused.
@@ -40,8 +40,9 @@ def origin(rest: str, config: Model) -> Origin:
     kind = source.settings["_class_name"]
     if kind not in TRUNKS:
         raise UserError(
-            f"{source.name}: a {kind} takes more than an image (latents, a time, a text or a class), so it is no trunk of a classifier; "
-            f"those that are: {', '.join(TRUNKS)}" + (f"; name another part: {', '.join(source.parts)}" if source.parts else "")
+            f"{source.name}: a {kind} takes more than an image (latents, a time, a text or a class), so it is no trunk of a "
+            f"classifier; those that are: {', '.join(TRUNKS)}"
+            + (f"; name another part: {', '.join(source.parts)}" if source.parts else "")
         )
     for key in config.args:
         raise UserError(f"model.args.{key} cannot be set for diffusers:{rest}: its config.json says what it is")

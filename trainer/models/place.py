@@ -17,7 +17,7 @@ from trainer.models.file import read_checkpoint
 
 @dataclass(frozen=True)
 class Place:
-    """A folder (`path`), or a repository `owner/name` of the hub at a revision (a branch, a tag or a commit; empty: the newest)."""
+    """A folder (`path`), or a repository `owner/name` of the hub at a revision (branch, tag or commit; empty: the newest)."""
 
     path: Path | None
     repository: str = ""
@@ -33,7 +33,8 @@ class Place:
                 raise UserError(f"model.source: {text}: no such folder{nearest(path.name, beside)}")
             return Place(path)
         repository, at, revision = text.partition("@")
-        from huggingface_hub.utils import HFValidationError, validate_repo_id
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
 
         try:
             validate_repo_id(repository)
@@ -57,8 +58,13 @@ class Place:
             file = self.path / name
             return file if file.is_file() else None
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
-        from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
 
         if not newest:
             held = try_to_load_from_cache(self.repository, name, revision=self.revision or None)
@@ -73,7 +79,9 @@ class Place:
         except EntryNotFoundError:
             return None
         except GatedRepoError as error:
-            raise UserError(f"{self.name}: its owner asks for an agreement; accept it on huggingface.co and set HF_TOKEN") from error
+            raise UserError(
+                f"{self.name}: its owner asks for an agreement; accept it on huggingface.co and set HF_TOKEN"
+            ) from error
         except RevisionNotFoundError as error:
             raise UserError(f"{self.repository} has no revision '{self.revision}' on the hub") from error
         except RepositoryNotFoundError as error:
@@ -159,10 +167,12 @@ class Place:
         shards = sorted(p.name for p in self.path.glob(f"{stem}-*-of-*.safetensors")) if self.path is not None else []
         if shards:
             raise UserError(f"{self.name}: has {first_few(shards, 2)} but no {stem}.safetensors.index.json: partial; copy it too")
-        raise UserError(f"{self.name}: has no weights ({stem}.safetensors or {pickles[0] if pickles else stem}.bin); write weights: "
-                        "none to train its architecture from scratch")  # fmt: skip
+        raise UserError(f"{self.name}: has no weights ({stem}.safetensors or {pickles[0] if pickles else stem}.bin); write "
+                        "weights: none to train its architecture from scratch")  # fmt: skip
 
-    def needs(self, what: str, others: tuple[str, ...], stem: str = "model", pickles: tuple[str, ...] = ("pytorch_model",)) -> list[Need]:
+    def needs(
+        self, what: str, others: tuple[str, ...], stem: str = "model", pickles: tuple[str, ...] = ("pytorch_model",)
+    ) -> list[Need]:
         """What `graft fetch` brings or checks; `others`: files beside the weights that may be there."""
         if self.path is not None:
             held = [file for name in others if (file := self.find(name)) is not None]

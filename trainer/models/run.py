@@ -1,32 +1,30 @@
-"""`run:NAME` or `run:FOLDER`: another graft run is the source, with the checkpoint that `model.weights` names: a graft of a graft.
+"""`run:NAME` or `run:FOLDER`: another graft run is the source, with the checkpoint that `model.weights` names.
 
-The architecture, the class names, the normalisation, the input size and the interpolation are those of that run. Its training data
-and the weights that it began with are not needed, however many grafts stand behind it.
+The architecture, the class names, the normalisation, the input size and the interpolation are those of that run. Its training
+data and the weights that it began with are not needed, however many grafts stand behind it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.checkpoint import Store
 from trainer.checkpoint.store import Loaded
-from trainer.config import RefusedError, Run, UserError
+from trainer.config import RefusedError, Run, UserError, nearest
 from trainer.config.run import Model
 from trainer.models.base import Checkpoint, Need, Origin
 from trainer.models.file import read_checkpoint
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec, Output
 
-# How the tensors of a run are had whose strategy put layers into its network. The model room knows no strategy, so `trainer.restored`
-# leaves the function here: (folder, step) -> the tensors of the network that the run's source describes.
+# How the tensors of a run are had whose strategy put layers into its network. The model room knows no strategy, so
+# `trainer.restored` leaves the function here: (folder, step) -> the tensors of the network that the run's source describes.
 merged: list[Callable[[RunDir, str], dict[str, torch.Tensor]]] = []
 
 
@@ -132,17 +130,4 @@ def _folder(rest: str) -> RunDir:
         if (path / "run.yaml").is_file():
             return RunDir(path.resolve())
     near = sorted(file.parent.name for file in Path("runs").glob("*/run.yaml"))
-    from trainer.config import nearest
-
     raise UserError(f"model.source: run:{rest}: no such run here or in {Path('runs').resolve()}{nearest(Path(rest).name, near)}")
-
-
-def described(folder: Path) -> dict[str, Any]:
-    """What `graft models` says of a run: its name, source, class count and input size, read without a checkpoint's tensors."""
-    run = RunDir(folder).load()
-    name = str(Store(folder / "checkpoints", keep=1).index.get("last") or "")
-    try:
-        state = json.loads((folder / "checkpoints" / name / "state.json").read_text(encoding="utf-8")) if name else {}
-    except (OSError, ValueError):
-        state = {}
-    return {"source": run.model.source, "classes": state.get("classes"), "size": (state.get("spec") or {}).get("image_size")}

@@ -18,10 +18,11 @@ from torch import nn
 
 from trainer.config import UserError, nearest
 from trainer.config.run import Model
-from trainer.models.base import Checkpoint, Interpolation, Need, Origin
+from trainer.models.base import Checkpoint, Need, Origin
 from trainer.models.file import read_checkpoint
 from trainer.models.place import Place
 from trainer.models.torchvision import is_path
+from trainer.spec import Interpolation
 
 _RESERVED = {"num_classes": "the data", "in_chans": "model.adapt.in_channels", "img_size": "model.adapt.image_size",
              "pretrained": "model.weights", "checkpoint_path": "model.weights", "pretrained_cfg": "model.weights",
@@ -146,9 +147,7 @@ class _Source:
         import timm
 
         try:
-            network: nn.Module = timm.create_model(
-                self.facts["architecture"], num_classes=classes, **{**self.args(size), **more}
-            )
+            network: nn.Module = timm.create_model(self.facts["architecture"], num_classes=classes, **{**self.args(size), **more})
         except UserError:
             raise
         except Exception as error:  # an assertion about sizes, an argument it does not know: whatever its constructor raises
@@ -175,8 +174,8 @@ class _Source:
         if not repository or self.facts.get("custom_load") == "hf":
             url = self.facts.get("url") or self.facts.get("origin_url") or "its author's page"
             raise UserError(
-                f"timm:{self.rest}: its weights {self.config.weights} are not on the hub in timm's format; download them from {url} "
-                "and write the file's path as model.weights"
+                f"timm:{self.rest}: its weights {self.config.weights} are not on the hub in timm's format; download them from "
+                f"{url} and write the file's path as model.weights"
             )
         repository, _, revision = repository.partition("@")
         place = Place(None, repository, revision)
@@ -216,7 +215,9 @@ class _Source:
             overlay["input_size"] = (given[f"{first}.weight"].shape[1], *self.facts["input_size"][1:])
         try:
             with torch.random.fork_rng(devices=[]):
-                network = self.build(classes, size, pretrained=True, pretrained_cfg=None, pretrained_cfg_overlay={**self.facts, **overlay})
+                network = self.build(
+                    classes, size, pretrained=True, pretrained_cfg=None, pretrained_cfg_overlay={**self.facts, **overlay}
+                )
         except UserError as error:
             told = str(error.__cause__ or error).replace("\n", " ")[:300]
             raise UserError(f"{source}: does not hold the weights of timm:{self.rest}, or only a part of them: {told}") from error

@@ -17,9 +17,10 @@ from torchvision import models
 
 from trainer.config import UserError, nearest
 from trainer.config.run import Model
-from trainer.models.base import Checkpoint, Interpolation, Need, Origin
+from trainer.models.base import Checkpoint, Need, Origin
 from trainer.models.download import alone
 from trainer.models.file import read_checkpoint
+from trainer.spec import Interpolation
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -17,10 +17,11 @@ from torch import nn
 
 from trainer.config import UserError, nearest
 from trainer.config.run import Model
-from trainer.models.base import Checkpoint, Interpolation, Need, Origin, first_few
+from trainer.models.base import Checkpoint, Need, Origin, first_few
 from trainer.models.file import read_checkpoint
 from trainer.models.place import Place, refuse_code
 from trainer.models.torchvision import is_path
+from trainer.spec import Interpolation
 
 FILES = ("config.json", "preprocessor_config.json")
 _MODES: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
@@ -105,7 +106,9 @@ class _Source:
             known = settings.to_dict()
             for key, value in self.config.args.items():
                 if key not in known:
-                    raise UserError(f"model.args.{key}: the configuration of {self.place.name} has no such value{nearest(key, known)}")
+                    raise UserError(
+                        f"model.args.{key}: the configuration of {self.place.name} has no such value{nearest(key, known)}"
+                    )
                 setattr(settings, key, value)
         except UserError:
             raise
@@ -133,7 +136,9 @@ class _Source:
             network = AutoModelForImageClassification.from_config(settings, trust_remote_code=False)
         except Exception as error:  # whatever its constructor raises
             told = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            raise UserError(f"transformers:{self.rest} cannot be built for {size} x {size} images of {channels} channels ({told})") from error
+            raise UserError(
+                f"transformers:{self.rest} cannot be built for {size} x {size} images of {channels} channels ({told})"
+            ) from error
         return logits_only(network, flip=bool(self.raw.get("do_flip_channel_order")) and channels == self.channels)
 
     @cached_property
@@ -190,7 +195,9 @@ class _Source:
             raise UserError(f"{self.published.name}: transformers cannot load its weights ({reason})") from error
         wrong = [str(entry[0]) for entry in told["mismatched_keys"]]
         if wrong:
-            raise UserError(f"{self.published.name}: its weights do not fit its config.json: {first_few(wrong, 3)} have other shapes")
+            raise UserError(
+                f"{self.published.name}: its weights do not fit its config.json: {first_few(wrong, 3)} have other shapes"
+            )
         found = {name: value for name, value in network.state_dict().items() if name not in told["missing_keys"]}
         return found | {name: tensors[name] for name in told["unexpected_keys"] if name in tensors}
 
@@ -213,7 +220,7 @@ class _Logits(nn.Module):
 
 
 def logits_only(network: nn.Module, *, flip: bool = False) -> nn.Module:
-    """The classifier itself, of a class whose forward gives logits: names of parameters and `save_pretrained` stay as they are."""
+    """The classifier itself, of a class whose forward gives logits; names of parameters and `save_pretrained` stay."""
     plain = type(network)
     network.__class__ = type(plain.__name__, (_Logits, plain), {"flip": flip})
     return network
