@@ -5,8 +5,8 @@
 Each network is built on the meta device (shapes alone, no memory), for 7 classes and for 4 channels and for 1, at the size of its
 own description. It is right when
  - two images go through the adapted network in evaluation and in training, and give [2, 7],
- - every tensor of the plain network (1,000 classes, 3 channels) is taken over into it: as it is where the shape is equal, adapted at
-   the input, and nothing is new but the head,
+ - every tensor of the plain network (1,000 classes, 3 channels) is taken over into it: as it is where the shape is equal, adapted
+   at the input, and nothing is new but the head,
  - what was changed is what the library's own description calls classifier and first convolution (timm says both).
 A refusal is a UserError; anything else that is raised, or wrong without a word, is a fault. All are listed.
 """
@@ -157,7 +157,8 @@ def report(verdicts: list[Verdict], seconds: float, command: str) -> str:
     lines = [
         "# Architectures given other classes and channels", "",
         f"{right:,} of {len(verdicts):,} architectures ({right / max(len(verdicts), 1):.2%}) are right for "
-        f"{len(CLASSES)} classes and for {' and '.join(map(str, CHANNELS))} channels; {len(refused)} are refused with a reason, {len(faults)} are faults.", "",
+        f"{len(CLASSES)} classes and for {' and '.join(map(str, CHANNELS))} channels; "
+        f"{len(refused)} are refused with a reason, {len(faults)} are faults.", "",
         f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}, shapes on the meta device, "
         f"{seconds / 60:.1f} min. `{command}`", "",
     ]  # fmt: skip

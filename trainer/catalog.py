@@ -24,7 +24,7 @@ _SHOWN = 200  # rows for a person; --json gives all
 
 @dataclass(frozen=True)
 class Entry:
-    """A source by name; none where it is not known without building. `size` in pixels, `weights` as `model.weights` takes them."""
+    """A source by name; none: not known without building. `size` in pixels, `weights` as `model.weights` takes them."""
 
     name: str
     parameters: int | None = None
@@ -75,7 +75,8 @@ def _torchvision() -> Iterator[Entry]:
         names = first.meta["categories"] if first else None
         yield Entry(
             f"torchvision:{name}", first.meta["num_params"] if first else None,
-            first.transforms().crop_size[0] if first else None, len(names) if names else None, tuple(member.name for member in members),
+            first.transforms().crop_size[0] if first else None, len(names) if names else None,
+            tuple(member.name for member in members),
         )  # fmt: skip
 
 
@@ -135,7 +136,8 @@ def describe(name: str, entry: Entry | None, runs: Path) -> Description:
     return Description(
         name, parameters, size, anatomy.classes if not source.sized or entry is not None else None,
         entry.weights if entry is not None else (settings.weights,), anatomy.channels, source.mean, source.std,
-        source.interpolation, anatomy.inputs, anatomy.head, _features(network.get_submodule(anatomy.head[0])), tuple(_blocks(network)),
+        source.interpolation, anatomy.inputs, anatomy.head,
+        _features(network.get_submodule(anatomy.head[0])), tuple(_blocks(network)),
     )  # fmt: skip
 
 

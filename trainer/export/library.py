@@ -107,8 +107,8 @@ def _diffusers(run: Run, network: nn.Module, spec: InputSpec, classes: tuple[str
     whole: Any = load(rest)
     if spec.in_channels != whole.config.in_channels:
         raise UserError(
-            f"diffusers:{rest}: its {whole.config.in_channels} channels were changed to {spec.in_channels}, and what it generates "
-            f"has {whole.config.in_channels}; an export would not be a generator that diffusers loads"
+            f"diffusers:{rest}: its {whole.config.in_channels} channels were changed to {spec.in_channels}, and what it "
+            f"generates has {whole.config.in_channels}; an export would not be a generator that diffusers loads"
         )
     own, given = whole.state_dict(), network.state_dict()
     trunk = {name: value for name, value in given.items() if name in own}

@@ -1,12 +1,14 @@
 """`diffusers:FOLDER[#PART]`: the part of an image generator that sees images, as the trunk of a classifier.
 
 FOLDER is a model that diffusers saved (`config.json`, `diffusion_pytorch_model.safetensors`), or a pipeline
-(`model_index.json`), of which PART is one model (`unet`, `vae`, `transformer`); a repository of the hub (`owner/name`) likewise. What makes a trunk:
+(`model_index.json`), of which PART is one model (`unet`, `vae`, `transformer`); a repository of the hub (`owner/name`) likewise.
+
+What makes a trunk:
 
 - `AutoencoderKL` and `VQModel`: the encoder, its latent averaged over the image;
 - `UNet2DModel`: the way down and the middle block at time step 0, averaged over the image (Xiang et al. 2023, "Denoising
-  Diffusion Autoencoders are Unified Self-supervised Learners"; Baranchuk et al. 2022, "Label-Efficient Semantic Segmentation with Diffusion
-  Models").
+  Diffusion Autoencoders are Unified Self-supervised Learners"; Baranchuk et al. 2022, "Label-Efficient Semantic Segmentation with
+  Diffusion Models").
 
 Networks that need a text, latents or a class beside the image see no image alone, and are refused.
 """
@@ -69,7 +71,7 @@ def needs(rest: str, config: Model) -> list[Need]:
 def load(rest: str) -> nn.Module:
     """The whole model that a folder (or a part of a pipeline) holds, with its weights: float32, on the CPU. Raises UserError."""
     source = _Source(rest, Model(source=f"diffusers:{rest}"))
-    network = source.model(source.settings)
+    network: nn.Module = source.model(source.settings)
     tensors = source.tensors()
     own = network.state_dict()
     lacking = [name for name in own if name not in tensors]
