@@ -126,8 +126,9 @@ def train(
 def plan(
     run: RunFile, overrides: Overrides = None, runs: Runs = RUNS, processes: Processes = None, json: Json = False,
     script: Annotated[bool, typer.Option("--script", help="print the job script that `graft submit` would hand in")] = False,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="what is known without the network, at once")] = False,
 ) -> None:  # fmt: skip
-    """Show what a run would do, and start nothing."""
+    """Show what a run would do and what would learn, and start nothing."""
     if script:
         from launcher.submit import prepare, script_of
 
@@ -137,12 +138,22 @@ def plan(
     from launcher import start
 
     prepared = start.prepare(run, overrides or [], runs, processes)
+    file = Path(run) if Path(run).is_file() else prepared.rundir.config
     if json:
-        print_json({**prepared.plan.as_json(), "folder": str(prepared.rundir.path), "happens": prepared.happens})
-    else:
-        from launcher import show
+        told = {**prepared.plan.as_json(), "folder": str(prepared.rundir.path), "happens": prepared.happens}
+        if not no_memory:
+            from launcher.tree_view import learnt_tree
 
-        show.plan(prepared.plan, prepared.happens)
+            told["learning"] = learnt_tree(file, overrides or [])
+        print_json(told)
+        return
+    from launcher import show
+
+    show.plan(prepared.plan, prepared.happens)
+    if not no_memory:
+        from launcher import tree_view
+
+        tree_view.show(tree_view.learnt_tree(file, overrides or []), prepared.run.optimizer.lr)
 
 
 @app.command()

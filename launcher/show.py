@@ -9,7 +9,11 @@ from rich.text import Text
 
 from launcher.plan import Plan
 
-_LEARNS = {"full": "every layer", "head": "the new head alone, the rest is frozen"}
+_LEARNS = {
+    "full": "every layer", "head": "the new head alone, the rest is frozen", "blocks": "the head and the last blocks",
+    "gradual": "the head, then block after block", "probe": "the head alone, then every layer",
+    "norms": "the head and the normalisation", "biases": "the head and the biases", "lora": "the head, and adapters in the trunk",
+}  # fmt: skip
 
 
 def plan(plan: Plan, happens: str) -> None:

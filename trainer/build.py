@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from trainer import restored, strategies  # noqa: F401 (restored: what a `run:` source is read with)
 from trainer.checkpoint import fill
 from trainer.config import Run, UserError, nearest
+from trainer.config.amounts import Amount
 from trainer.config.arithmetic import rank_shares, total_steps
 from trainer.config.sources import Listing, Splits, open_splits
 from trainer.data import Batch
@@ -23,11 +25,12 @@ from trainer.evaluate import evaluate
 from trainer.models import Built, build_model
 from trainer.optim import Average, build_optimizer, build_schedule
 from trainer.runtime import Runtime
+from trainer.spec import ParamGroup
 from trainer.tasks import build_task
 from trainer.tasks.base import Evaluation, Phase, Task
 
 log = logging.getLogger("graft")
-DROPOUT, WEIGHTS = 1, 2  # keep the streams drawn from one seed apart
+DROPOUT, WEIGHTS, ADAPTERS = 1, 2, 3  # keep the streams drawn from one seed apart
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Parts:
     average: Average | None
     steps: int
     bad: BadCount
+    summary: strategies.Summary
 
     @property
     def epoch_samples(self) -> int:
@@ -118,13 +122,35 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:
     built = built or model()
     if saved is not None:
         built.fresh = tuple(saved["fresh"])  # what the pretrained checkpoint lacked is known only when it is read
-    strategies.apply(run.strategy, built.network, built.head, built.fresh)
+    steps = total_steps(run.train, len(splits.train.items))
+    strategies.inject(run.strategy, built.network, built.head, built.fresh, mix(run.train.seed, ADAPTERS))
+    groups = strategies.apply(
+        run.strategy, built.network, built.head, built.fresh, partial(samples_of, run, steps, len(splits.train.items))
+    )
     network = built.network.to(runtime.device)
     average = Average(network, run.train.ema) if run.train.ema is not None else None
-    optimizer = build_optimizer(run.optimizer, strategies.learning(network))
+    optimizer = build_optimizer(run.optimizer, groups)
+    summary = strategies.summary(network)
+    strategies.begin(groups, saved["samples"] if saved is not None else 0)
     phase = Phase("model", network, runtime.wrap(network), optimizer, task.loss)
-    steps = total_steps(run.train, len(splits.train.items))
-    return Parts(run, runtime, splits, built, task, phase, average, steps, BadCount(run.data.max_bad))
+    if any(group.start for group in groups):
+        phase.stage = partial(_stage, runtime, phase, groups)
+    return Parts(run, runtime, splits, built, task, phase, average, steps, BadCount(run.data.max_bad), summary)
+
+
+def samples_of(run: Run, steps: int, epoch_samples: int, amount: Amount | float) -> int:
+    """An amount of training, or a share of this one, in samples."""
+    batch = run.train.global_batch
+    if isinstance(amount, Amount):
+        return amount.samples(epoch_samples=epoch_samples, step_samples=batch)
+    return round(amount * steps * batch)
+
+
+def _stage(runtime: Runtime, phase: Phase, groups: Sequence[ParamGroup], samples: int) -> nn.Module | None:
+    """What learns from here on: the module, put around the network anew, when that is not what it was; else none."""
+    if not strategies.begin(groups, samples):
+        return None
+    return runtime.rewrap(phase.module, phase.network)
 
 
 def tensors(parts: Parts) -> dict[str, dict[str, torch.Tensor]]:
@@ -158,8 +184,9 @@ def restore(parts: Parts, files: dict[str, dict[str, torch.Tensor]], extra: dict
     if extra.get("optimizer", kind) != kind:
         log.warning("the optimizer was %s and is %s now: it begins without a state", extra["optimizer"], kind)
         saved = {}
+    ours = {parameter for group in phase.optimizer.param_groups for parameter in group["params"]}
     for name, parameter in phase.network.named_parameters():
-        if parameter.requires_grad:
+        if parameter in ours:
             prefix = f"{name}."
             state = {k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix) and "." not in k[len(prefix) :]}
             if state:

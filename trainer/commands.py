@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     logging.captureWarnings(True)
     commands = {
         "evaluate": evaluate, "forgetting": forgetting, "predict": predict, "export": export, "report": report,
-        "fetch": fetch, "models": models, "sync": sync,
+        "fetch": fetch, "models": models, "sync": sync, "describe": describe,
     }  # fmt: skip
     try:
         return commands[argv[0]](argv[1:])
@@ -41,6 +41,20 @@ def _parser(command: str, about: str) -> argparse.ArgumentParser:
 def _checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="best", help="best, last or a step (default: best)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def describe(argv: list[str]) -> int:
+    """Print what of a network learns, as JSON."""
+    parser = argparse.ArgumentParser(prog="graft plan", description="Say what of a network learns.")
+    parser.add_argument("run", type=Path, help="a run file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_args(argv)
+
+    from trainer.config import load
+    from trainer.describe import describe as described
+
+    print(json.dumps(described(load(arguments.run, arguments.overrides))))
+    return EXIT_DONE
 
 
 def evaluate(argv: list[str]) -> int:

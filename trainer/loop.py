@@ -14,7 +14,7 @@ from trainer.config import GraftError, UserError
 from trainer.optim import Average
 from trainer.progress import Clock, Progress
 from trainer.runtime import Runtime
-from trainer.tasks.base import Batch, Evaluation, Phase
+from trainer.tasks.base import Batch, Evaluation, Phase, without_gradient
 
 STOP, SAVE, EVALUATE = 1, 2, 4
 SCALER_PATIENCE = 20  # fp16 halves its scale on each of the first steps until nothing overflows
@@ -144,7 +144,7 @@ class Step:
         self._job = job
         self._losses: list[torch.Tensor] = []
         self._groups = [[(group, group["lr"]) for group in phase.optimizer.param_groups] for phase in job.phases]
-        self._parameters = [[p for g in phase.optimizer.param_groups for p in g["params"]] for phase in job.phases]
+        self._parameters = [phase.learning() for phase in job.phases]
         self._scale = job.runtime.world / job.global_batch  # a mean over the ranks of sums over samples is the global mean
         self._limit = job.max_skipped if job.runtime.scaler is None else max(job.max_skipped, SCALER_PATIENCE)
 
@@ -163,6 +163,7 @@ class Step:
         began = time.perf_counter()
         factor = job.schedule(progress.samples)
         finite = True
+        self._stage(progress.samples)
         for number, (phase, groups, parameters) in enumerate(zip(job.phases, self._groups, self._parameters, strict=True)):
             for group, rate in groups:
                 group["lr"] = rate * factor
@@ -185,7 +186,7 @@ class Step:
             # The gradients are the same on every rank, so every rank comes to the same decision without a message.
             gradients = [p.grad for p in parameters if p.grad is not None]
             if runtime.world > 1 and len(gradients) < len(parameters):
-                raise UserError(_without_gradient(phase))
+                raise UserError(without_gradient(phase))
             norm = torch.nn.utils.get_total_norm(gradients)
             good = math.isfinite(norm)
             if good:
@@ -210,6 +211,15 @@ class Step:
         progress.productive += time.perf_counter() - began
         if progress.samples // job.epoch_samples > (progress.samples - job.global_batch) // job.epoch_samples:
             self._epoch(progress)
+
+    def _stage(self, samples: int) -> None:
+        """Let begin what begins to learn at these samples."""
+        for number, phase in enumerate(self._job.phases):
+            module = phase.stage(samples) if phase.stage is not None else None
+            if module is not None:
+                phase.module = module
+                self._parameters[number] = phase.learning()
+                self._job.train_mode()
 
     def _skip(self, progress: Progress) -> None:
         """A gradient that is not finite changes nothing; too many in a row, or a spoilt state, stop all ranks at one step."""
@@ -264,16 +274,6 @@ class Step:
         mean = progress.epoch_loss / progress.epoch_steps if progress.epoch_steps else math.nan
         progress.epoch_loss, progress.epoch_steps = 0.0, 0
         self._job.listener.point({"train/epoch_loss": mean}, progress)
-
-
-def _without_gradient(phase: Phase) -> str:
-    names = [name for name, p in phase.network.named_parameters() if p.requires_grad and p.grad is None]
-    more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
-    return (
-        f"{', '.join(names[:4])}{more} of the network got no gradient, and several ranks cannot average what is not there; "
-        "take it out of the network, or let it take no gradient (requires_grad) and choose a strategy that leaves it frozen, "
-        "or train with one rank"
-    )
 
 
 def judge(job: Job, progress: Progress, evaluation: Evaluation) -> bool:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.config.optimizers import SGD, Adam, AdamW, Cosine, Linear, Optimizer, Schedule, Step
+from trainer.spec import ParamGroup
 
 
-def build_optimizer(config: Optimizer, learning: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-    """The optimizer over the parameters that learn; 1-d ones in a group without decay when `decay_norms` is false."""
-    named = list(learning)
-    if config.decay_norms:
-        groups = [{"params": [p for _, p in named], "weight_decay": config.weight_decay}]
-    else:
-        groups = [
-            {"params": [p for _, p in named if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-    groups = [group for group in groups if group["params"]]
+def build_optimizer(config: Optimizer, learning: Iterable[ParamGroup]) -> torch.optim.Optimizer:
+    """The optimizer over what learns, now or later; 1-d parameters in groups without decay when `decay_norms` is false."""
+    groups: list[dict[str, Any]] = []
+    for given in learning:
+        parameters = [p for _, p in given.parameters]
+        decayed = parameters if config.decay_norms else [p for p in parameters if p.ndim > 1]
+        others = [] if config.decay_norms else [p for p in parameters if p.ndim <= 1]
+        for params, decay in ((decayed, config.weight_decay), (others, 0.0)):
+            if params:
+                groups.append({"params": params, "lr": config.lr * given.rate, "weight_decay": decay})
     match config:
         case SGD():
             return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)

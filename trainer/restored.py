@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from trainer import strategies
 from trainer.checkpoint import Store, fill
 from trainer.config import RefusedError, Run, UserError
 from trainer.models import build_model
@@ -39,6 +40,7 @@ def restore(folder: RunDir, which: str) -> Restored:
     classes = tuple(state["classes"])
     outputs = build_task(run.task, classes, tuple(state["counts"])).outputs
     built = build_model(run.model, run.data.normalize, outputs, 0, load_weights=False)
+    strategies.inject(run.strategy, built.network, built.head, tuple(state["fresh"]))
     weights = load_file(loaded.path / "model.safetensors")
     average = loaded.path / "model-average.safetensors"
     if average.exists():
@@ -47,9 +49,9 @@ def restore(folder: RunDir, which: str) -> Restored:
         fill(built.network, weights)
     except RefusedError as error:
         raise RefusedError(f"{loaded.path} does not fit the network of {folder.config}: {error}") from None
-    built.network.eval().requires_grad_(False)
+    network = strategies.merge(run.strategy, built.network).eval().requires_grad_(False)
     spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})
-    return Restored(folder, run, built.network, spec, classes, tuple(state["counts"]), loaded.step)
+    return Restored(folder, run, network, spec, classes, tuple(state["counts"]), loaded.step)
 
 
 def _tensors(folder: RunDir, which: str) -> dict[str, torch.Tensor]:

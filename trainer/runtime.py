@@ -88,6 +88,15 @@ class Runtime:
                 fix()
         return wrapped
 
+    def rewrap(self, module: nn.Module, network: nn.Module) -> nn.Module:
+        """`wrap` again, since other parameters of the network learn now; `module` is what it was wrapped as."""
+        if self.world == 1:
+            return module
+        models = self._accelerator._models  # its own list would keep the old wrapper, and the wrapper's hooks, alive
+        models[:] = [other for other in models if other is not module]
+        self._accelerator.unwrap_model(module, keep_fp32_wrapper=False)  # takes mixed precision off the network again
+        return self.wrap(network)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision for calls outside the wrapped network."""
         context: AbstractContextManager[Any] = self._accelerator.autocast()
@@ -162,8 +171,12 @@ class Pace:
         self._began: float | None = None  # waits for data since
         self._waited: float | None = None  # seconds until the wrapper was called
         self._entered: Any = None  # when the network was called
-        module.register_forward_pre_hook(self._call)
+        self.follow(module)
         network.register_forward_pre_hook(self._enter)
+
+    def follow(self, module: nn.Module) -> None:
+        """The network is wrapped as this module from here on."""
+        module.register_forward_pre_hook(self._call)
 
     def mean(self) -> float | None:
         """The mean of the last steps; none until there are some."""

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import nn
 
 from trainer import build as building
 from trainer import strategies
@@ -72,7 +73,7 @@ def start(
     else:
         for line in parts.built.report.lines():
             log.info("%s", line)
-    log.info("%s", strategies.summary(parts.built.network))
+    log.info("%s", parts.summary)
     reached("resume-loaded", progress.step)
     tracker = _tracker(folder, parts, progress, journal) if runtime.main else None
     saver = _saver(store, tracker, parts) if tracker else None
@@ -138,7 +139,7 @@ def _tracker(folder: RunDir, parts: building.Parts, progress: Progress, journal:
     return Tracker(
         folder, parts.run, progress,
         wall=journal.wall, attempt=journal.attempt, total_samples=parts.steps * parts.run.train.global_batch,
-        epoch_samples=parts.epoch_samples, parameters=asdict(strategies.summary(parts.built.network)), pictures=pictures,
+        epoch_samples=parts.epoch_samples, parameters=asdict(parts.summary), pictures=pictures,
     )  # fmt: skip
 
 
@@ -206,6 +207,16 @@ def assemble(
         def at(stage: str, phase: int = 0, left: int = 0) -> None:
             pace.at(stage, phase, left)
             heart.at(stage, phase, left)
+
+        if (stage := parts.phase.stage) is not None:
+
+            def followed(samples: int) -> nn.Module | None:
+                module = stage(samples)
+                if module is not None:
+                    pace.follow(module)
+                return module
+
+            parts.phase.stage = followed
 
     early = run.evaluate.early_stop
     return Job(

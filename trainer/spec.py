@@ -7,6 +7,8 @@ from typing import Literal
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
+from torch import nn
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -32,3 +34,12 @@ class Output:
 
     name: str
     labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that learn alike, by name: `rate` is the factor on the learning rate, `start` the samples that come before."""
+
+    parameters: list[tuple[str, nn.Parameter]]
+    rate: float = 1.0
+    start: int = 0

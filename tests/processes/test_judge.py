@@ -15,8 +15,8 @@ from trainer.rundir import RunDir
 
 def graft(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from launcher.cli import main; main()", *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(folder)},
+        [sys.executable, "-c", "from launcher.cli import main; main()", *words], cwd=folder, capture_output=True, text=True,
+        timeout=120, check=False, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(folder)},
     )  # fmt: skip
 
 

@@ -36,7 +36,9 @@ def test_help_imports_neither_torch_nor_the_run_file(tmp_path: Path) -> None:
     assert not modules & (HEAVY | {"pydantic", "yaml", "psutil"})
 
 
-@pytest.mark.parametrize("arguments", [["plan", "run.yaml"], ["plan", "run.yaml", "--json"], ["schema"], ["runs"]])
+@pytest.mark.parametrize(
+    "arguments", [["plan", "run.yaml", "--no-memory"], ["plan", "run.yaml", "--no-memory", "--json"], ["schema"], ["runs"]]
+)
 def test_no_torch_before_training(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "run.yaml").write_text(
         "name: x\nmodel: {source: 'torchvision:resnet18'}\nstrategy: {kind: full}\ndata: {train: 'digits:0-4/train'}\n"

@@ -37,7 +37,7 @@ def test_an_example_loads_and_learns_what_its_header_says(file: Path, without_va
     for classes in (5, 6):
         names = tuple(str(c) for c in range(classes))
         built = build_model(run.model, run.data.normalize, (Output("", names),), run.train.seed, load_weights=False)
-        strategies.apply(run.strategy, built.network, built.head, built.fresh)
+        strategies.apply(run.strategy, built.network, built.head, built.fresh, lambda amount: 0)
         counts.append(strategies.summary(built.network))
         assert built.spec.mean == (0.485, 0.456, 0.406)
     each = counts[1].learning - counts[0].learning

@@ -71,7 +71,7 @@ def test_every_architecture_gets_the_classes_and_channels_of_the_task(name: str)
     with without_values():
         built = build(name, in_channels=4)
     assert [width(built.network.get_submodule(h)) for h in built.head] == [5] * (1 + AUX.get(name, 0))
-    strategies.apply(head.Config(), built.network, built.head, ())
+    strategies.apply(head.Config(), built.network, built.head, (), lambda amount: 0)
     assert {n.rpartition(".")[0] for n, _ in strategies.learning(built.network)} == set(built.head)
 
 
@@ -88,7 +88,7 @@ def test_the_head_is_what_depends_on_the_number_of_classes(name: str) -> None:
 def test_the_smallest_of_a_family_runs_and_only_its_head_gets_gradients(name: str) -> None:
     size = SMALLEST[name]
     built = build(name, image_size=size, in_channels=1)
-    strategies.apply(head.Config(), built.network, built.head, ())
+    strategies.apply(head.Config(), built.network, built.head, (), lambda amount: 0)
     strategies.train_mode(built.network)
     output = built.network(torch.randn(2, 1, size, size))
     outputs = list(output) if isinstance(output, tuple) else [output]

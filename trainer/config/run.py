@@ -10,12 +10,13 @@ from pydantic import Field, field_validator, model_validator
 from trainer.config.amounts import Amount, Interval, Seconds
 from trainer.config.base import Kind, Section, one_of
 from trainer.config.errors import nearest
+from trainer.config.learning import Strategy
 from trainer.config.optimizers import AnyOptimizer, AnySchedule, Cosine
 from trainer.config.tasks import classify
 
 if TYPE_CHECKING:
     AnyTask = Kind
-    AnyStrategy = Kind
+    AnyStrategy = Strategy
 else:
     AnyTask = one_of("trainer.config.tasks")
     AnyStrategy = one_of("trainer.config.strategies")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import nn
-
-from trainer.config.base import Kind
+from trainer.config.strategies.full import Config
+from trainer.strategies.base import Graft, Learns
 
 
-def choose(config: Kind, network: nn.Module, head: Sequence[str], fresh: Sequence[str]) -> None:
-    """Let all floating-point parameters learn, also those that the network's author had frozen."""
-    for parameter in network.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
+def choose(config: Config, graft: Graft) -> dict[str, Learns]:
+    """All floating-point parameters, also those that the network's author had frozen; the head at the full rate."""
+    decay = graft.decay(config.layer_decay)
+    return {name: Learns(decay.get(name, 1.0)) for name, _ in graft.network.named_parameters()} | graft.new()

@@ -28,7 +28,8 @@ class Phase:
     """A network, its loss and its optimizer; a classifier has one, a GAN two.
 
     `module` is what is called (wrapped for several ranks and mixed precision), `network` the bare one that is saved;
-    `loss(module, batch)` gives one value a sample, [n].
+    `loss(module, batch)` gives one value a sample, [n]. `stage(samples)`, where what learns changes on the way, gives the module
+    anew when it did.
     """
 
     name: str
@@ -36,6 +37,11 @@ class Phase:
     module: nn.Module
     optimizer: torch.optim.Optimizer
     loss: LossFunction
+    stage: Callable[[int], nn.Module | None] | None = None
+
+    def learning(self) -> list[nn.Parameter]:
+        """What the optimizer moves now: parameters that begin later take no gradient yet, and it passes them over."""
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 class Measure(Protocol):
@@ -71,3 +77,14 @@ class Task(Protocol):
 
     def measure(self, samples: int, device: torch.device) -> Measure:
         """A fresh measure for an evaluation of so many samples."""
+
+
+def without_gradient(phase: Phase) -> str:
+    """What to do about parameters that several ranks wait for in vain."""
+    names = [name for name, p in phase.network.named_parameters() if p.requires_grad and p.grad is None]
+    more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
+    return (
+        f"{', '.join(names[:4])}{more} of the network got no gradient, and several ranks cannot average what is not there; "
+        "take it out of the network, or let it take no gradient (requires_grad) and choose a strategy that leaves it frozen, "
+        "or train with one rank"
+    )

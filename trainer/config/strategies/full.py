@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trainer.config.base import Kind
+from trainer.config.learning import Layered
 
 
-class Config(Kind):
+class Config(Layered):
     """Fine-tune the whole network."""
 
     kind: Literal["full"] = "full"

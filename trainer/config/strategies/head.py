@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trainer.config.base import Kind
+from trainer.config.learning import Strategy
 
 
-class Config(Kind):
+class Config(Strategy):
     """Freeze the trunk, train the head (and what was made new to adapt the input); frozen BatchNorm stays in eval mode."""
 
     kind: Literal["head"] = "head"
