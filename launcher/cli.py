@@ -219,15 +219,6 @@ def report(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
     _trainer("report", run, runs, [_named(argument, runs) for argument in context.args])
 
 
-@app.command(name="models", context_settings=_PASS_ON)
-def models_(context: typer.Context, runs: Runs = RUNS) -> None:
-    """List what can be grafted onto: graft models [PATTERN]; one name is described."""
-    from launcher.python import environment, trainer_command
-
-    words = trainer_command("models", "--runs", str(runs), *context.args)
-    os.execve(words[0], words, environment())
-
-
 @app.command(name="runs")
 def runs_(
     runs: Runs = RUNS, json: Json = False,

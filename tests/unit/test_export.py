@@ -230,7 +230,11 @@ def test_an_export_is_replaced_only_when_the_new_one_is_whole(tmp_path: Path, mo
     out = written(tmp_path, run, network, spec)
     before = (out / "model.safetensors").read_bytes()
     broken = models.squeezenet1_1(num_classes=4)
-    monkeypatch.setattr("trainer.export.folder._check", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.export.folder._check", full)
     with pytest.raises(OSError, match="No space"):
         written(tmp_path, run, broken, spec)
     assert (out / "model.safetensors").read_bytes() == before

@@ -45,7 +45,7 @@ def export(
     lines and must give the same logits to 1e-5 of their size. An export that was there is replaced only then.
     Raises UserError when `out` is something else, or when the network cannot be described.
     """
-    written = any((out / name).is_file() for name in ("model.safetensors", "predict.py"))
+    written = any((out / name).is_file() for name in ("model.safetensors", "head.safetensors"))
     if out.exists() and not written and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and is no export; name another folder")
     out.parent.mkdir(parents=True, exist_ok=True)

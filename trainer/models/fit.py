@@ -39,7 +39,7 @@ def fit(network: nn.Module, checkpoint: Checkpoint, anatomy: Anatomy, adapt: Ada
             value, how = _pick(value, target, rows), told
         elif value.shape == target.shape:
             pass
-        elif name in inputs and (fitted := inputs_of(value, target.shape, anatomy.channels)) is not None:
+        elif name in inputs and (fitted := inputs_of(value, target.shape, adapt.in_channels)) is not None:
             value, how = fitted
         elif (resampled := positions_of(value, target.shape)) is not None:
             how = f"position embeddings resampled from {value.shape[1]} to {target.shape[1]}"
