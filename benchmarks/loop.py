@@ -97,6 +97,7 @@ def graft(batches: list[Batch], runtime: Runtime, heart: Heartbeat) -> tuple[flo
     clock = Clock(parse_amount("1 h", times=True), epoch_samples=10**9, step_samples=BATCH, now=time.monotonic())
     steps = ([batch] for batch in itertools.cycle(batches))
     job = Job(
+        momentum=None, react=lambda progress: None,
         runtime=runtime, phases=[Phase("model", model, runtime.wrap(model), optimizer, loss)], average=None,
         batches=steps,
         prepare=lambda batch: batch, steps=STEPS, global_batch=BATCH, epoch_samples=10**9, schedule=cosine, seed=seed,

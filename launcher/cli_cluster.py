@@ -152,6 +152,18 @@ def fetch(run: RunFile, overrides: Overrides = None, runs: Runs = RUNS) -> None:
     raise typer.Exit(fetch(run, overrides or [], runs))
 
 
+@app.command(name="find-lr", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def find_lr(context: typer.Context, run: RunFile, runs: Runs = RUNS) -> None:
+    """Find a learning rate: some steps at a rising one, a plot, and suggestions; nothing of the run is trained."""
+    import os
+
+    from launcher.python import environment, trainer_command
+
+    target = run if run.startswith("-") or Path(run).exists() or not (runs / run).exists() else str(runs / run)
+    words = trainer_command("find-lr", target, *context.args, "--runs", str(runs))
+    os.execve(words[0], words, environment())
+
+
 @app.command()
 def sync(
     names: Annotated[list[str] | None, typer.Argument(metavar="[RUN…]", help="runs; none: all that are offline")] = None,

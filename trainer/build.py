@@ -16,6 +16,7 @@ from trainer.checkpoint import fill
 from trainer.config import Run, UserError, nearest
 from trainer.config.amounts import Amount
 from trainer.config.arithmetic import rank_shares, total_steps
+from trainer.config.optimizers import ScheduleFree
 from trainer.config.sources import Listing, Splits, open_splits
 from trainer.data import Batch
 from trainer.data.dataset import BadCount, ImageDataset
@@ -23,7 +24,7 @@ from trainer.data.loader import eval_batches, train_batches
 from trainer.data.order import mix
 from trainer.evaluate import evaluate
 from trainer.models import Built, build_model
-from trainer.optim import Average, build_optimizer, build_schedule
+from trainer.optim import Average, FreeAverage, build_momentum, build_optimizer, build_schedule, pack, unpack
 from trainer.runtime import Runtime
 from trainer.spec import ParamGroup
 from trainer.tasks import build_task
@@ -43,7 +44,7 @@ class Parts:
     built: Built
     task: Task
     phase: Phase
-    average: Average | None
+    average: Average | FreeAverage | None
     steps: int
     bad: BadCount
     summary: strategies.Summary
@@ -61,6 +62,10 @@ class Parts:
     def schedule(self) -> Callable[[int], float]:
         batch = self.run.train.global_batch
         return build_schedule(self.run.schedule, total=self.steps * batch, epoch_samples=self.epoch_samples, step_samples=batch)
+
+    def momentum(self) -> Callable[[int], float] | None:
+        batch = self.run.train.global_batch
+        return build_momentum(self.run.schedule, total=self.steps * batch, epoch_samples=self.epoch_samples, step_samples=batch)
 
     def seed(self, step: int, rank: int, index: int) -> int:
         """What dropout is seeded with: a pure function of (seed, step, rank, micro-batch)."""
@@ -128,8 +133,10 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:
         run.strategy, built.network, built.head, built.fresh, partial(samples_of, run, steps, len(splits.train.items))
     )
     network = built.network.to(runtime.device)
-    average = Average(network, run.train.ema) if run.train.ema is not None else None
+    average: Average | FreeAverage | None = Average(network, run.train.ema) if run.train.ema is not None else None
     optimizer = build_optimizer(run.optimizer, groups)
+    if isinstance(run.optimizer, ScheduleFree):
+        average = FreeAverage(network, optimizer)
     summary = strategies.summary(network)
     strategies.begin(groups, saved["samples"] if saved is not None else 0)
     phase = Phase("model", network, runtime.wrap(network), optimizer, task.loss)
@@ -156,17 +163,16 @@ def _stage(runtime: Runtime, phase: Phase, groups: Sequence[ParamGroup], samples
 def tensors(parts: Parts) -> dict[str, dict[str, torch.Tensor]]:
     """What a checkpoint holds, by file: the network, its average, and the optimizer's state by parameter name."""
     phase = parts.phase
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in phase.network.named_parameters()}
     files: dict[str, dict[str, torch.Tensor]] = {f"{phase.name}.safetensors": dict(phase.network.state_dict())}
-    files[f"{phase.name}-optimizer.safetensors"] = {
-        f"{names[parameter]}.{key}": value
-        for parameter, state in phase.optimizer.state.items()
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }
+    files[f"{phase.name}-optimizer.safetensors"] = packed(phase)[0]
     if parts.average is not None:
         files[f"{phase.name}-average.safetensors"] = parts.average.state
     return files
+
+
+def packed(phase: Phase) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The state of a phase's optimizer by parameter name: tensors, and JSON."""
+    return pack(phase.optimizer, {parameter: name for name, parameter in phase.network.named_parameters()})
 
 
 def restore(parts: Parts, files: dict[str, dict[str, torch.Tensor]], extra: dict[str, Any]) -> None:
@@ -180,19 +186,10 @@ def restore(parts: Parts, files: dict[str, dict[str, torch.Tensor]], extra: dict
     if parts.average is not None:
         parts.average.restore(files.get(f"{phase.name}-average.safetensors", {}))
     saved = files[f"{phase.name}-optimizer.safetensors"]
-    kind = parts.run.optimizer.kind
+    kind = parts.run.optimizer.identity
     if extra.get("optimizer", kind) != kind:
         log.warning("the optimizer was %s and is %s now: it begins without a state", extra["optimizer"], kind)
         saved = {}
-    ours = {parameter for group in phase.optimizer.param_groups for parameter in group["params"]}
-    for name, parameter in phase.network.named_parameters():
-        if parameter in ours:
-            prefix = f"{name}."
-            state = {k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix) and "." not in k[len(prefix) :]}
-            if state:
-                # Counters of steps stay on the host, as torch's optimizers want them.
-                phase.optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
-                }
+    unpack(phase.optimizer, dict(phase.network.named_parameters()), saved, extra.get("optimizer_state", {}) if saved else {})
     if parts.runtime.scaler is not None and "scaler" in extra:
         parts.runtime.scaler.load_state_dict(extra["scaler"])

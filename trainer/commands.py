@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     logging.captureWarnings(True)
     commands = {
         "evaluate": evaluate, "forgetting": forgetting, "predict": predict, "export": export, "report": report,
-        "fetch": fetch, "models": models, "sync": sync, "describe": describe,
+        "fetch": fetch, "models": models, "sync": sync, "describe": describe, "find-lr": find_lr,
     }  # fmt: skip
     try:
         return commands[argv[0]](argv[1:])
@@ -54,6 +54,41 @@ def describe(argv: list[str]) -> int:
     from trainer.describe import describe as described
 
     print(json.dumps(described(load(arguments.run, arguments.overrides))))
+    return EXIT_DONE
+
+
+def find_lr(argv: list[str]) -> int:
+    """Train some steps at a rising learning rate, draw the losses and suggest a rate."""
+    parser = argparse.ArgumentParser(prog="graft find-lr", description="Find a learning rate; nothing of the run is trained.")
+    parser.add_argument("run", type=Path, help="a run file, or the folder of a run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folders are (default: runs)")
+    parser.add_argument("--low", type=float, default=1e-6, help="the first rate (default: 1e-6)")
+    parser.add_argument("--high", type=float, default=10.0, help="the last rate (default: 10)")
+    parser.add_argument("--steps", type=int, default=100, help="steps from the one to the other (default: 100)")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    arguments = parser.parse_intermixed_args(argv)
+
+    from contextlib import redirect_stdout
+
+    from trainer.attempt import named
+    from trainer.finder import find, write
+
+    folder, run = named(arguments)
+    with redirect_stdout(sys.stderr):
+        found = find(run, low=arguments.low, high=arguments.high, steps=arguments.steps)
+    write(folder, found)
+    if arguments.json:
+        print(json.dumps(found.as_json()))
+        return EXIT_DONE
+    last = found.rates[-1] if found.rates else arguments.low
+    how = ", where the loss diverged" if found.diverged else ""
+    print(f"{run.name}: {len(found.rates)} steps from {arguments.low:.1e} to {last:.1e}{how}")
+    for name, rate in found.suggestions.items():
+        print(f"  {name:<9} {rate:.2e}")
+    if not found.suggestions:
+        print("  the loss never fell: try a lower --low, more --steps, or look at the data")
+    print(folder.path / "lr-finder.svg")
     return EXIT_DONE
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.optim import Average
+from trainer.optim import Average, FreeAverage
 from trainer.runtime import Runtime
 from trainer.tasks.base import Batch, Evaluation, Measure
 
@@ -30,7 +30,7 @@ def evaluate(
     measure: Measure,
     batches: Iterable[Any],
     prepare: Callable[[Any], Batch],
-    average: Average | None = None,
+    average: Average | FreeAverage | None = None,
     at: Callable[[str], None] = lambda stage: None,
 ) -> Evaluation:
     """Measure a network, or its averaged weights; each rank sees its own samples and the counts are summed.

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from trainer.config import GraftError, UserError
-from trainer.optim import Average
+from trainer.optim import Average, FreeAverage, set_momentum
 from trainer.progress import Clock, Progress
 from trainer.runtime import Runtime
 from trainer.tasks.base import Batch, Evaluation, Phase, without_gradient
@@ -42,7 +42,8 @@ class Job:
     """All that a training is made of, assembled by `session`.
 
     `batches` gives the micro-batches of this rank for one optimizer step; `prepare` brings one to the device, normalised.
-    `schedule(samples)` is the factor on the learning rate; `seed(step, rank, micro-batch)` what dropout is seeded with.
+    `schedule(samples)` is the factor on the learning rate, `momentum(samples)` the momentum where it moves; `react(progress)`
+    comes after an evaluation and may damp the learning rate; `seed(step, rank, micro-batch)` what dropout is seeded with.
     `save(progress, is the best yet, wait until it is durable)`; `beat(step)` comes after every step,
     `at(stage, phase, micro-batches left)` whenever something begins that may take long. `steps` are optimizer steps,
     `global_batch` and `epoch_samples` samples; `patience` counts evaluations.
@@ -50,13 +51,15 @@ class Job:
 
     runtime: Runtime
     phases: Sequence[Phase]
-    average: Average | None
+    average: Average | FreeAverage | None
     batches: Generator[Sequence[Any], None, None]
     prepare: Callable[[Any], Batch]
     steps: int
     global_batch: int
     epoch_samples: int
     schedule: Callable[[int], float]
+    momentum: Callable[[int], float] | None
+    react: Callable[[Progress], None]
     seed: Callable[[int, int, int], int]
     train_mode: Callable[[], None]
     evaluate: Callable[[], Evaluation] | None
@@ -105,6 +108,7 @@ def train(job: Job, progress: Progress) -> bool:
             evaluation = job.evaluate()
             job.at("record")
             improved = judge(job, progress, evaluation)
+            job.react(progress)
             # Decided the same on every rank: the figures are sums over all of them.
             last = last or exhausted(job, progress)
             job.listener.evaluated(evaluation, progress, final=last)
@@ -161,12 +165,14 @@ class Step:
         job.at("data")
         micro_batches = next(job.batches)
         began = time.perf_counter()
-        factor = job.schedule(progress.samples)
+        factor = job.schedule(progress.samples) * progress.damping
         finite = True
         self._stage(progress.samples)
         for number, (phase, groups, parameters) in enumerate(zip(job.phases, self._groups, self._parameters, strict=True)):
             for group, rate in groups:
                 group["lr"] = rate * factor
+            if job.momentum is not None:
+                set_momentum(phase.optimizer, job.momentum(progress.samples))
             seen: torch.Tensor | None = None
             for index, raw in enumerate(micro_batches):
                 left = len(micro_batches) - index

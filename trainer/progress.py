@@ -13,7 +13,8 @@ class Progress:
     """Counters of a run, the same on every rank.
 
     `losses` and `rates` are of the steps that no point of the record covers yet; `evaluated` and `saved` are the samples at
-    which that last happened; `waited` counts evaluations without improvement; `productive` is the time of the steps that count.
+    which that last happened; `waited` counts evaluations without improvement; `damping` is what a plateau has made
+    of the learning rate, `plateau_*` what it goes by; `productive` is the time of the steps that count.
     """
 
     step: int = 0
@@ -28,6 +29,9 @@ class Progress:
     best: float | None = None
     best_step: int = 0
     waited: int = 0
+    damping: float = 1.0
+    plateau_best: float | None = None
+    plateau_waited: int = 0
     skipped: int = 0
     skipped_in_row: int = 0
     productive: float = 0.0

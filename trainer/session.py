@@ -22,6 +22,7 @@ from trainer.hang import Hang
 from trainer.journal import Journal
 from trainer.loop import At, Job, train
 from trainer.manifest import write_manifest
+from trainer.optim import reaction
 from trainer.progress import Clock, Progress
 from trainer.rundir import Lease, LeaseLostError, RunDir
 from trainer.rundir.metric import lower_is_better
@@ -176,7 +177,8 @@ def assemble(
             "progress": state.as_dict(), "step": state.step, "samples": state.samples, "world": runtime.world,
             "classes": list(parts.splits.train.classes), "counts": parts.splits.train.counts(),
             "outputs": [[output.name, list(output.labels)] for output in parts.task.outputs],
-            "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh), "optimizer": run.optimizer.kind,
+            "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
+            "optimizer": run.optimizer.identity, "optimizer_state": building.packed(parts.phase)[1],
         }  # fmt: skip
         if runtime.scaler is not None:
             extra["scaler"] = runtime.scaler.state_dict()
@@ -229,6 +231,8 @@ def assemble(
         global_batch=batch,
         epoch_samples=parts.epoch_samples,
         schedule=parts.schedule(),
+        momentum=parts.momentum(),
+        react=reaction(run.schedule, run.checkpoint.best),
         seed=parts.seed,
         train_mode=lambda: strategies.train_mode(parts.phase.module),
         evaluate=parts.evaluation(parts.splits.val, heart.at) if parts.splits.val else None,

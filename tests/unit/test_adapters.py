@@ -18,7 +18,7 @@ from trainer.config.strategies.lora import Config
 def vit() -> nn.Module:
     torch.manual_seed(0)
     network: nn.Module = models.VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=5)
-    nn.init.normal_(network.get_submodule("heads.head").weight, std=0.1)
+    nn.init.normal_(network.get_parameter("heads.head.weight"), std=0.1)
     return network.eval()
 
 

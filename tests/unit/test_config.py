@@ -71,7 +71,7 @@ def test_the_example_loads_and_its_paths_become_absolute(file: Path) -> None:
         ("optimizer={kind: adm, lr: 1}", "'optimizer.kind' is 'adm'; did you mean 'adam' or 'adamw'?"),
         ("strategy={kind: haed}", "'strategy.kind' is 'haed'; did you mean 'head'?"),
         ("strategy=head", "'strategy' must be a section with keys of its own, not 'head'; write strategy: {kind: head}"),
-        ("strategy={}", "'strategy.kind' is missing; known: full, head"),
+        ("strategy={}", "'strategy.kind' is missing; known: biases, blocks, full, gradual, head, lora, norms, probe"),
         ("optimizer={kind: sgd}", "'optimizer.lr' is missing"),
         ("optimizer.betas=[0.9]", "'optimizer.betas.1' is missing"),
         ("optimizer.lr=fast", "'optimizer.lr' must be a number, not 'fast'"),

@@ -1,12 +1,11 @@
-"""Optimizers and schedules: the config classes."""
+"""Optimizers: the config classes."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from trainer.config.amounts import Amount, TrainingAmount, parse_amount
 from trainer.config.base import Kind
 
 Positive = Annotated[float, Field(gt=0)]
@@ -19,6 +18,11 @@ class Optimizer(Kind):
     lr: Positive
     weight_decay: float = Field(0.0, ge=0)
     decay_norms: bool = Field(True, description="false: no weight decay on biases and normalisation (1-d parameters)")
+
+    @property
+    def identity(self) -> str:
+        """Which optimizer it is: another one cannot go on with its state."""
+        return self.kind
 
 
 class SGD(Optimizer):
@@ -46,59 +50,46 @@ class AdamW(Optimizer):
     eps: Positive = 1e-8
 
 
-AnyOptimizer = Annotated[SGD | Adam | AdamW, Field(discriminator="kind")]
+Argument = bool | int | float | str | list[float] | None
 
 
-def _warmup(value: Any) -> Any:
-    if isinstance(value, str | Amount):
-        return parse_amount(value, times=False)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ValueError("write a share of the training from 0 to below 1, or an amount such as '5 epochs'")
-    return float(value)
+class Named(Optimizer):
+    """An optimizer of a library, by the library's own name."""
+
+    name: str = ""
+    args: dict[str, Argument] = Field(default_factory=dict, description="further arguments, as the library calls them")
+
+    @property
+    def identity(self) -> str:
+        return f"{self.kind}:{self.name}" if self.name else self.kind
 
 
-Warmup = Annotated[Share | TrainingAmount, BeforeValidator(_warmup)]
+class Timm(Named):
+    """Any of timm's (`timm.optim.list_optimizers()`): lamb, lars, lion, adan, muon, … and bitsandbytes' 8-bit ones."""
+
+    kind: Literal["timm"] = "timm"
+    name: str = Field(examples=["lamb", "lars", "lion", "adan", "muon", "bnbadamw8bit"])
 
 
-class Schedule(Kind):
-    """The learning rate as a function of samples seen; `warmup` is a share of the training (0.05) or an amount (`5 epochs`)."""
+class Torch(Named):
+    """Any of torch.optim's classes that takes one step a gradient: NAdam, RAdam, RMSprop, Adafactor, …"""
 
-    warmup: Warmup = 0.0
-    warmup_start: float = Field(0.0, ge=0, le=1, description="share of the learning rate at the first sample")
-
-    def warmup_samples(self, *, total: int, epoch_samples: int, step_samples: int) -> int:
-        """The length of the warm-up in samples."""
-        if isinstance(self.warmup, Amount):
-            return self.warmup.samples(epoch_samples=epoch_samples, step_samples=step_samples)
-        return round(self.warmup * total)
+    kind: Literal["torch"] = "torch"
+    name: str = Field(examples=["NAdam", "RAdam", "RMSprop", "Adagrad"])
 
 
-class Constant(Schedule):
-    """The learning rate as given."""
+class ScheduleFree(Named):
+    """Schedule-free learning (Defazio et al. 2024): no schedule but a warm-up; evaluated, saved and exported with its average."""
 
-    kind: Literal["constant"] = "constant"
-
-
-class Cosine(Schedule):
-    """Half a cosine from the learning rate to `end` times it (Loshchilov and Hutter 2017, without restarts)."""
-
-    kind: Literal["cosine"] = "cosine"
-    end: float = Field(0.0, ge=0, le=1)
+    kind: Literal["schedule_free"] = "schedule_free"
+    name: Literal["sgd", "adamw", "radam"] = "adamw"
 
 
-class Linear(Schedule):
-    """A straight line from the learning rate to `end` times it."""
+class Prodigy(Named):
+    """Prodigy (Mishchenko and Defazio 2024): finds the size of its steps; the learning rate is a factor, best left at 1."""
 
-    kind: Literal["linear"] = "linear"
-    end: float = Field(0.0, ge=0, le=1)
-
-
-class Step(Schedule):
-    """Multiplied by `gamma` after every `every`."""
-
-    kind: Literal["step"] = "step"
-    every: TrainingAmount
-    gamma: float = Field(0.1, gt=0, le=1)
+    kind: Literal["prodigy"] = "prodigy"
+    lr: Positive = 1.0
 
 
-AnySchedule = Annotated[Constant | Cosine | Linear | Step, Field(discriminator="kind")]
+AnyOptimizer = Annotated[SGD | Adam | AdamW | Timm | Torch | ScheduleFree | Prodigy, Field(discriminator="kind")]

@@ -11,7 +11,8 @@ from trainer.config.amounts import Amount, Interval, Seconds
 from trainer.config.base import Kind, Section, one_of
 from trainer.config.errors import nearest
 from trainer.config.learning import Strategy
-from trainer.config.optimizers import AnyOptimizer, AnySchedule, Cosine
+from trainer.config.optimizers import AnyOptimizer, ScheduleFree
+from trainer.config.schedules import AnySchedule, Constant, Cosine, Plateau
 from trainer.config.tasks import classify
 
 if TYPE_CHECKING:
@@ -277,6 +278,18 @@ class Run(Section):
         if self.checkpoint.best not in known:
             near = nearest(self.checkpoint.best, known)
             raise ValueError(f"checkpoint.best is '{self.checkpoint.best}', which {self.task.kind} does not measure{near}")
+        if isinstance(self.schedule, Plateau):
+            if self.data.val is None:
+                raise ValueError("schedule.kind: plateau needs validation data; set data.val")
+            watched = self.schedule.metric
+            if watched is not None and watched not in known:
+                near = nearest(watched, known)
+                raise ValueError(f"schedule.metric is '{watched}', which {self.task.kind} does not measure{near}")
+        if isinstance(self.optimizer, ScheduleFree):
+            if not isinstance(self.schedule, Constant):
+                raise ValueError("optimizer.kind: schedule_free has no schedule; write schedule: {kind: constant}, with a warmup")
+            if self.train.ema is not None:
+                raise ValueError("optimizer.kind: schedule_free averages the weights itself; leave train.ema out")
         norm = self.data.normalize
         if isinstance(norm, Normalize) and not len(norm.mean) == len(norm.std) == self.model.adapt.in_channels:
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from trainer.config.learning import Factor, Layered
-from trainer.config.optimizers import Warmup
+from trainer.config.schedules import Warmup
 
 
 class Config(Layered):

@@ -1,0 +1,18 @@
+"""Optimizers, learning-rate schedules as functions of samples seen, and averages of the weights."""
+
+from trainer.optim.average import Average, FreeAverage
+from trainer.optim.optimizers import build_optimizer, set_momentum
+from trainer.optim.schedules import build_momentum, build_schedule, reaction
+from trainer.optim.state import pack, unpack
+
+__all__ = [
+    "Average",
+    "FreeAverage",
+    "build_momentum",
+    "build_optimizer",
+    "build_schedule",
+    "pack",
+    "reaction",
+    "set_momentum",
+    "unpack",
+]
