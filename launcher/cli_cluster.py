@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from launcher.cli import RUNS, Accept, Json, Overrides, RunFile, Runs, app, print_json
+from launcher.cli import _PASS_ON, RUNS, Accept, Json, Overrides, RunFile, Runs, app, print_json
 
 Names = Annotated[list[str], typer.Argument(metavar="RUN…", help="run folders, or their names below --runs")]
 
@@ -174,3 +175,12 @@ def sync(
     from launcher.sync import sync
 
     raise typer.Exit(sync(names or [], runs, follow=follow, as_json=json))
+
+
+@app.command(name="models", context_settings=_PASS_ON)
+def models_(context: typer.Context, runs: Runs = RUNS) -> None:
+    """List what can be grafted onto: graft models [PATTERN]; one name is described."""
+    from launcher.python import environment, trainer_command
+
+    words = trainer_command("models", "--runs", str(runs), *context.args)
+    os.execve(words[0], words, environment())

@@ -10,6 +10,7 @@ from launcher.cluster import load_cluster
 from launcher.python import environment, trainer_command
 from launcher.start import locate
 from trainer.config import Run
+from trainer.config.load import SAVED
 from trainer.rundir import fetched
 
 
@@ -33,6 +34,10 @@ def missing(run: Run, environment: Mapping[str, str] = os.environ) -> list[str]:
         return []
     if "/" in weights or Path(weights).suffix:
         return [] if os.access(weights, os.R_OK) else [f"{weights} (model.weights) is not there, or cannot be read"]
+    scheme, _, rest = source.partition(":")
+    if scheme in SAVED and rest.startswith("/"):  # a folder of the user's own, or of another run
+        place = Path(rest.partition("#")[0])
+        return [] if os.access(place, os.R_OK | os.X_OK) else [f"{place} (model.source) is not there, or cannot be read"]
     found = fetched.noted(source, weights, environment)
     if found is None:
         return [f"the weights {weights} of {source} were not fetched into this cache; `graft fetch RUN` does"]

@@ -12,6 +12,7 @@ from launcher.machine import Machine, here
 from launcher.plan import Counts, Plan, plan
 from launcher.runs import find, last_checkpoint, status
 from trainer.config import EXIT_DONE, RefusedError, Run, UserError, load, nearest
+from trainer.config.load import SAVED
 from trainer.rundir import RunDir
 from trainer.rundir.lease import refused_by
 
@@ -105,10 +106,12 @@ def look(run: Run, rundir: RunDir) -> None:
     """Refuse files that are not there now, rather than after seconds of starting."""
     scheme, _, rest = run.model.source.partition(":")
     named = [("model.source", Path(rest.rpartition(":")[0]))] if scheme == "python" else []
+    if scheme in SAVED and rest.startswith("/") and not Path(rest.partition("#")[0]).is_dir():
+        raise UserError(f"model.source: {rest.partition('#')[0]}: no such folder")
     if last_checkpoint(rundir) is None:  # later on the pretrained weights are not read again
         named.append(("model.weights", Path(run.model.weights)))
     for key, path in named:
-        if path.is_absolute() and not path.is_file():
+        if path.is_absolute() and not (path.is_file() or (key == "model.weights" and path.is_dir())):
             beside = [p.name for p in path.parent.iterdir() if p.suffix == path.suffix] if path.parent.is_dir() else []
             raise UserError(f"{key}: {path}: no such file{nearest(path.name, beside)}")
 

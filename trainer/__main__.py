@@ -15,7 +15,8 @@ def main() -> int:
     """Dispatch; signals are handled from the first moment on, before torch is imported."""
     die_with_parent()
     argv = sys.argv[1:]
-    if argv and argv[0] in ("evaluate", "predict", "export", "report", "fetch", "forgetting", "sync", "describe", "find-lr"):
+    known = ("evaluate", "predict", "export", "report", "fetch", "forgetting", "sync", "describe", "find-lr", "models")
+    if argv and argv[0] in known:
         from trainer.commands import main as use
 
         return use(argv)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer import strategies
+from trainer import restored, strategies  # noqa: F401 (restored: what a `run:` source is read with)
 from trainer.checkpoint import fill
 from trainer.config import Run, UserError, nearest
 from trainer.config.amounts import Amount

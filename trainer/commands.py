@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     logging.captureWarnings(True)
     commands = {
         "evaluate": evaluate, "forgetting": forgetting, "predict": predict, "export": export, "report": report,
-        "fetch": fetch, "sync": sync, "describe": describe, "find-lr": find_lr,
+        "fetch": fetch, "models": models, "sync": sync, "describe": describe, "find-lr": find_lr,
     }  # fmt: skip
     try:
         return commands[argv[0]](argv[1:])
@@ -258,6 +258,24 @@ def sync(argv: list[str]) -> int:
 
     folders = [RunDir(path.resolve()) for path in arguments.runs]
     return sync(folders, follow=arguments.follow, every=arguments.every, as_json=arguments.json)
+
+
+def models(argv: list[str]) -> int:
+    """List what can be grafted onto, or describe one source."""
+    parser = argparse.ArgumentParser(
+        prog="graft models",
+        description="List the sources of networks, or describe the one that PATTERN means.",
+        epilog="graft models 'timm:vit_*'; graft models timm:resnet18; graft models transformers:FOLDER; graft models run:NAME",
+    )
+    parser.add_argument("pattern", nargs="?", help="a name, a part of it, or a pattern with * and ?")
+    parser.add_argument("--source", choices=["torchvision", "timm", "run"], help="only these")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folders are")
+    parser.add_argument("--json", action="store_true", help="JSON: a list, or one object for one source")
+    arguments = parser.parse_intermixed_args(argv)
+
+    from trainer.catalog import show
+
+    return show(arguments.pattern, arguments.source, arguments.runs, as_json=arguments.json)
 
 
 def fetch(argv: list[str]) -> int:

@@ -6,6 +6,7 @@ import http.client
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from trainer.config import EXIT_DONE, Run, UserError
 from trainer.config.sources import open_splits
@@ -22,12 +23,11 @@ def fetch(run: Run) -> int:
     """Bring or check weights and data, and say what there is. Raises UserError for what cannot be had or read."""
     try:
         wanted = needs(run.model)
-        for need in wanted:
-            _weights(need)
+        files = [file for need in wanted for file in _weights(need)]
         if not wanted:
             print(f"{run.model.source}: no weights to fetch")
         try:
-            fetched.note(run.model.source, run.model.weights, [need.file for need in wanted])
+            fetched.note(run.model.source, run.model.weights, files)
         except OSError as error:
             print(f"graft: `graft submit` will not know of this: {error}", file=sys.stderr)
         _data(run)
@@ -37,17 +37,23 @@ def fetch(run: Run) -> int:
     return EXIT_DONE
 
 
-def _weights(need: Need) -> None:
+def _weights(need: Need) -> list[Path]:
+    """Bring or check one need; the files that it is read from."""
+    if need.bring is not None:
+        files = need.bring()
+        size = sum(file.stat().st_size for file in files)
+        print(f"{need.what}: here, {len(files)} files, {_size(size)}, {need.file}")
+        return files
     if need.url is None:
         _local(need)
-        return
+        return [need.file]
     advice = f"put {need.file.name} from {need.url} into {need.file.parent}"
     try:
         need.file.parent.mkdir(parents=True, exist_ok=True)
         with alone(need.file):
             if whole(need.file, need.sha256):
                 print(f"{need.what}: here and whole, {_size(need.file.stat().st_size)}, {need.file}")
-                return
+                return [need.file]
             if need.file.exists():
                 print(f"{need.what}: {need.file} is damaged (its sha256 is another), brought anew", flush=True)
             begun = time.monotonic()
@@ -62,6 +68,7 @@ def _weights(need: Need) -> None:
         ) from error
     brought = f"{_size(bar.came)} in {seconds:.1f} s, {_size(bar.came / seconds)}/s"
     print(f"{need.what}: fetched, {brought}, {need.file}")
+    return [need.file]
 
 
 def _local(need: Need) -> None:

@@ -13,6 +13,7 @@ from trainer import strategies
 from trainer.checkpoint import Store, fill
 from trainer.config import RefusedError, Run, UserError
 from trainer.models import build_model
+from trainer.models import run as run_source
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec
 from trainer.tasks import build_task
@@ -49,10 +50,15 @@ def restore(folder: RunDir, which: str) -> Restored:
     except RefusedError as error:
         raise RefusedError(f"{loaded.path} does not fit the network of {folder.config}: {error}") from None
     network = strategies.merge(run.strategy, built.network).eval().requires_grad_(False)
-    spec = InputSpec(
-        state["spec"]["in_channels"], state["spec"]["image_size"], tuple(state["spec"]["mean"]), tuple(state["spec"]["std"])
-    )
+    spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})
     return Restored(folder, run, network, spec, classes, tuple(state["counts"]), loaded.step)
+
+
+def _tensors(folder: RunDir, which: str) -> dict[str, torch.Tensor]:
+    return dict(restore(folder, which).network.state_dict())
+
+
+run_source.merged[:] = [_tensors]
 
 
 def device_of(name: str) -> torch.device:

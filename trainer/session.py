@@ -176,6 +176,7 @@ def assemble(
         extra: dict[str, Any] = {
             "progress": state.as_dict(), "step": state.step, "samples": state.samples, "world": runtime.world,
             "classes": list(parts.splits.train.classes), "counts": parts.splits.train.counts(),
+            "outputs": [[output.name, list(output.labels)] for output in parts.task.outputs],
             "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
             "optimizer": run.optimizer.identity, "optimizer_state": building.packed(parts.phase)[1],
         }  # fmt: skip

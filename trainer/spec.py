@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """An image as the network takes it: [in_channels, image_size, image_size], pixels in [0, 1] then (x - mean) / std."""
+    """An image as the network takes it: [in_channels, image_size, image_size], pixels in [0, 1] then (x - mean) / std.
+
+    `interpolation`: how images were resized for its weights; the run file may say otherwise.
+    """
 
     in_channels: int
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: Interpolation = "bilinear"
 
 
 @dataclass(frozen=True)

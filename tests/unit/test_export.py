@@ -80,7 +80,9 @@ def expected(path: Path, run: Run, spec: InputSpec) -> torch.Tensor:
     if run.data.resize == "crop" and pixels.shape[2] > 8 * pixels.shape[1]:
         start = (pixels.shape[2] - 8 * pixels.shape[1]) // 2
         pixels = pixels[:, :, start : start + 8 * pixels.shape[1]]
-    mode = {"bilinear": InterpolationMode.BILINEAR, "nearest": InterpolationMode.NEAREST_EXACT}[run.data.interpolation]
+    mode = {"bilinear": InterpolationMode.BILINEAR, "nearest": InterpolationMode.NEAREST_EXACT}[
+        "bilinear" if run.data.interpolation == "auto" else run.data.interpolation
+    ]
     size = [side, side] if run.data.resize == "squash" else [side]
     steps = [v2.Resize(size, mode, antialias=True), v2.CenterCrop(spec.image_size), v2.ToDtype(torch.float32, scale=True)]
     steps.append(v2.Normalize(list(spec.mean), list(spec.std)))
@@ -228,7 +230,11 @@ def test_an_export_is_replaced_only_when_the_new_one_is_whole(tmp_path: Path, mo
     out = written(tmp_path, run, network, spec)
     before = (out / "model.safetensors").read_bytes()
     broken = models.squeezenet1_1(num_classes=4)
-    monkeypatch.setattr("trainer.export.folder._check", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.export.folder._check", full)
     with pytest.raises(OSError, match="No space"):
         written(tmp_path, run, broken, spec)
     assert (out / "model.safetensors").read_bytes() == before

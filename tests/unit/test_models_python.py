@@ -190,7 +190,7 @@ def test_bad_sources(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'torchvision'"):
         build("torchvison:resnet18")
     for text in ("base:x", "build:x"):
-        with pytest.raises(UserError, match="known: python, torchvision"):
+        with pytest.raises(UserError, match="known: diffusers, python, run, timm, torchvision, transformers"):
             build(text)
     flat = write(tmp_path, "def make(): return nn.Sequential(nn.Flatten(), nn.Linear(768, 5))", "flat.py")
     assert build(flat).head == ("1",)

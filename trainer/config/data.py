@@ -144,7 +144,9 @@ class Data(Section):
         "crop", description="crop: scale the short side, cut the middle; squash: ignore the aspect"
     )
     resize_to: int | None = Field(None, ge=8, description="short side before the middle is cut; none: image_size")
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["auto", "nearest", "bilinear", "bicubic"] = Field(
+        "auto", description="auto: as for the weights, bilinear where that is not known"
+    )
     normalize: Literal["auto", "imagenet", "half", "none"] | Normalize = Field(
         "auto",
         description="auto: what the weights were trained with, else imagenet for 3 channels and half (to [-1, 1]) otherwise",

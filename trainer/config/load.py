@@ -21,6 +21,7 @@ _TYPES = {
     "model_type": "a section with keys of its own", "model_attributes_type": "a section with keys of its own",
     "tuple_type": "a list", "none_required": "null", "dataclass_type": "an amount such as '5 epochs'",
 }  # fmt: skip
+SAVED = ("timm", "transformers", "diffusers", "run")  # schemes of `model.source` that can name a folder
 _WRONG_TYPE = (*_TYPES, "literal_error")
 
 
@@ -183,10 +184,25 @@ def _absolute(run: Run, base: Path) -> Run:
     file, colon, factory = rest.rpartition(":")
     if scheme == "python" and colon and (file.endswith(".py") or "/" in file):
         model = model.model_copy(update={"source": f"python:{path(file)}:{factory}"})
+    elif scheme in SAVED:
+        model = model.model_copy(update={"source": f"{scheme}:{_saved(scheme, rest, base)}"})
     if "/" in model.weights or Path(model.weights).suffix:
         model = model.model_copy(update={"weights": path(model.weights)})
     data = run.data.model_copy(update={"train": source(run.data.train), "val": source(run.data.val)})
     return run.model_copy(update={"model": model, "data": data})
+
+
+def _saved(scheme: str, rest: str, base: Path) -> str:
+    """A folder of a saved model, absolute; the name of an architecture, or of a repository of the hub, stays."""
+    name, hash_, part = rest.partition("#") if scheme == "diffusers" else (rest, "", "")
+    places = [base / Path(name).expanduser(), *([base / "runs" / name] if scheme == "run" else [])]
+    wanted = "run.yaml" if scheme == "run" else "."
+    found = next((place for place in places if name and (place / wanted).exists()), None)
+    if found is None:
+        if not name.startswith(("/", "./", "../", "~")):
+            return rest
+        found = places[0]
+    return f"{os.path.normpath(found)}{hash_}{part}"
 
 
 def dump(run: Run) -> str:

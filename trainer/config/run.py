@@ -47,12 +47,29 @@ class Adapt(Section):
 
 
 class Model(Section):
-    """The network: `torchvision:NAME`, `python:package.module:factory` or `python:path.py:factory`."""
+    """The network: `torchvision:NAME`, `timm:NAME`, `transformers:FOLDER`, `diffusers:FOLDER#PART`, `run:NAME` or
+    `python:path.py:factory`.
+    """
 
     source: str
-    weights: str = Field("none", description="torchvision's weights enum (IMAGENET1K_V1, DEFAULT), a checkpoint file, or none")
+    weights: str = Field(
+        "none",
+        description="the name of published weights (IMAGENET1K_V1, DEFAULT), a checkpoint file, or none; left out: none for an "
+        "architecture, DEFAULT for a saved model (a folder, a repository of the hub), best for a run",
+    )
     args: dict[str, bool | int | float | str | None] = Field(default_factory=dict, description="keyword arguments of the factory")
     adapt: Adapt = Adapt()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _saved(cls, value: Any) -> Any:
+        """What is a saved model is meant with its weights, unless `weights` says otherwise."""
+        source = value.get("source") if isinstance(value, dict) else None
+        if isinstance(source, str) and "weights" not in value:
+            scheme, _, rest = source.partition(":")
+            saved = scheme in ("transformers", "diffusers") or (scheme == "timm" and "/" in rest)
+            return {**value, "weights": "best" if scheme == "run" else "DEFAULT" if saved else "none"}
+        return value
 
     @field_validator("source")
     @classmethod

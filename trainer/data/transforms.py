@@ -51,7 +51,7 @@ def training(data: Data, spec: InputSpec) -> Transforms:
     if augment.crop == "resized":
         if not 0 < augment.scale[0] <= augment.scale[1] <= 1:
             raise UserError(f"data.augment.scale is {list(augment.scale)}: write shares of the area, such as [0.08, 1.0]")
-        mode = _resize_mode(data)
+        mode = _resize_mode(data, spec)
         steps.append(v2.RandomResizedCrop(spec.image_size, augment.scale, interpolation=mode, antialias=True))
     else:
         fixed = _Fixed(data, spec)
@@ -90,13 +90,13 @@ def _needs(name: str, value: object, channels: tuple[int, ...], spec: InputSpec)
         )
 
 
-def _resize_mode(data: Data) -> InterpolationMode:
+def _resize_mode(data: Data, spec: InputSpec) -> InterpolationMode:
     modes = {
         "nearest": InterpolationMode.NEAREST_EXACT,
         "bilinear": InterpolationMode.BILINEAR,
         "bicubic": InterpolationMode.BICUBIC,
     }
-    return modes[data.interpolation]
+    return modes[spec.interpolation if data.interpolation == "auto" else data.interpolation]
 
 
 def _turn_mode(data: Data) -> InterpolationMode:
@@ -117,7 +117,8 @@ class _Fixed:
         self.keep_aspect = data.resize == "crop"
         self.side = (side, side)
         self.size = (spec.image_size, spec.image_size)
-        self.resize = v2.Resize([side] if self.keep_aspect else [side, side], interpolation=_resize_mode(data), antialias=True)
+        target = [side] if self.keep_aspect else [side, side]
+        self.resize = v2.Resize(target, interpolation=_resize_mode(data, spec), antialias=True)
         self.centre = v2.CenterCrop(spec.image_size)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:

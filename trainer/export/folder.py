@@ -16,7 +16,9 @@ from torch import nn
 
 from trainer.config import Run, UserError
 from trainer.export.card import card
+from trainer.export.library import FORMATS, write
 from trainer.export.snippet import build_code, make, program
+from trainer.models.run import root
 from trainer.rundir import RunDir
 from trainer.rundir.folder import fsync_folder
 from trainer.spec import InputSpec
@@ -37,23 +39,31 @@ def export(
 ) -> Path:
     """Write `out` (model.safetensors, config.json, README.md, predict.py, and the file of an own factory) and return it.
 
+    What came from timm, transformers or diffusers goes out in that library's own format; graft's settings are then graft.json.
+
     `network`: on the CPU in eval mode. Before the folder takes its name, the network is built again from the program's own
     lines and must give the same logits to 1e-5 of their size. An export that was there is replaced only then.
     Raises UserError when `out` is something else, or when the network cannot be described.
     """
-    if out.exists() and not (out / "model.safetensors").is_file() and (not out.is_dir() or any(out.iterdir())):
+    written = any((out / name).is_file() for name in ("model.safetensors", "head.safetensors"))
+    if out.exists() and not written and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and is no export; name another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as name:
         new = Path(name) / "new"
         new.mkdir()
         settings = _settings(run, spec, classes)
-        own = _copy_factory(run, new)
-        build = build_code(run, network, spec, len(classes), own, new)
-        code = program(build, run, spec, classes)
-        save_model(network, str(new / "model.safetensors"), {key: _text(value) for key, value in settings.items()})
-        _check(build, new, network, spec)
-        (new / "config.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        first = run.model_copy(update={"model": root(run.model)})
+        loaded = first.model.source.partition(":")[0] in FORMATS
+        if loaded:
+            build = write(first, network, spec, classes, new)
+        else:
+            build = build_code(first, network, spec, len(classes), _copy_factory(first, new), new)
+            save_model(network, str(new / "model.safetensors"), {key: _text(value) for key, value in settings.items()})
+        code = program(build, run, spec, classes, loaded=loaded)
+        _check(build, new, network, spec, loaded=loaded)
+        text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
+        (new / ("graft.json" if loaded else "config.json")).write_text(text, encoding="utf-8")
         (new / "predict.py").write_text(code, encoding="utf-8")
         text = card(run, spec, classes, folder.read_json(folder.manifest), summary, evaluation, code)
         (new / "README.md").write_text(text, encoding="utf-8")
@@ -83,7 +93,7 @@ def _settings(run: Run, spec: InputSpec, classes: tuple[str, ...]) -> dict[str, 
         "preprocessing": {
             "resize": run.data.resize,
             "resize_to": run.data.resize_to or spec.image_size,
-            "interpolation": run.data.interpolation,
+            "interpolation": spec.interpolation if run.data.interpolation == "auto" else run.data.interpolation,
             "pixels": "x / 255, then (x - mean) / std",
         },
     }
@@ -108,12 +118,13 @@ def _copy_factory(run: Run, new: Path) -> str | None:
     return name
 
 
-def _check(build: str, new: Path, network: nn.Module, spec: InputSpec) -> None:
+def _check(build: str, new: Path, network: nn.Module, spec: InputSpec, *, loaded: bool) -> None:
     """Load the export by its own lines and compare its logits with the network's."""
     again = make(build, new)
-    tensors = again.state_dict()  # with the versions of its modules, which some (MNASNet) ask for and the file has not
-    tensors.update(load_file(new / "model.safetensors"))
-    again.load_state_dict(tensors)
+    if not loaded:
+        tensors = again.state_dict()  # with the versions of its modules, which some (MNASNet) ask for and the file has not
+        tensors.update(load_file(new / "model.safetensors"))
+        again.load_state_dict(tensors)
     probe = torch.randn(2, spec.in_channels, spec.image_size, spec.image_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, found = network(probe), again.eval()(probe)

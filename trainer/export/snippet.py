@@ -153,12 +153,7 @@ MEAN, STD = {mean}, {std}
 
 
 def load():
-    network = build()
-    tensors = network.state_dict()
-    tensors.update(load_file(FOLDER / "model.safetensors"))
-    network.load_state_dict(tensors)
-    return network.eval()
-
+{fill}
 
 def read(path):
     """A picture as the network takes it: float [1, {channels}, {size}, {size}]."""
@@ -202,11 +197,22 @@ _OVER_WHITE = """    if image.mode in ("LA", "PA", "RGBA") or "transparency" in 
 """
 
 
-def program(build: str, run: Run, spec: InputSpec, classes: tuple[str, ...]) -> str:
-    """The whole program: build, load, the evaluation's pre-processing, class and probability of each picture."""
+_FILL = """    network = build()
+    tensors = network.state_dict()
+    tensors.update(load_file(FOLDER / "model.safetensors"))
+    network.load_state_dict(tensors)
+    return network.eval()
+"""
+
+
+def program(build: str, run: Run, spec: InputSpec, classes: tuple[str, ...], *, loaded: bool = False) -> str:
+    """The whole program: build, load, the evaluation's pre-processing, class and probability of each picture.
+
+    `loaded`: `build()` reads the weights itself, as the library of the network does.
+    """
     data, size = run.data, spec.image_size
     side = data.resize_to or size
-    how = _INTERPOLATION[data.interpolation]
+    how = _INTERPOLATION[spec.interpolation if data.interpolation == "auto" else data.interpolation]
     target = f"[{side}, {side}]" if data.resize == "squash" else f"[{side}]"
     resize = f"    pixels = v2.functional.resize(pixels, {target}, InterpolationMode.{how}, antialias=True)\n"
     if data.resize == "crop":
@@ -219,4 +225,5 @@ def program(build: str, run: Run, spec: InputSpec, classes: tuple[str, ...]) -> 
     return PROGRAM.format(
         count=len(classes), build=build.rstrip("\n"), classes=repr(list(classes)), mean=list(spec.mean), std=list(spec.std),
         channels=spec.in_channels, size=size, mode=convert, resize=resize,
+        fill="    return build().eval()\n" if loaded else _FILL,
     )  # fmt: skip

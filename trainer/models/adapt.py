@@ -88,6 +88,23 @@ def channels_of(weight: torch.Tensor, channels: int) -> torch.Tensor:
     return weight.repeat(1, math.ceil(channels / old), 1, 1)[:, :channels] * (old / channels)
 
 
+def inputs_of(weight: torch.Tensor, shape: torch.Size, channels: int) -> tuple[torch.Tensor, str] | None:
+    """The weights of an input layer for `channels` channels, and what was done to them; None where the shapes do not allow it.
+
+    Convolutions [out, old, h, w] become [out, channels, h, w]. Where a layer takes blocks of pixels (space to depth, or linear
+    patch embeddings: [out, block * old, ...], the channel varying fastest) each pixel's weights are treated like that.
+    """
+    if weight.dim() != len(shape) or weight.dim() < 2 or shape[1] % channels:
+        return None
+    block = shape[1] // channels
+    old, rest = weight.shape[1] // block, weight.shape[2:]
+    if weight.shape[1] % block or weight.shape[0] != shape[0] or rest != shape[2:]:
+        return None
+    flat = weight.reshape(weight.shape[0] * block, old, -1, 1)
+    told = f"{old} input channels summed into 1" if channels == 1 else f"{old} input channels repeated over {channels}"
+    return channels_of(flat, channels).reshape(shape), told
+
+
 def positions_of(table: torch.Tensor, shape: torch.Size) -> torch.Tensor | None:
     """A table of position embeddings [1, tokens, width], resampled to a square grid of another size; None where it is none.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer.spec import InputSpec
+from trainer.spec import InputSpec, Interpolation
 
 
 @dataclass
@@ -69,8 +69,10 @@ class Origin:
     """What `model.source` and `model.weights` name, before anything is built or read: a function of the run file alone.
 
     `make(classes, image_size)` builds the network; `sized`: with that many outputs (else with the outputs of its author's
-    choice). `image_size`: what it was trained at, or what the architecture is made for. `mean` and `std`: of the three channels
-    that the weights expect, where that is known. `read`: the checkpoint, if there is one.
+    choice). `image_size`: what it was trained at, or what the architecture is made for. `mean` and `std`: of the channels that
+    the weights expect, where that is known. `read`: the checkpoint, if there is one; it is called after `make`, once.
+    `interpolation`: how its author resizes images, where that is known. `shaped(classes, image_size, channels)`: like `make` for
+    another number of channels than `channels`, those of the weights, where its library can do that itself.
     """
 
     name: str
@@ -80,6 +82,9 @@ class Origin:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     read: Callable[[], Checkpoint] | None
+    interpolation: Interpolation | None = None
+    shaped: Callable[[int, int, int], nn.Module] | None = None
+    channels: int = 3
 
 
 @dataclass(frozen=True)
@@ -87,12 +92,15 @@ class Need:
     """A file that a model is read from: `file` is where it is, or belongs in the cache of its library.
 
     `url`: where it is published, none for a file of the user's own; `sha256`: what its hash begins with, empty if not known.
+    `bring`: for a repository of a hub, brings what is read of it into the hub's own cache and returns those files; `file` is then
+    the folder of the cache. Raises UserError.
     """
 
     what: str
     file: Path
     url: str | None = None
     sha256: str = ""
+    bring: Callable[[], list[Path]] | None = None
 
 
 def first_few(names: list[str], limit: int = 4) -> str:

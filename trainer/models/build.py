@@ -15,6 +15,7 @@ from trainer.config import UserError, nearest
 from trainer.config.run import Model, Normalize
 from trainer.models.adapt import new_head, new_input, seeded
 from trainer.models.base import Built, LoadReport, Need, Origin
+from trainer.models.compare import compared
 from trainer.models.fit import fit
 from trainer.models.probe import Anatomy, examine, width
 from trainer.spec import InputSpec, Output
@@ -31,7 +32,7 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
     Raises UserError.
     """
     (classes,) = (output.labels for output in outputs)
-    source = _origin(config)
+    source = origin_of(config)
     adapt = config.adapt
     size = adapt.image_size or source.image_size
     if size is None:
@@ -39,8 +40,18 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
     if adapt.head == "keep" and source.sized and source.read is None:
         raise UserError("model.adapt.head: keep, but with weights: none there is no trained head; write auto")
     with seeded(seed):
-        network = source.make(len(classes), size)
+        if source.shaped is not None:
+            network = source.shaped(len(classes), size, adapt.in_channels)
+        else:
+            network = source.make(len(classes), size)
         anatomy = examine(network, source.name, adapt.in_channels, size, adapt.head_module)
+        if source.shaped is not None:
+            if anatomy.channels != adapt.in_channels:
+                raise UserError(
+                    f"{source.name}: takes {anatomy.channels} channels, and its library does not build it for "
+                    f"{adapt.in_channels}; set model.adapt.in_channels: {anatomy.channels}"
+                )
+            anatomy = compared(source.shaped, anatomy, len(classes), size)
         made = _reshape(network, source, config, anatomy, len(classes))
     reshaped = bool(made) or anatomy.channels != adapt.in_channels
     if reshaped and not source.sized:  # an author's own network may do more with its layers than call them
@@ -56,7 +67,8 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
     else:
         report = LoadReport(f"{source.name}, no checkpoint read", fresh=made)
     mean, std = _normalisation(normalize, source, adapt.in_channels)
-    return Built(network, anatomy.head, tuple(made), InputSpec(adapt.in_channels, size, mean, std), report)
+    spec = InputSpec(adapt.in_channels, size, mean, std, source.interpolation or "bilinear")
+    return Built(network, anatomy.head, tuple(made), spec, report)
 
 
 def needs(config: Model) -> list[Need]:
@@ -65,7 +77,8 @@ def needs(config: Model) -> list[Need]:
     return module.needs(rest, config)  # type: ignore[no-any-return]
 
 
-def _origin(config: Model) -> Origin:
+def origin_of(config: Model) -> Origin:
+    """What the source and the weights name, before anything is built or read. Raises UserError."""
     module, rest = _source(config)
     return module.origin(rest, config)  # type: ignore[no-any-return]
 
@@ -98,7 +111,10 @@ def _reshape(network: nn.Module, source: Origin, config: Model, anatomy: Anatomy
                 )
             new_head(network, name, classes)
         made += [f"{name}.{part}" for part, _ in network.get_submodule(name).named_parameters()]
-    if anatomy.channels != config.adapt.in_channels:
+    if source.shaped is not None:
+        if source.read is None and config.adapt.in_channels != source.channels:
+            made += [f"{name}.weight" for name in anatomy.inputs]
+    elif anatomy.channels != config.adapt.in_channels:
         if anatomy.first is None:
             raise UserError(
                 f"{source.name}: takes {anatomy.channels} channels and does not begin with a convolution that could be adapted "

@@ -7,7 +7,7 @@ from torch import nn
 
 from trainer.config import UserError
 from trainer.config.run import Adapt
-from trainer.models.adapt import channels_of, positions_of
+from trainer.models.adapt import inputs_of, positions_of
 from trainer.models.base import Checkpoint, LoadReport, first_few
 from trainer.models.probe import Anatomy
 
@@ -26,6 +26,7 @@ def fit(network: nn.Module, checkpoint: Checkpoint, anatomy: Anatomy, adapt: Ada
     given = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(checkpoint.untrained or ("\0",))}
     counts = {given[name].shape[0] for name in heads & given.keys() if given[name].dim()}
     rows, told = _rows(checkpoint, counts, adapt.head, classes)
+    inputs = {f"{name}.weight" for name in anatomy.inputs}
     values: dict[str, torch.Tensor] = {}
     wrong: list[str] = []
     for name, target in own.items():
@@ -38,8 +39,8 @@ def fit(network: nn.Module, checkpoint: Checkpoint, anatomy: Anatomy, adapt: Ada
             value, how = _pick(value, target, rows), told
         elif value.shape == target.shape:
             pass
-        elif name == f"{anatomy.first}.weight" and value.dim() == 4 and _but(value, 1) == _but(target, 1):
-            value, how = channels_of(value, target.shape[1]), _channels(value.shape[1], target.shape[1])
+        elif name in inputs and (fitted := inputs_of(value, target.shape, adapt.in_channels)) is not None:
+            value, how = fitted
         elif (resampled := positions_of(value, target.shape)) is not None:
             how = f"position embeddings resampled from {value.shape[1]} to {target.shape[1]}"
             value = resampled
@@ -108,11 +109,3 @@ def _pick(value: torch.Tensor, target: torch.Tensor, rows: Rows) -> torch.Tensor
         if source is not None:
             picked[row] = value[source]
     return picked
-
-
-def _but(tensor: torch.Tensor, axis: int) -> tuple[int, ...]:
-    return (*tensor.shape[:axis], *tensor.shape[axis + 1 :])
-
-
-def _channels(old: int, new: int) -> str:
-    return f"{old} input channels summed into 1" if new == 1 else f"{old} input channels repeated over {new}"

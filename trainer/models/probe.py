@@ -43,12 +43,16 @@ class Trace:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """`head`: the output layers, main first; `first`: the layer that takes the image, if it is a convolution."""
+    """`head`: the output layers, main first; `first`: the layer that takes the image, if it is a convolution.
+
+    `inputs`: every layer whose weights depend on the number of channels (the first alone, where nothing else is known).
+    """
 
     head: tuple[str, ...]
     first: str | None
     classes: int
     channels: int
+    inputs: tuple[str, ...] = ()
 
 
 def width(layer: nn.Module) -> int:
@@ -179,7 +183,8 @@ def _anatomy(network: nn.Module, source: str, channels: int, still: Trace, movin
         names.append(name)
     first = still.calls[0] if still.calls else None
     is_input = first is not None and isinstance(first.layer, nn.Conv2d) and first.layer.in_channels == channels
-    return Anatomy(tuple(names), first.name if first and is_input else None, classes, channels)
+    found = first.name if first and is_input else None
+    return Anatomy(tuple(names), found, classes, channels, (found,) if found else ())
 
 
 def _source_of(output: torch.Tensor, calls: list[Call], source: str) -> str:

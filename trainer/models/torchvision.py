@@ -20,6 +20,7 @@ from trainer.config.run import Model
 from trainer.models.base import Checkpoint, Need, Origin
 from trainer.models.download import alone
 from trainer.models.file import read_checkpoint
+from trainer.spec import Interpolation
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -27,6 +28,7 @@ _RESERVED = {"weights": "model.weights", "num_classes": "the data", "progress": 
              "input_size": "model.adapt.image_size", "transform_input": "data.normalize"}  # fmt: skip
 _HASH = re.compile(r"-([a-f0-9]*)\.")
 _OLD_DENSE = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)")
+_MODES: dict[str, Interpolation] = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic"}
 _STALL_SECONDS = 15.0
 
 
@@ -65,17 +67,18 @@ def origin(rest: str, config: Model) -> Origin:
         return network
 
     image_size = 299 if rest == "inception_v3" else 224
+    mode: Interpolation | None = None
     mean, std = _HALF if family in ("googlenet", "inception") else _IMAGENET
     if weights is not None:
         transforms = weights.transforms()
-        image_size = transforms.crop_size[0]
+        image_size, mode = transforms.crop_size[0], _MODES.get(transforms.interpolation.value)
         if family not in ("googlenet", "inception"):
             mean, std = tuple(transforms.mean), tuple(transforms.std)
     known = config.weights != "none" or family in ("googlenet", "inception")
     read = None if config.weights == "none" else partial(_read, rest, config.weights, weights)
     return Origin(
         f"torchvision:{rest}", make, sized=True, image_size=image_size,
-        mean=mean if known else None, std=std if known else None, read=read,
+        mean=mean if known else None, std=std if known else None, read=read, interpolation=mode,
     )  # fmt: skip
 
 
@@ -143,7 +146,7 @@ def _read(name: str, weights: str, member: Any) -> Checkpoint:
         return Checkpoint(found.source, tensors, found.classes)
     untrained = ("aux1.", "aux2.") if name == "googlenet" else ()
     source = f"torchvision's {type(member).__name__}.{member.name}"
-    return Checkpoint(source, tensors, tuple(member.meta["categories"]), official=True, untrained=untrained)
+    return Checkpoint(source, tensors, tuple(member.meta["categories"] or ()) or None, official=True, untrained=untrained)
 
 
 def fetch(name: str, member: Any) -> Path:
