@@ -28,7 +28,8 @@ from typing import Any
 import torch
 
 from trainer.config import UserError
-from trainer.config.run import Adapt, Model
+from trainer.config.adapt import Adapt
+from trainer.config.run import Model
 from trainer.models import build_model
 from trainer.models.base import Checkpoint
 from trainer.models.build import origin_of

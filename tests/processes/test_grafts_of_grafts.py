@@ -9,7 +9,8 @@ import torch
 
 from tests.trainers import Zygote, run_file
 from trainer.config import UserError
-from trainer.config.run import Adapt, Model
+from trainer.config.adapt import Adapt
+from trainer.config.run import Model
 from trainer.models import build_model, needs
 from trainer.restored import restore
 from trainer.rundir import RunDir

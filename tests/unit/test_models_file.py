@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trainer.config import UserError
-from trainer.config.run import Adapt, Model
+from trainer.config.adapt import Adapt
+from trainer.config.run import Model
 from trainer.models import Built, build_model
 from trainer.models.file import read_checkpoint
 from trainer.spec import Output

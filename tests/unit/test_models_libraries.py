@@ -18,11 +18,12 @@ from torch import nn
 
 from tests.unit.folders import bare
 from trainer.config import Run, UserError, load
-from trainer.config.run import Adapt, Model
+from trainer.config.adapt import Adapt
+from trainer.config.run import Model
 from trainer.export import export
 from trainer.models import build_model, needs
-from trainer.models.adapt import channels_of
 from trainer.models.base import Built
+from trainer.models.channels import channels_of
 from trainer.models.diffusers import class_tables
 from trainer.models.diffusers import load as load_generator
 from trainer.rundir import RunDir

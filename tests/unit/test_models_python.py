@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from trainer.config import UserError
-from trainer.config.run import Adapt, Model
+from trainer.config.adapt import Adapt
+from trainer.config.run import Model
 from trainer.models import Built, build_model
 from trainer.spec import Output
 

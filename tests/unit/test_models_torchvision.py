@@ -23,10 +23,12 @@ from torchvision import models
 
 from trainer import strategies
 from trainer.config import UserError
-from trainer.config.run import Adapt, Model, Normalize
+from trainer.config.adapt import Adapt
+from trainer.config.run import Model, Normalize
 from trainer.config.strategies import head
 from trainer.models import Built, build_model
-from trainer.models.adapt import channels_of, positions_of
+from trainer.models.adapt import positions_of
+from trainer.models.channels import channels_of
 from trainer.models.probe import trace, width
 from trainer.models.torchvision import fetch
 from trainer.spec import Output

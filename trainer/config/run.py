@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from trainer.config.adapt import Adapt
 from trainer.config.amounts import Amount, Interval, Seconds
 from trainer.config.base import Kind, Section, one_of
 from trainer.config.data import Augment as Augment
@@ -33,17 +34,6 @@ def _every(text: str) -> Any:
     number, unit = text.split()
     units: dict[str, Any] = {"epoch": "epoch", "min": "second", "steps": "step"}
     return Amount(float(number) * (60 if unit == "min" else 1), units[unit], text)
-
-
-class Adapt(Section):
-    """How the pretrained network is fitted to the new task."""
-
-    in_channels: int = Field(3, ge=1, le=64, description="channels of the input; the first layer is adapted when it differs")
-    image_size: int | None = Field(None, ge=8, le=4096, description="side in pixels; none: what the weights were trained at")
-    head: Literal["auto", "keep", "new"] = Field(
-        "auto", description="auto: keep a pretrained head whose classes are the task's, else make a new one"
-    )
-    head_module: str | None = Field(None, description="dotted name of the output layer, where it cannot be found")
 
 
 class Model(Section):

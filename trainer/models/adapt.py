@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainer.config import UserError
+from trainer.config.adapt import Adapt
+from trainer.models.channels import filters
 from trainer.models.probe import width
 
 
@@ -54,55 +56,41 @@ def _conv(old: nn.Conv2d, inputs: int, outputs: int) -> nn.Conv2d:
     )  # fmt: skip
 
 
-def new_input(network: nn.Module, name: str, channels: int, *, pretrained: bool) -> None:
-    """Let the first convolution take `channels`.
+def new_input(network: nn.Module, name: str, adapt: Adapt, *, pretrained: bool) -> None:
+    """Let the first convolution take the channels of the run file.
 
-    Pretrained filters are carried over by `channels_of`. Random ones are drawn anew, normal with the deviation of the old
+    Pretrained filters are carried over by `filters`. Random ones are drawn anew, normal with the deviation of the old
     filters, corrected so that the sum over the channels varies as before.
     """
     old = network.get_submodule(name)
     assert isinstance(old, nn.Conv2d)
     if old.groups != 1:
         raise UserError(f"the first layer '{name}' is a grouped convolution; its {old.in_channels} channels cannot be changed")
-    layer = _conv(old, channels, old.out_channels)
+    layer = _conv(old, adapt.in_channels, old.out_channels)
     with torch.no_grad():
         if pretrained:
-            layer.weight.copy_(channels_of(old.weight, channels))
+            layer.weight.copy_(filters(old.weight, adapt)[0])
         elif not layer.weight.is_meta:
-            layer.weight.normal_(std=float(old.weight.std()) * math.sqrt(old.in_channels / channels))
+            layer.weight.normal_(std=float(old.weight.std()) * math.sqrt(old.in_channels / adapt.in_channels))
         if old.bias is not None and layer.bias is not None:
             layer.bias.copy_(old.bias)
     _replace(network, name, layer)
 
 
-def channels_of(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """Filters [out, old, h, w] for `channels` input channels.
-
-    One channel: the filters' sum, so that a grey image gives what it gave when it was repeated over the old channels. Otherwise
-    they are repeated in turn and scaled by old / channels, which keeps the size of the response. It is the rule of the timm
-    library (`adapt_input_conv`).
-    """
-    old = weight.shape[1]
-    if channels == 1:
-        return weight.sum(dim=1, keepdim=True)
-    return weight.repeat(1, math.ceil(channels / old), 1, 1)[:, :channels] * (old / channels)
-
-
-def inputs_of(weight: torch.Tensor, shape: torch.Size, channels: int) -> tuple[torch.Tensor, str] | None:
-    """The weights of an input layer for `channels` channels, and what was done to them; None where the shapes do not allow it.
+def inputs_of(weight: torch.Tensor, shape: torch.Size, adapt: Adapt) -> tuple[torch.Tensor, str | None] | None:
+    """The weights of an input layer for the channels of the run file, and what was done; None where the shapes do not fit.
 
     Convolutions [out, old, h, w] become [out, channels, h, w]. Where a layer takes blocks of pixels (space to depth, or linear
     patch embeddings: [out, block * old, ...], the channel varying fastest) each pixel's weights are treated like that.
     """
-    if weight.dim() != len(shape) or weight.dim() < 2 or shape[1] % channels:
+    if weight.dim() != len(shape) or weight.dim() < 2 or shape[1] % adapt.in_channels:
         return None
-    block = shape[1] // channels
+    block = shape[1] // adapt.in_channels
     old, rest = weight.shape[1] // block, weight.shape[2:]
     if weight.shape[1] % block or weight.shape[0] != shape[0] or rest != shape[2:]:
         return None
-    flat = weight.reshape(weight.shape[0] * block, old, -1, 1)
-    told = f"{old} input channels summed into 1" if channels == 1 else f"{old} input channels repeated over {channels}"
-    return channels_of(flat, channels).reshape(shape), told
+    fitted, told = filters(weight.reshape(weight.shape[0] * block, old, -1, 1), adapt)
+    return fitted.reshape(shape), told
 
 
 def positions_of(table: torch.Tensor, shape: torch.Size) -> torch.Tensor | None:

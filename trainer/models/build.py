@@ -8,13 +8,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-import torch
 from torch import nn
 
 from trainer.config import UserError, nearest
+from trainer.config.adapt import Adapt
 from trainer.config.run import Model, Normalize
 from trainer.models.adapt import new_head, new_input, seeded
 from trainer.models.base import Built, LoadReport, Need, Origin
+from trainer.models.channels import normalisation
 from trainer.models.compare import compared
 from trainer.models.fit import fit
 from trainer.models.probe import Anatomy, examine, width
@@ -66,7 +67,7 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
         made = [name for name, _ in network.named_parameters() if name in report.fresh]
     else:
         report = LoadReport(f"{source.name}, no checkpoint read", fresh=made)
-    mean, std = _normalisation(normalize, source, adapt.in_channels)
+    mean, std = _normalisation(normalize, source, adapt)
     spec = InputSpec(adapt.in_channels, size, mean, std, source.interpolation or "bilinear")
     return Built(network, anatomy.head, tuple(made), spec, report)
 
@@ -114,21 +115,22 @@ def _reshape(network: nn.Module, source: Origin, config: Model, anatomy: Anatomy
     if source.shaped is not None:
         if source.read is None and config.adapt.in_channels != source.channels:
             made += [f"{name}.weight" for name in anatomy.inputs]
-    elif anatomy.channels != config.adapt.in_channels:
+    elif anatomy.channels != config.adapt.in_channels or (config.adapt.channels == "map" and not source.sized):
         if anatomy.first is None:
             raise UserError(
                 f"{source.name}: takes {anatomy.channels} channels and does not begin with a convolution that could be adapted "
                 f"to {config.adapt.in_channels}; set model.adapt.in_channels: {anatomy.channels}"
             )
         random = source.sized and source.read is None
-        new_input(network, anatomy.first, config.adapt.in_channels, pretrained=not random)
+        new_input(network, anatomy.first, config.adapt, pretrained=not random)
         if random:
             made.append(f"{anatomy.first}.weight")
     return made
 
 
-def _normalisation(normalize: Norm, source: Origin, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Means and deviations a channel. Those of three channels stand for another number by their average."""
+def _normalisation(normalize: Norm, source: Origin, adapt: Adapt) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Means and deviations a channel; those of known channels follow the filters, by the rule for other channels."""
+    channels = adapt.in_channels
     if isinstance(normalize, Normalize):
         if not len(normalize.mean) == len(normalize.std) == channels:
             raise UserError(
@@ -143,10 +145,4 @@ def _normalisation(normalize: Norm, source: Origin, channels: int) -> tuple[tupl
         mean, std = _IMAGENET
     else:
         return (0.5,) * channels, (0.5,) * channels
-    if channels == len(mean):
-        return mean, std
-    return (_average(mean),) * channels, (_average(std),) * channels
-
-
-def _average(values: tuple[float, ...]) -> float:
-    return round(float(torch.tensor(values, dtype=torch.float64).mean()), 6)
+    return normalisation(mean, adapt), normalisation(std, adapt)

@@ -6,12 +6,11 @@ import torch
 from torch import nn
 
 from trainer.config import UserError
-from trainer.config.run import Adapt
+from trainer.config.adapt import Adapt
 from trainer.models.adapt import inputs_of, positions_of
 from trainer.models.base import Checkpoint, LoadReport, first_few
 from trainer.models.probe import Anatomy
-
-Rows = list[int | None]
+from trainer.models.rows import rows
 
 
 def fit(network: nn.Module, checkpoint: Checkpoint, anatomy: Anatomy, adapt: Adapt, classes: tuple[str, ...]) -> LoadReport:
@@ -25,22 +24,22 @@ def fit(network: nn.Module, checkpoint: Checkpoint, anatomy: Anatomy, adapt: Ada
     heads = {f"{name}.{part}" for name in anatomy.head for part in ("weight", "bias")}
     given = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(checkpoint.untrained or ("\0",))}
     counts = {given[name].shape[0] for name in heads & given.keys() if given[name].dim()}
-    rows, told = _rows(checkpoint, counts, adapt.head, classes)
+    kept = rows(checkpoint, counts, adapt, classes)
     inputs = {f"{name}.weight" for name in anatomy.inputs}
     values: dict[str, torch.Tensor] = {}
     wrong: list[str] = []
     for name, target in own.items():
-        if name not in given or (name in heads and not rows):
+        if name not in given or (name in heads and not kept.picks):
             if not name.endswith("num_batches_tracked"):  # older files do not count batches; only a momentum of None uses it
                 report.fresh.append(name)
             continue
         value, how = given[name], None
         if name in heads and value.shape[1:] == target.shape[1:]:
-            value, how = _pick(value, target, rows), told
+            value, how = kept.of(value, target, adapt.new_rows), kept.told
+        elif name in inputs and (fitted := inputs_of(value, target.shape, adapt)) is not None:
+            value, how = fitted
         elif value.shape == target.shape:
             pass
-        elif name in inputs and (fitted := inputs_of(value, target.shape, adapt.in_channels)) is not None:
-            value, how = fitted
         elif (resampled := positions_of(value, target.shape)) is not None:
             how = f"position embeddings resampled from {value.shape[1]} to {target.shape[1]}"
             value = resampled
@@ -69,43 +68,3 @@ def _enough(report: LoadReport, own: dict[str, torch.Tensor], heads: set[str], c
             f"checkpoint of another network; the network has {first_few(sorted(lacking), 3)}; "
             f"the file has {first_few(report.left_over, 3) or 'nothing else'}"
         )
-
-
-def _rows(checkpoint: Checkpoint, counts: set[int], policy: str, classes: tuple[str, ...]) -> tuple[Rows, str | None]:
-    """For each class of the task the row of the checkpoint's head that it takes (None: a new one), and what that means.
-
-    No rows at all: the head is new. Equal counts without known names are taken for equal classes, but not of official weights.
-    """
-    count = counts.pop() if len(counts) == 1 else None
-    if policy == "new" or (count is None and policy == "auto"):
-        return [], None
-    if count is None:
-        raise UserError(f"model.adapt.head: keep, but {checkpoint.source} holds no head for this network; write auto or new")
-    names = checkpoint.classes if checkpoint.classes is not None and len(checkpoint.classes) == count else None
-    straight: Rows = list(range(count))
-    if names == classes:
-        return straight, None
-    unique = names is not None and len(set(names)) == count
-    if names is not None and unique and set(names) == set(classes):
-        return [names.index(c) for c in classes], "classes put into the order of the task"
-    if policy == "keep":
-        if count != len(classes):
-            raise UserError(
-                f"model.adapt.head: keep, but the head of {checkpoint.source} has {count} classes and the task has "
-                f"{len(classes)}; write auto or new"
-            )
-        return straight, None
-    if names is None:
-        return (straight, None) if count == len(classes) and not checkpoint.official else ([], None)
-    shared = set(names) & set(classes)
-    if shared and unique and not checkpoint.official:
-        return [names.index(c) if c in shared else None for c in classes], f"{len(shared)} of {len(classes)} classes kept"
-    return [], None
-
-
-def _pick(value: torch.Tensor, target: torch.Tensor, rows: Rows) -> torch.Tensor:
-    picked = target.clone()
-    for row, source in enumerate(rows):
-        if source is not None:
-            picked[row] = value[source]
-    return picked

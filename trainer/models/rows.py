@@ -1,0 +1,102 @@
+"""Which rows of a pretrained head the classes of a task get."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from trainer.config import UserError, nearest
+from trainer.config.adapt import Adapt
+from trainer.models.base import Checkpoint
+
+
+@dataclass(frozen=True)
+class Rows:
+    """For each class of the task the row of the checkpoint's head that it takes (none: a new one), and what that means.
+
+    No `picks` at all: the head is new.
+    """
+
+    picks: tuple[int | None, ...] = ()
+    told: str | None = None
+
+    def of(self, value: torch.Tensor, target: torch.Tensor, new_rows: str) -> torch.Tensor:
+        """A head's weight or bias: rows of `value` where they are known, else as `target` has them, zero, or the mean."""
+        picked = target.clone()
+        for row, source in enumerate(self.picks):
+            if source is not None:
+                picked[row] = value[source]
+            elif new_rows == "zero":
+                picked[row] = 0
+            elif new_rows == "mean":
+                picked[row] = value.float().mean(dim=0).to(picked.dtype)
+        return picked
+
+
+def rows(checkpoint: Checkpoint, counts: set[int], adapt: Adapt, classes: tuple[str, ...]) -> Rows:
+    """Match the classes by name. Equal counts without known names are taken for equal classes, but not of official weights.
+
+    Raises UserError for names that the weights do not have, that they have twice, or where nothing can be kept as was asked.
+    """
+    count = counts.pop() if len(counts) == 1 else None
+    asked = bool(adapt.like or adapt.rename or adapt.head == "shared")
+    if adapt.head == "new" or (count is None and adapt.head == "auto" and not asked):
+        return Rows()
+    if count is None:
+        raise UserError(
+            f"model.adapt.head: {adapt.head}, but {checkpoint.source} holds no head for this network; write auto or new"
+        )
+    names = checkpoint.classes if checkpoint.classes is not None and len(checkpoint.classes) == count else None
+    straight = tuple(range(count))
+    if names == classes:
+        return Rows(straight)
+    if asked:
+        return _asked(checkpoint, names, adapt, classes)
+    unique = names is not None and len(set(names)) == count
+    if names is not None and unique and set(names) == set(classes):
+        return Rows(tuple(names.index(c) for c in classes), "classes put into the order of the task")
+    if adapt.head == "keep":
+        if count != len(classes):
+            raise UserError(
+                f"model.adapt.head: keep, but the head of {checkpoint.source} has {count} classes and the task has "
+                f"{len(classes)}; write auto or new"
+            )
+        return Rows(straight)
+    if names is None:
+        return Rows(straight) if count == len(classes) and not checkpoint.official else Rows()
+    shared = set(names) & set(classes)
+    if shared and unique and not checkpoint.official:
+        return _shared(names, classes, {}, {})
+    return Rows()
+
+
+def _asked(checkpoint: Checkpoint, names: tuple[str, ...] | None, adapt: Adapt, classes: tuple[str, ...]) -> Rows:
+    """Rows by the names that the run file gives."""
+    if names is None:
+        raise UserError(f"model.adapt: rows are kept by name, and {checkpoint.source} does not name its classes")
+    twice = sorted({name for name in names if names.count(name) > 1} & {*classes, *adapt.like.values(), *adapt.rename.values()})
+    if twice:
+        raise UserError(f"model.adapt: {checkpoint.source} has the class '{twice[0]}' more than once; rename tells no two apart")
+    for key, mapping in (("like", adapt.like), ("rename", adapt.rename)):
+        for name, old in mapping.items():
+            if name not in classes:
+                raise UserError(f"model.adapt.{key}: the task has no class '{name}'{nearest(name, classes)}")
+            if old not in names:
+                raise UserError(f"model.adapt.{key}: {checkpoint.source} has no class '{old}'{nearest(old, names)}")
+    found = _shared(names, classes, adapt.rename, adapt.like)
+    if all(pick is None for pick in found.picks):
+        raise UserError(
+            f"model.adapt.head: shared, and {checkpoint.source} shares no class with the task "
+            f"(it has {', '.join(names[:3])} …); write rename: {{{classes[0]}: …}}, or head: new"
+        )
+    return found
+
+
+def _shared(names: tuple[str, ...], classes: tuple[str, ...], rename: dict[str, str], like: dict[str, str]) -> Rows:
+    same = {c: rename.get(c, c) for c in classes}
+    picked = [names.index(same[c]) if same[c] in names else names.index(like[c]) if c in like else None for c in classes]
+    kept = sum(same[c] in names for c in classes)
+    begun = sum(same[c] not in names and c in like for c in classes)
+    also = f", {begun} begun like others" if begun else ""
+    return Rows(tuple(picked), f"{kept} of {len(classes)} classes kept{also}")
