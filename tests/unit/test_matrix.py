@@ -15,7 +15,7 @@ from launcher.cli import app
 from launcher.sweep.folders import write_members, write_sweep
 from launcher.sweep.matrix import cells, merged
 from launcher.sweep.members import Sweep, load_sweep
-from tests.trainers import NETWORK, run_file
+from tests.trainers import NETWORK, ROOT, run_file
 from trainer.config import UserError
 from trainer.report import write_sweep_report
 from trainer.report.labels import label_curves
@@ -167,3 +167,9 @@ def test_a_matrix_trains_here(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["matrix", str(file), "--runs", str(tmp_path / "runs"), "--dry-run", "--local"])
     assert done.exit_code == 0, done.output
     assert "2 to train" in done.output
+
+
+def test_the_example_is_a_matrix(tmp_path: Path) -> None:
+    sweep = load_sweep(ROOT / "configs" / "sweeps" / "matrix.yaml", ["sweep.search.kind=matrix"], tmp_path)
+    assert len(sweep.members) == 16
+    assert {(member.labels or {})["strategy"] for member in sweep.members} == {"head", "probe", "full", "scratch"}
