@@ -108,6 +108,17 @@ def test_names_that_are_not_there_are_refused(checkpoint: Path, classes: tuple[s
         built(checkpoint, classes, **adapt)
 
 
+def test_a_head_that_is_kept_for_its_number_alone_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "nameless.safetensors"
+    save_file({name: value.contiguous() for name, value in models.resnet18(num_classes=2).state_dict().items()}, path)
+    kept = built(path, ("a", "b")).network.state_dict()["fc.weight"]
+    assert torch.equal(kept, state(path)["fc.weight"])
+    assert "does not name its 2 classes" in caplog.text
+    caplog.clear()
+    assert not torch.equal(built(path, ("a", "b"), head="new").network.state_dict()["fc.weight"], kept)
+    assert not caplog.text
+
+
 def test_names_that_repeat_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "twice.safetensors"
     tensors = {name: value.contiguous() for name, value in models.resnet18(num_classes=3).state_dict().items()}

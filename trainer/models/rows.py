@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from trainer.config import UserError, nearest
 from trainer.config.adapt import Adapt
 from trainer.models.base import Checkpoint
+
+log = logging.getLogger("graft")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,13 @@ def rows(checkpoint: Checkpoint, counts: set[int], adapt: Adapt, classes: tuple[
             )
         return Rows(straight)
     if names is None:
-        return Rows(straight) if count == len(classes) and not checkpoint.official else Rows()
+        if count != len(classes) or checkpoint.official:
+            return Rows()
+        log.warning(
+            "%s does not name its %d classes, as many as the task has: its head is kept; if they are others, write "
+            "model.adapt.head: new", checkpoint.source, count,
+        )  # fmt: skip
+        return Rows(straight)
     shared = set(names) & set(classes)
     if shared and unique and not checkpoint.official:
         return _shared(names, classes, {}, {})
