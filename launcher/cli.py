@@ -57,9 +57,12 @@ def main() -> None:
 
     gc.disable()  # a fifth of the time of a short command; what runs long turns it on again
     try:
-        app(prog_name="graft")
+        try:
+            app(prog_name="graft")
+        finally:
+            sys.stdout.flush()  # what cannot be written is said here, not by the interpreter as it goes
     except BrokenPipeError:  # `graft … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _let_go()
         sys.exit(1)
     except Exception as error:
         from trainer.config import GraftError
@@ -72,8 +75,17 @@ def main() -> None:
         if "--json" in sys.argv:
             with suppress(OSError):  # it may be the output itself that cannot be written
                 print_json({"error": {"code": error.code, "message": str(error)}})
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _let_go()
         print(f"graft: {error}", file=sys.stderr)
         sys.exit(error.code)
+
+
+def _let_go() -> None:
+    """Send what is still buffered for the output nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def print_json(value: Any) -> None:

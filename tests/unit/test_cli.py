@@ -297,7 +297,8 @@ def test_a_full_disk_is_said_without_a_traceback(tmp_path: Path) -> None:
     (run / "log" / "out.log").write_text("x" * 100)
     words = [sys.executable, "-m", "launcher", "runs", "--runs", str(tmp_path / "runs"), "--json"]
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60, check=False)
+        own = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}  # which would hide the last flush
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60, check=False, env=own)
     assert done.returncode == 1
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr

@@ -186,6 +186,7 @@ def test_the_snippet_of_the_card_names_the_class(tmp_path: Path) -> None:
 
 def test_a_network_of_ones_own_from_a_file_and_from_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The factory gives ten classes and three channels; the run had four and one."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # as for most people
     own = tmp_path / "code" / "my_networks.py"
     own.parent.mkdir()
     own.write_text(OWN, encoding="utf-8")

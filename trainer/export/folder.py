@@ -62,6 +62,7 @@ def export(
             save_model(network, str(new / "model.safetensors"), {key: _text(value) for key, value in settings.items()})
         code = program(build, run, spec, classes, loaded=loaded)
         _check(build, new, network, spec, loaded=loaded)
+        shutil.rmtree(new / "__pycache__", ignore_errors=True)  # of the factory's file, which the check has just imported
         text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
         (new / ("graft.json" if loaded else "config.json")).write_text(text, encoding="utf-8")
         (new / "predict.py").write_text(code, encoding="utf-8")
