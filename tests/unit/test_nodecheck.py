@@ -124,3 +124,17 @@ def test_a_taken_port_is_not_the_nodes_fault() -> None:
         taken.listen()
         with pytest.raises(nodecheck.PortTakenError):
             nodecheck.meet("a start", nodes=["n0", "n1"], index=0, address="127.0.0.1", port=taken.getsockname()[1], timeout=2)
+
+
+def test_a_node_of_another_start_does_not_count() -> None:
+    """Two jobs that came upon one port: whoever joins the other's store finds nothing of its own there."""
+    port = free_port()
+    other = [sys.executable, "-c", MEET.replace("a start", "another start"), "1", "2", str(port), "3"]
+    first = start(0, 2, port, 3)
+    stranger = subprocess.Popen(other, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert json.loads(first.communicate(timeout=60)[0].splitlines()[-1]) == ["n1"], "its second node never came"
+        assert json.loads(stranger.communicate(timeout=60)[0].splitlines()[-1]) == ["n0"]
+    finally:
+        for process in (first, stranger):
+            process.kill()
