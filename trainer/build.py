@@ -23,6 +23,7 @@ from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import eval_batches, train_batches
 from trainer.data.order import mix
 from trainer.evaluate import evaluate
+from trainer.losses.objective import Objective
 from trainer.models import Built, build_model
 from trainer.optim import Average, FreeAverage, build_momentum, build_optimizer, build_schedule, pack, unpack
 from trainer.runtime import Runtime
@@ -139,7 +140,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:
         average = FreeAverage(network, optimizer)
     summary = strategies.summary(network)
     strategies.begin(groups, saved["samples"] if saved is not None else 0)
-    phase = Phase("model", network, runtime.wrap(network), optimizer, task.loss)
+    phase = Phase("model", network, runtime.wrap(network), optimizer, Objective(task))
     if any(group.start for group in groups):
         phase.stage = partial(_stage, runtime, phase, groups)
     return Parts(run, runtime, splits, built, task, phase, average, steps, BadCount(run.data.max_bad), summary)

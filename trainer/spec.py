@@ -28,8 +28,9 @@ class InputSpec:
 class Output:
     """What a head gives for an image: one number for each of `labels` (class names, or the names of measured values).
 
-    `name` is empty for the only head of a network, which then returns a tensor [n, labels]; a network with several heads returns
-    a dict of such tensors by name.
+    `name` is empty for the only head of a network. Whatever their number, a network returns one tensor [n, all labels]: the heads
+    side by side in the order of the outputs, so that what a library does to the output of its head (pools it, flattens it) stays
+    right; the task cuts it apart.
     """
 
     name: str

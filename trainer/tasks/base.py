@@ -72,8 +72,15 @@ class Task(Protocol):
     def outputs(self) -> tuple[Output, ...]:
         """What the network has to give."""
 
-    def loss(self, module: nn.Module, batch: Any) -> torch.Tensor:
-        """One value a sample, [n], so that any split over ranks and micro-batches gives the same mean."""
+    def run(self, module: nn.Module, batch: Any) -> Any:
+        """Send a batch through the network: its output as it is."""
+
+    def logits(self, output: Any) -> torch.Tensor:
+        """What the main heads give, side by side: [n, all labels of `outputs`]."""
+
+    def losses(self, output: Any, batch: Any) -> dict[str, torch.Tensor]:
+        """The task's losses by name, each with one value a sample, [n], so that any split over ranks and micro-batches gives the
+        same mean; a sample that says nothing of a loss has 0 there. A task with one loss calls it `task`."""
 
     def measure(self, samples: int, device: torch.device) -> Measure:
         """A fresh measure for an evaluation of so many samples."""

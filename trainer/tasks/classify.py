@@ -42,14 +42,22 @@ class Classify:
         """One head with a logit a class."""
         return (Output("", self._classes),)
 
-    def loss(self, module: nn.Module, batch: Batch) -> torch.Tensor:
-        """One loss a sample, [n]; auxiliary heads count with `aux_weight` (Szegedy et al. 2015, section 5)."""
-        main, *auxiliary = _logits(module(batch.images))
+    def run(self, module: nn.Module, batch: Batch) -> object:
+        """The logits, with those of auxiliary heads in training."""
+        return module(batch.images)
+
+    def logits(self, output: object) -> torch.Tensor:
+        """Those of the main head, [n, classes]."""
+        return _logits(output)[0]
+
+    def losses(self, output: object, batch: Batch) -> dict[str, torch.Tensor]:
+        """One loss; auxiliary heads count with `aux_weight` (Szegedy et al. 2015, section 5)."""
+        main, *auxiliary = _logits(output)
         shares = getattr(batch, "targets", None)
         losses = self._criterion(main, batch.labels, shares)
         for logits in auxiliary:
             losses = losses + self._config.aux_weight * self._criterion(logits, batch.labels, shares)
-        return losses
+        return {"task": losses}
 
     def measure(self, samples: int, device: torch.device) -> ClassifyMeasure:
         """Counts on the device until the evaluation ends."""
@@ -69,7 +77,7 @@ class ClassifyMeasure:
 
     def update(self, network: nn.Module, batch: Batch) -> None:
         """Add a batch."""
-        logits = _logits(network(batch.images))[0].float()
+        logits = self._task.logits(self._task.run(network, batch)).float()
         labels = batch.labels
         losses = self._task._criterion(logits, labels)
         shares = logits.softmax(dim=1)
