@@ -63,7 +63,7 @@ def start(
         )
     journal.started(progress.step)
     heart.step = progress.step
-    parts = building.build(run, runtime, loaded.state if loaded else None)
+    parts = building.build(run, runtime, loaded.state if loaded else None, accept_changes=accept_changes)
     if runtime.main:
         write_manifest(folder, run, parts.splits, world=runtime.world, device=str(runtime.device), accept_changes=accept_changes)
     if loaded:
@@ -178,7 +178,8 @@ def assemble(
             "classes": list(parts.splits.train.classes), "counts": parts.splits.train.counts(),
             "outputs": [[output.name, list(output.labels)] for output in parts.task.outputs],
             "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
-            "optimizer": run.optimizer.identity, "optimizer_state": building.packed(parts.phase)[1],
+            "optimizer": run.optimizer_identity, "optimizer_state": building.packed(parts)[1],
+            "references": parts.references,
         }  # fmt: skip
         if runtime.scaler is not None:
             extra["scaler"] = runtime.scaler.state_dict()

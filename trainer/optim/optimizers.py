@@ -10,6 +10,7 @@ import torch
 
 from trainer.config import UserError, nearest
 from trainer.config.optimizers import SGD, Adam, AdamW, Named, Optimizer, Prodigy, ScheduleFree, Timm, Torch
+from trainer.optim.adatask import AdaTask, Gradients
 from trainer.spec import ParamGroup
 
 # of timm: `adahessian` wants second derivatives; the fused ones are NVIDIA apex's
@@ -21,19 +22,25 @@ _REFUSED = {
 }
 
 
-def build_optimizer(config: Optimizer, learning: Iterable[ParamGroup]) -> torch.optim.Optimizer:
+def build_optimizer(config: Optimizer, learning: Iterable[ParamGroup], apart: Gradients | None = None) -> torch.optim.Optimizer:
     """The optimizer over what learns, now or later; 1-d parameters in groups without decay when `decay_norms` is false.
 
-    Raises UserError for names and arguments that the library does not know.
+    `apart` gives the gradients of several losses, which are then to keep their own moments (for adam and adamw). Raises UserError
+    for names and arguments that the library does not know.
     """
     groups: list[dict[str, Any]] = []
     for given in learning:
         parameters = [p for _, p in given.parameters]
         decayed = parameters if config.decay_norms else [p for p in parameters if p.ndim > 1]
         others = [] if config.decay_norms else [p for p in parameters if p.ndim <= 1]
-        for params, decay in ((decayed, config.weight_decay), (others, 0.0)):
+        for params, decay in ((decayed, config.weight_decay if given.decay else 0.0), (others, 0.0)):
             if params:
                 groups.append({"params": params, "lr": config.lr * given.rate, "weight_decay": decay})
+    if apart is not None:
+        if not isinstance(config, Adam | AdamW):
+            raise UserError(f"losses.balance: adatask keeps Adam's moments apart, which {config.kind} has not; write adamw")
+        decoupled = isinstance(config, AdamW)
+        return AdaTask(groups, gradients=apart, lr=config.lr, betas=config.betas, eps=config.eps, decoupled=decoupled)
     match config:
         case SGD():
             return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
