@@ -130,9 +130,9 @@ def unchecked(kind: Any, *names: str) -> Callable[[pytest.MonkeyPatch], None]:
 Case = tuple[Callable[[Path], None], Callable[[Path], Any], Callable[[pytest.MonkeyPatch], None] | None]
 CASES: dict[str, Case] = {
     "EuroSAT": (trees("eurosat/2750", "Forest", "River", "AnnualCrop"), datasets.EuroSAT, None),
-    "Caltech101": (trees("caltech101/101_ObjectCategories", "accordion", "crab", "Faces", "BACKGROUND_Google"), datasets.Caltech101,
+    "Caltech101": (trees("caltech101/101_ObjectCategories", "accordion", "crab", "BACKGROUND_Google"), datasets.Caltech101,
                    unchecked(datasets.Caltech101, "_check_integrity")),
-    "Caltech256": (caltech256, datasets.Caltech256, "", unchecked(datasets.Caltech256, "_check_integrity")),
+    "Caltech256": (caltech256, datasets.Caltech256, unchecked(datasets.Caltech256, "_check_integrity")),
     "Country211": (trees("country211/train", "AD", "ZW", "BE"), datasets.Country211, None),
     "RenderedSST2": (trees("rendered-sst2/train", "negative", "positive", ending="png"), datasets.RenderedSST2, None),
     "GTSRB": (trees("gtsrb/GTSRB/Training", "00000", "00001", "00042", ending="ppm"), datasets.GTSRB, None),
@@ -140,10 +140,10 @@ CASES: dict[str, Case] = {
     "OxfordIIITPet": (pets, datasets.OxfordIIITPet, None),
     "DTD": (textures, datasets.DTD, None),
     "FGVCAircraft": (aircraft, lambda root: datasets.FGVCAircraft(root, split="train"), None),
-    "Flowers102": (flowers, datasets.Flowers102, "", unchecked(datasets.Flowers102, "_check_integrity")),
-    "CIFAR100": (cifar100, datasets.CIFAR100, "", unchecked(datasets.CIFAR100, "_check_integrity", "_load_meta")),
+    "Flowers102": (flowers, datasets.Flowers102, unchecked(datasets.Flowers102, "_check_integrity")),
+    "CIFAR100": (cifar100, datasets.CIFAR100, unchecked(datasets.CIFAR100, "_check_integrity", "_load_meta")),
     "KMNIST": (kmnist, datasets.KMNIST, None),
-    "USPS": (usps, datasets.USPS, "", unchecked(datasets.usps, "download_url")),
+    "USPS": (usps, datasets.USPS, unchecked(datasets.usps, "download_url")),
 }  # fmt: skip
 
 
