@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trainer.config.amounts import Amount, Interval, Seconds
-from trainer.config.base import Kind, Section, one_of
+from trainer.config.base import Section, kinds, one_of
 from trainer.config.data import Augment as Augment
 from trainer.config.data import Data as Data
 from trainer.config.data import Normalize as Normalize
@@ -19,10 +19,11 @@ from trainer.config.model import Model as Model
 from trainer.config.objective import Losses
 from trainer.config.optimizers import AnyOptimizer, ScheduleFree
 from trainer.config.schedules import AnySchedule, Constant, Cosine, Plateau
+from trainer.config.task import Task
 from trainer.config.tasks import classify
 
 if TYPE_CHECKING:
-    AnyTask = Kind
+    AnyTask = Task
     AnyStrategy = Strategy
 else:
     AnyTask = one_of("trainer.config.tasks")
@@ -102,12 +103,16 @@ class Checkpoint(Section):
 
     every: Interval = Field(default_factory=lambda: _every("10 min"))
     keep: int = Field(3, ge=1, description="newest checkpoints to keep, beside the best")
-    best: str = Field("val/accuracy", description="the metric that chooses the best; lowest for a loss, else highest")
+    best: str = Field(
+        "val/accuracy",
+        description="the metric that chooses the best, lowest for a loss or an error, else highest; left out: accuracy of classes, "
+        "map of labels, mae of numbers, loss of several heads",
+    )
 
     @field_validator("best")
     @classmethod
     def _metric(cls, value: str) -> str:
-        if not re.fullmatch(r"val/[a-z0-9_]+", value):
+        if not re.fullmatch(r"val/[A-Za-z0-9_]+", value):
             raise ValueError("write a metric of the evaluation, such as val/accuracy, val/f1 or val/loss")
         return value
 
@@ -198,19 +203,36 @@ class Run(Section):
             raise ValueError("1 to 100 letters, digits, dots, dashes or underscores, beginning with a letter or a digit")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_task(cls, value: Any) -> Any:
+        """A task without a kind classifies; the best is chosen by the task's own metric, where none is named."""
+        task = value.get("task", {}) if isinstance(value, dict) else None
+        checkpoint = value.get("checkpoint", {}) if isinstance(value, dict) else None
+        if not isinstance(task, dict):
+            return value
+        task = {"kind": "classify", **task}
+        value = {**value, "task": task}
+        known = kinds("trainer.config.tasks").get(str(task["kind"]))
+        if isinstance(checkpoint, dict) and "best" not in checkpoint and known is not None:
+            assert issubclass(known, Task)
+            value["checkpoint"] = {**checkpoint, "best": f"val/{known.best}"}
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Run:
         if self.evaluate.early_stop is not None and self.data.val is None:
             raise ValueError("evaluate.early_stop needs validation data; set data.val")
-        known = [f"val/{metric}" for metric in self.task.metrics]
-        if self.checkpoint.best not in known:
+        names = self.task.measured()
+        known = None if names is None else [f"val/{metric}" for metric in names]
+        if known is not None and self.checkpoint.best not in known:
             near = nearest(self.checkpoint.best, known)
             raise ValueError(f"checkpoint.best is '{self.checkpoint.best}', which {self.task.kind} does not measure{near}")
         if isinstance(self.schedule, Plateau):
             if self.data.val is None:
                 raise ValueError("schedule.kind: plateau needs validation data; set data.val")
             watched = self.schedule.metric
-            if watched is not None and watched not in known:
+            if watched is not None and known is not None and watched not in known:
                 near = nearest(watched, known)
                 raise ValueError(f"schedule.metric is '{watched}', which {self.task.kind} does not measure{near}")
         if isinstance(self.optimizer, ScheduleFree):
