@@ -13,12 +13,13 @@ from trainer.config.base import Section, kinds, one_of
 from trainer.config.data import Augment as Augment
 from trainer.config.data import Data as Data
 from trainer.config.data import Normalize as Normalize
-from trainer.config.errors import nearest
+from trainer.config.errors import UserError, nearest
 from trainer.config.learning import Strategy
 from trainer.config.model import Model as Model
 from trainer.config.objective import Losses
 from trainer.config.optimizers import AnyOptimizer, ScheduleFree
 from trainer.config.schedules import AnySchedule, Constant, Cosine, Plateau
+from trainer.config.targets import Facts
 from trainer.config.task import Task
 from trainer.config.tasks import classify
 
@@ -105,8 +106,8 @@ class Checkpoint(Section):
     keep: int = Field(3, ge=1, description="newest checkpoints to keep, beside the best")
     best: str = Field(
         "val/accuracy",
-        description="the metric that chooses the best, lowest for a loss or an error, else highest; left out: accuracy of classes, "
-        "map of labels, mae of numbers, loss of several heads",
+        description="the metric that chooses the best, lowest for a loss or an error, else highest; left out: accuracy of "
+        "classes, map of labels, mae of numbers, loss of several heads",
     )
 
     @field_validator("best")
@@ -192,6 +193,20 @@ class Run(Section):
         return self.model_copy(update=found)
 
     @property
+    def watched(self) -> dict[str, str]:
+        """The metrics that decide something, by their keys in the run file."""
+        plateau = self.schedule.metric if isinstance(self.schedule, Plateau) else None
+        return {"checkpoint.best": self.checkpoint.best} | ({} if plateau is None else {"schedule.metric": plateau})
+
+    def fits(self, facts: Facts) -> None:
+        """Raises UserError where the training data, or the metrics that are asked for, are not of the task."""
+        self.task.learnt(facts)
+        known = [f"val/{metric}" for metric in self.task.measured(facts) or ()]
+        for key, metric in self.watched.items():
+            if metric not in known:
+                raise UserError(f"{key} is '{metric}', which is not measured{nearest(metric, known)}")
+
+    @property
     def optimizer_identity(self) -> str:
         """Which optimizer it is: another one cannot go on with its state."""
         return self.optimizer.identity + ("+adatask" if self.losses.balance.kind == "adatask" else "")
@@ -224,17 +239,12 @@ class Run(Section):
         if self.evaluate.early_stop is not None and self.data.val is None:
             raise ValueError("evaluate.early_stop needs validation data; set data.val")
         names = self.task.measured()
-        known = None if names is None else [f"val/{metric}" for metric in names]
-        if known is not None and self.checkpoint.best not in known:
-            near = nearest(self.checkpoint.best, known)
-            raise ValueError(f"checkpoint.best is '{self.checkpoint.best}', which {self.task.kind} does not measure{near}")
-        if isinstance(self.schedule, Plateau):
-            if self.data.val is None:
-                raise ValueError("schedule.kind: plateau needs validation data; set data.val")
-            watched = self.schedule.metric
-            if watched is not None and known is not None and watched not in known:
-                near = nearest(watched, known)
-                raise ValueError(f"schedule.metric is '{watched}', which {self.task.kind} does not measure{near}")
+        known = [f"val/{metric}" for metric in names or ()]
+        for key, metric in self.watched.items():
+            if names is not None and metric not in known:
+                raise ValueError(f"{key} is '{metric}', which {self.task.kind} does not measure{nearest(metric, known)}")
+        if isinstance(self.schedule, Plateau) and self.data.val is None:
+            raise ValueError("schedule.kind: plateau needs validation data; set data.val")
         if isinstance(self.optimizer, ScheduleFree):
             if not isinstance(self.schedule, Constant):
                 raise ValueError("optimizer.kind: schedule_free has no schedule; write schedule: {kind: constant}, with a warmup")

@@ -20,8 +20,8 @@ def rates(listing: Listing, data: Data) -> list[float] | None:
     if isinstance(sampling, Balanced):
         if not listing.classes:
             raise UserError(
-                "data.sampling: balanced makes classes come alike, and data.train has no classes; write a weight for each image in "
-                "a column, and sampling: {kind: weighted} with csv:FILE?weight=COLUMN"
+                "data.sampling: balanced makes classes come alike, and data.train has no classes; write a weight for each image "
+                "in a column, and sampling: {kind: weighted} with csv:FILE?weight=COLUMN"
             )
         counts.append(len(listing.items) - sum(counts))  # label -1
         weights = [count ** (sampling.power - 1) if count else 0.0 for count in counts]

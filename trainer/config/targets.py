@@ -1,4 +1,4 @@
-"""What is said of an image: one class, labels that go with each other, or numbers; and what a task must know of the training data."""
+"""What is said of an image: one class, labels that go with each other, or numbers; and what a task must know of it."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ class Task(Kind):
     metrics: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[str] = "loss"
 
-    def measured(self) -> tuple[str, ...] | None:
-        """The metrics that may be asked for; none where the data alone can tell."""
+    def measured(self, facts: Facts | None = None) -> tuple[str, ...] | None:
+        """The metrics that may be asked for; none where only the data can tell and is not given."""
         return self.metrics
 
     def learnt(self, facts: Facts) -> tuple[Known, ...]:

@@ -62,15 +62,16 @@ def targets(where: str, said: Sequence[tuple[str, str]], columns: Sequence[str] 
         kind = SAID[key]
         name, parts = _parts(text, columns)
         if len(set(parts)) < len(parts):
-            twice = next(part for part in parts if parts.count(part) > 1)
-            raise UserError(f"{where}: ?{key}={text} names '{twice}' twice")
+            raise UserError(f"{where}: ?{key}={text} names a column twice")
         if columns is not None:
             for part in parts:
                 if part not in columns:
                     has = "; it has " + ", ".join(columns) if any(columns) else "; it has no header"
                     raise UserError(f"{where}: no column '{part}' for ?{key}={text}{nearest(part, columns)}{has}")
         if kind == "class" and name and len(parts) > 1:
-            raise UserError(f"{where}: ?label={text} gives one name to {len(parts)} columns of classes; write label={','.join(parts)}")
+            raise UserError(
+                f"{where}: ?label={text} gives one name to {len(parts)} columns of classes; write label={','.join(parts)}"
+            )
         if kind == "labels":
             found.append(Asked(name or (short(parts[0]) if len(parts) == 1 else "labels"), kind, tuple(parts)))
         elif name and kind == "values":
@@ -78,9 +79,11 @@ def targets(where: str, said: Sequence[tuple[str, str]], columns: Sequence[str] 
         else:
             found += [Asked(name or short(part), kind, (part,)) for part in parts]
     names = [one.name for one in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{where}: two targets are called '{twice}'; write a name before the columns, such as value=NAME:{twice}")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"{where}: two targets are called '{name}'; write a name before the columns, such as value=NAME:{name}"
+            )
     if len(found) == 1 and found[0].kind == "class":
         return [Asked("", "class", found[0].columns)]
     return found

@@ -89,7 +89,8 @@ class Reading:
         if len(names) > _MOST:
             raise UserError(f"{self._where}: '{column}' has {len(names):,} different labels, more than {_MOST:,}")
         rows = [
-            (UNKNOWN,) * len(names) if one_row is None else _hot(len(names), [places[name] for name in one_row]) for one_row in said
+            (UNKNOWN,) * len(names) if one_row is None else _hot(len(names), [places[name] for name in one_row])
+            for one_row in said
         ]
         return Target(one.name, "labels", names, listed=column not in self._named), rows
 
@@ -141,7 +142,9 @@ def _switch(at: str, column: str, cell: Cell) -> float:
         return UNKNOWN
     value = _SWITCH.get(str(cell).strip().lower())
     if value is None:
-        raise UserError(f"{at}: '{column}' is '{str(cell)[:40]}'; write 1 (it has the label), 0, or nothing where it is not known")
+        raise UserError(
+            f"{at}: '{column}' is '{str(cell)[:40]}'; write 1 (it has the label), 0, or nothing where it is not known"
+        )
     return value
 
 

@@ -63,9 +63,7 @@ def listing(rest: str) -> Listing:
         raise UserError(f"{file}: no rows")
     keys = sorted(found)
     targets, labels, numbers = reading.finish([found[key][0] for key in keys])
-    items = tuple(
-        Item(key, label, *found[key][1:], values) for key, label, values in zip(keys, labels, numbers, strict=True)
-    )
+    items = tuple(Item(key, label, *found[key][1:], values) for key, label, values in zip(keys, labels, numbers, strict=True))
     classes = next((target.labels for target in targets if target.kind == "class"), ())
     return Listing("csv", file.parent, classes, items, targets=targets)
 
@@ -164,4 +162,3 @@ class _Files:
         if not stat.S_ISREG(mode):
             raise UserError(f"{at}: not a file: {path}")
         return key
-

@@ -91,7 +91,7 @@ def _order(where: str, named: Mapping[str, list[str]]) -> Any:
             return tuple(str(value) for value in ordered), {value: index for index, value in enumerate(ordered)}
         if len(set(names)) < len(names):
             raise UserError(f"{where}: two classes of '{column}' have the same name")
-        place = {**{n: i for i, n in enumerate(names)}, **{i: i for i in range(len(names))}}
+        place: dict[Any, int] = {**{n: i for i, n in enumerate(names)}, **{i: i for i in range(len(names))}}
         for label in labels:
             if label not in place:
                 raise UserError(f"{where}: '{column}': label {label} is out of range, there are {len(names)} classes")

@@ -37,11 +37,12 @@ class Config(Task):
             _check(name)
         return value
 
-    def measured(self) -> tuple[str, ...] | None:
-        """The mean loss, and the heads' own metrics, such as `age_mae`."""
-        if self.heads is None:
+    def measured(self, facts: Facts | None = None) -> tuple[str, ...] | None:
+        """The loss, and the heads' own metrics, such as `age_mae`."""
+        if facts is None and self.heads is None:
             return None
-        return (*self.metrics, *(f"{name}_{metric}" for name, head in self.heads.items() for metric in head.metrics))
+        heads = self.given(facts or Facts(()))
+        return (*self.metrics, *(f"{name}_{metric}" for name, head in heads.items() for metric in head.metrics))
 
     def learnt(self, facts: Facts) -> tuple[Known, ...]:
         """The targets that have a head, in the order of the heads."""

@@ -21,7 +21,8 @@ class Config(Supervised):
     )
     delta: float = Field(1.0, gt=0, description="of huber and smooth_l1: where small errors end, in the units of the loss")
     standardize: bool = Field(
-        True, description="the network learns (value - mean) / deviation of the training data; what is shown is in the data's units"
+        True,
+        description="the network learns (value - mean) / deviation of the training data; what is shown is in the data's units",
     )
 
     def learnt(self, facts: Facts) -> tuple[Known, ...]:
