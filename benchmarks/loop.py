@@ -28,6 +28,7 @@ from trainer.loop import Job, train
 from trainer.progress import Clock, Progress
 from trainer.runtime import Runtime
 from trainer.session import Silent
+from trainer.spec import ParamGroup
 from trainer.tasks.base import Phase
 from trainer.watch import Heartbeat
 
@@ -89,16 +90,17 @@ def nothing(*_: Any) -> None:
 def graft(batches: list[Batch], runtime: Runtime, heart: Heartbeat) -> tuple[float, nn.Module]:
     """The same through graft's loop, with all its checks."""
     model = network()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
 
     def loss(module: nn.Module, batch: Batch) -> torch.Tensor:
         return functional.cross_entropy(module(batch.images), batch.labels, reduction="none")
 
     clock = Clock(parse_amount("1 h", times=True), epoch_samples=10**9, step_samples=BATCH, now=time.monotonic())
     steps = ([batch] for batch in itertools.cycle(batches))
+    groups = [ParamGroup(list(model.named_parameters()))]
+    engine = runtime.engine(model, model, groups, lambda given: torch.optim.AdamW(model.parameters(), lr=LR))
     job = Job(
         momentum=None, react=lambda progress: None,
-        runtime=runtime, phases=[Phase("model", model, runtime.wrap(model), optimizer, loss)], average=None,
+        runtime=runtime, phases=[Phase("model", model, engine, loss)], average=None,
         batches=steps,
         prepare=lambda batch: batch, steps=STEPS, global_batch=BATCH, epoch_samples=10**9, schedule=cosine, seed=seed,
         train_mode=lambda: nothing(model.train()), evaluate=None, save=nothing, wants_retry=lambda: False, stop=lambda: False,

@@ -67,7 +67,9 @@ def _wait(pid: int, timeout: float) -> int | None:
 
 
 def serve() -> None:
+    os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks for its device when it is imported
     import accelerate  # noqa: F401
+    import deepspeed  # noqa: F401
     import torch.distributed
     import torch.utils.data  # noqa: F401
 

@@ -12,23 +12,24 @@ import torch
 from torch import nn
 
 from trainer import restored, strategies  # noqa: F401 (restored: what a `run:` source is read with)
-from trainer.checkpoint import fill
+from trainer.checkpoint import Tensors
 from trainer.config import RefusedError, Run, UserError, nearest
 from trainer.config.amounts import Amount
-from trainer.config.arithmetic import rank_shares, total_steps
+from trainer.config.arithmetic import micro_batches, rank_shares, total_steps
 from trainer.config.optimizers import ScheduleFree
 from trainer.config.sources import Listing, Splits, open_splits
 from trainer.data import Batch
 from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import eval_batches, train_batches
 from trainer.data.order import mix
-from trainer.evaluate import evaluate
-from trainer.learning import build_objective, gradients_apart, learnt_by, named_parameters, references, unchanged
+from trainer.evaluate import Lockstep, evaluate
+from trainer.learning import build_objective, gradients_apart, learnt_by, references, unchanged
 from trainer.losses.objective import Learner, Objective, Plain
 from trainer.models import Built, build_model
-from trainer.optim import Average, FreeAverage, build_momentum, build_optimizer, build_schedule, pack, unpack
-from trainer.runtime import Runtime
-from trainer.spec import ParamGroup
+from trainer.optim import Average, FreeAverage, build_momentum, build_optimizer, build_schedule
+from trainer.references import block_names
+from trainer.runtime import Engine, Runtime
+from trainer.spec import ParamGroup, Piece
 from trainer.tasks import build_task
 from trainer.tasks.base import Evaluation, Phase, Task
 
@@ -47,6 +48,7 @@ class Parts:
     built: Built
     task: Task
     phase: Phase
+    engine: Engine
     average: Average | FreeAverage | None
     steps: int
     bad: BadCount
@@ -96,6 +98,8 @@ class Parts:
         dataset = self.dataset(listing, train=False)
         share = max(rank_shares(train.global_batch, runtime.world))
         batch = self.run.evaluate.batch or 2 * (share if train.micro_batch == "auto" else train.micro_batch)
+        passes = -(-len(range(0, len(dataset), runtime.world)) // batch)
+        lockstep = Lockstep(passes, self.idle) if self.engine.lockstep else None
 
         def measured() -> Evaluation:
             batches = eval_batches(
@@ -103,9 +107,16 @@ class Parts:
                 workers=self.run.data.workers, pin=runtime.device.type == "cuda",
             )  # fmt: skip
             measure = self.task.measure(len(dataset), runtime.device)
-            return evaluate(runtime, self.phase.network, measure, batches, self.prepare, self.average, at)
+            return evaluate(runtime, self.engine.called, measure, batches, self.prepare, self.average, at, lockstep)
 
         return measured
+
+    def idle(self, network: nn.Module) -> None:
+        """A forward pass as an evaluation makes it, of an image of which nothing is kept."""
+        spec, nothing = self.built.spec, torch.zeros(1, dtype=torch.int64)
+        image = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size, dtype=torch.uint8)
+        batch = Batch(image, nothing, nothing).to(self.runtime.device, spec)
+        self.task.run(network, batch)
 
 
 def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_changes: bool = False) -> Parts:
@@ -114,7 +125,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     Raises UserError for everything in the run file that does not fit the data, the weights or the network, RefusedError for a
     teacher that changed since (unless `accept_changes`).
     """
-    rank_shares(run.train.global_batch, runtime.world)  # refuses more ranks than samples before anything is downloaded
+    passes_alike(run, runtime)  # refuses more ranks than samples before anything is downloaded
     splits = open_splits(run.data, run.train.seed)
     task = build_task(run.task, splits.train.facts())
     if splits.val is not None:
@@ -138,29 +149,60 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     samples = partial(samples_of, run, steps, len(splits.train.items))
     strategies.inject(run.strategy, built.network, built.head, built.fresh, mix(run.train.seed, ADAPTERS))
     groups = strategies.apply(run.strategy, built.network, built.head, built.fresh, samples)
-    network = built.network.to(runtime.device)
-    average: Average | FreeAverage | None = Average(network, run.train.ema) if run.train.ema is not None else None
+    network = built.network.to(runtime.home)
     objective: Objective | None = None
     extra: list[ParamGroup] = []
     if not run.losses.plain or len(task.outputs) > 1:
         seed = mix(run.train.seed, PROJECTIONS)
         objective = build_objective(run, runtime, built, task, given, groups, seed, samples)
         extra = learnt_by(objective, getattr(run.losses.balance, "rate", 1.0))
-    optimizer = build_optimizer(run.optimizer, [*groups, *extra], gradients_apart(objective))
-    if isinstance(run.optimizer, ScheduleFree):
-        average = FreeAverage(network, optimizer)
     summary = strategies.summary(network)
-    strategies.begin(groups, saved["samples"] if saved is not None else 0)
+    learns = sorted([*groups, *extra], key=lambda group: group.start)
+    strategies.begin(learns, saved["samples"] if saved is not None else 0)
     wrapped = network if objective is None or not extra else Learner(network, objective)
-    phase = Phase("model", network, runtime.wrap(wrapped), optimizer, objective or Plain(task))
+    apart = gradients_apart(objective)
+    engine = runtime.engine(
+        wrapped, network, learns, lambda given: build_optimizer(run.optimizer, given, apart), units(network, built.head)
+    )
+    average: Average | FreeAverage | None = None
+    if isinstance(run.optimizer, ScheduleFree):
+        average = FreeAverage(network, engine.optimizer)
+    elif run.train.ema is not None:
+        average = Average(engine.moving(network), buffers(network), run.train.ema, engine.publish)
+    phase = Phase("model", network, engine, objective or Plain(task))
     if objective is not None:
         assert objective.balance is not None
         phase.columns, phase.settle = objective.columns, objective.balance.settle
     if any(group.start for group in groups):
-        phase.stage = partial(_stage, runtime, phase, groups, wrapped)
+        phase.stage = partial(_stage, engine, network, average if isinstance(average, Average) else None)
     return Parts(
-        run, runtime, splits, built, task, phase, average, steps, BadCount(run.data.max_bad), summary, objective, fingerprints
-    )
+        run, runtime, splits, built, task, phase, engine, average, steps, BadCount(run.data.max_bad), summary, objective,
+        fingerprints,
+    )  # fmt: skip
+
+
+def passes_alike(run: Run, runtime: Runtime) -> None:
+    """Raises UserError where the ranks cannot make as many forward passes each, and would wait for one another in vain."""
+    batch, micro = run.train.global_batch, run.train.micro_batch
+    shares = rank_shares(batch, runtime.world)
+    passes = len(micro_batches(shares[0], micro))
+    if runtime.kind != "ddp" and passes > shares[-1] and micro != "auto":
+        raise UserError(
+            f"train.micro_batch is {micro}: of {batch} samples rank 0 takes {shares[0]} in {passes} passes, and the last rank "
+            f"has {shares[-1]} samples; under parallel.kind: {runtime.kind} all ranks make as many passes. Write "
+            f"train.global_batch={runtime.world * shares[0]}, or train.micro_batch={micro + 1}"
+        )
+
+
+def units(network: nn.Module, head: Sequence[str]) -> list[nn.Module]:
+    """Parts of a network that are called one after the other."""
+    found = [network.get_submodule(name) for name in block_names(network, head)]
+    return [part for part in found if not isinstance(part, nn.ModuleList | nn.ModuleDict)]
+
+
+def buffers(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Those that are saved."""
+    return {name: value for name, value in network.state_dict(keep_vars=True).items() if not isinstance(value, nn.Parameter)}
 
 
 def by_turns(runtime: Runtime, make: Callable[[], Made]) -> Made:
@@ -178,58 +220,55 @@ def samples_of(run: Run, steps: int, epoch_samples: int, amount: Amount | float)
     return round(amount * steps * batch)
 
 
-def _stage(
-    runtime: Runtime, phase: Phase, groups: Sequence[ParamGroup], wrapped: nn.Module, samples: int
-) -> nn.Module | None:  # fmt: skip
-    """What learns from here on: the module, put around the network anew, when that is not what it was; else none."""
-    if not strategies.begin(groups, samples):
-        return None
-    return runtime.rewrap(phase.module, wrapped)
+def _stage(engine: Engine, network: nn.Module, average: Average | None, samples: int) -> bool:
+    """Let begin what begins to learn at these samples; whether that changed anything."""
+    if not strategies.begin(engine.groups, samples):
+        return False
+    engine.regroup()
+    if average is not None:
+        average.follow(engine.moving(network), buffers(network))
+    return True
 
 
-def tensors(parts: Parts) -> dict[str, dict[str, torch.Tensor]]:
-    """What a checkpoint holds, by file: the network, its average, and the optimizer's state by parameter name."""
-    phase = parts.phase
-    files: dict[str, dict[str, torch.Tensor]] = {f"{phase.name}.safetensors": dict(phase.network.state_dict())}
-    files[f"{phase.name}-optimizer.safetensors"] = packed(parts)[0]
-    if parts.average is not None:
-        files[f"{phase.name}-average.safetensors"] = parts.average.state
-    if parts.objective is not None and (held := parts.objective.state_dict()):
-        files[f"{phase.name}-objective.safetensors"] = held
+def tensors(parts: Parts) -> dict[str, dict[str, torch.Tensor | Piece]]:
+    """What a checkpoint holds of this rank, by file: the network, its average, and the optimizer's state by parameter name."""
+    phase, engine = parts.phase, parts.engine
+    files = {f"{phase.name}.safetensors": engine.weights(phase.network)}
+    files[f"{phase.name}-optimizer.safetensors"] = engine.state()[0]
+    if isinstance(parts.average, FreeAverage):
+        files[f"{phase.name}-average.safetensors"] = dict(parts.average.state)
+    elif parts.average is not None:
+        files[f"{phase.name}-average.safetensors"] = engine.averaged(phase.network, parts.average.state)
+    if parts.objective is not None and parts.objective.state_dict():
+        files[f"{phase.name}-objective.safetensors"] = engine.weights(parts.objective)
     return files
 
 
-def packed(parts: Parts) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The state of the optimizer by parameter name: tensors, and JSON."""
-    named = named_parameters(parts.phase.network, parts.objective)
-    return pack(parts.phase.optimizer, {parameter: name for name, parameter in named.items()})
-
-
-def restore(parts: Parts, files: dict[str, dict[str, torch.Tensor]], extra: dict[str, Any]) -> None:
+def restore(parts: Parts, files: dict[str, Tensors], extra: dict[str, Any]) -> None:
     """Put a checkpoint's tensors back: the inverse of `tensors`.
 
     With settings that were changed since (`--accept-changes`), an average goes on for what it held and begins with the weights
     for the rest, other losses begin anew, and another kind of optimizer begins without a state.
     """
-    phase = parts.phase
-    fill(phase.network, files[f"{phase.name}.safetensors"])
-    if parts.average is not None:
-        parts.average.restore(files.get(f"{phase.name}-average.safetensors", {}))
+    phase, engine = parts.phase, parts.engine
+    engine.fill(phase.network, files[f"{phase.name}.safetensors"])
+    if isinstance(parts.average, Average):
+        held = files.get(f"{phase.name}-average.safetensors", Tensors())
+        parts.average.restore(engine.held(phase.network, held))
     if parts.objective is not None:
-        _restore_losses(parts.objective, files.get(f"{phase.name}-objective.safetensors", {}))
-    saved = files[f"{phase.name}-optimizer.safetensors"]
+        _restore_losses(parts, files.get(f"{phase.name}-objective.safetensors", Tensors()))
     kind = parts.run.optimizer_identity
     if extra.get("optimizer", kind) != kind:
         log.warning("the optimizer was %s and is %s now: it begins without a state", extra["optimizer"], kind)
-        saved = {}
-    named = named_parameters(phase.network, parts.objective)
-    unpack(phase.optimizer, named, saved, extra.get("optimizer_state", {}) if saved else {})
+    else:
+        engine.restore(files[f"{phase.name}-optimizer.safetensors"], extra.get("optimizer_state", {}))
     if parts.runtime.scaler is not None and "scaler" in extra:
         parts.runtime.scaler.load_state_dict(extra["scaler"])
 
 
-def _restore_losses(objective: Objective, held: dict[str, torch.Tensor]) -> None:
+def _restore_losses(parts: Parts, held: Tensors) -> None:
+    assert parts.objective is not None
     try:
-        fill(objective, held)
+        parts.engine.fill(parts.objective, held)
     except RefusedError as error:  # the settings are the same, or the change of them was accepted
         log.warning("what the losses learnt does not fit the run file any more and begins anew: %s", error)

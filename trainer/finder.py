@@ -24,6 +24,7 @@ from trainer.runtime import Runtime
 _SMOOTH = 0.98  # of the running mean of the losses, which is corrected for its start
 _DIVERGED = 4.0  # times the lowest smoothed loss
 _EVER = "1000000 h"
+_ONE = {"processes": 1, "kind": "ddp", "offload": "none", "nvme": None, "reshard_after_forward": True}
 
 
 @dataclass
@@ -90,9 +91,7 @@ def find(run: Run, *, low: float, high: float, steps: int) -> Found:
         micro = max(1, run.train.global_batch // ranks)
     batch = run.train.model_copy(update={"steps": steps, "ema": None, "micro_batch": micro})
     optimizer = run.optimizer.model_copy(update={"lr": 1.0})
-    short = run.model_copy(
-        update={"train": batch, "optimizer": optimizer, "parallel": run.parallel.model_copy(update={"processes": 1})}
-    )
+    short = run.model_copy(update={"train": batch, "optimizer": optimizer, "parallel": run.parallel.model_copy(update=_ONE)})
     runtime = Runtime(short.parallel, short.train, planned=None)
     parts = building.build(short, runtime, None)
     listener = _Rising(rates)
@@ -102,7 +101,7 @@ def find(run: Run, *, low: float, high: float, steps: int) -> Found:
         runtime=runtime, phases=[parts.phase], average=None, batches=parts.batches(0), prepare=parts.prepare, steps=steps,
         global_batch=samples, epoch_samples=parts.epoch_samples, schedule=lambda seen: rates[min(steps - 1, seen // samples)],
         momentum=None, react=lambda progress: None, seed=parts.seed, evaluate=None, save=lambda progress, improved, wait: None,
-        train_mode=lambda: strategies.train_mode(parts.phase.module), wants_retry=lambda: False, stop=lambda: listener.diverged,
+        train_mode=lambda: strategies.train_mode(parts.engine.module), wants_retry=lambda: False, stop=lambda: listener.diverged,
         beat=lambda step: None, at=lambda stage, phase=0, left=0: None, listener=listener, log_every=1, evaluate_every=never,
         checkpoint_every=never, evaluate_at_start=False, lower_is_better=True, best_metric="val/loss", patience=None,
         min_delta=0.0, clip=run.train.clip, max_skipped=1,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import nn
 
 from trainer.config import RefusedError, Run, UserError
 from trainer.config.amounts import Amount
@@ -114,9 +113,3 @@ def gradients_apart(made: Objective | None) -> Callable[[], dict[torch.Tensor, l
     """The gradients of each loss by itself, where the balance keeps them for the optimizer."""
     balance = None if made is None else made.balance
     return (lambda: balance.gradients) if isinstance(balance, Apart) else None
-
-
-def named_parameters(network: nn.Module, made: Objective | None) -> dict[str, nn.Parameter]:
-    """All that an optimizer may hold, by the names in its state."""
-    own = {} if made is None else {f"{PREFIX}{name}": p for name, p in made.named_parameters()}
-    return dict(network.named_parameters()) | own

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import torch
 
-from trainer.config import GraftError, UserError
+from trainer.config import GraftError
 from trainer.optim import Average, FreeAverage, set_momentum
 from trainer.progress import Clock, Progress
 from trainer.runtime import Runtime
-from trainer.tasks.base import Batch, Evaluation, Phase, without_gradient
+from trainer.tasks.base import Batch, Evaluation, Phase
 
 STOP, SAVE, EVALUATE = 1, 2, 4
 SCALER_PATIENCE = 20  # fp16 halves its scale on each of the first steps until nothing overflows
@@ -147,11 +147,8 @@ class Step:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._losses: list[torch.Tensor] = []
-        self._groups = [[(group, group["lr"]) for group in phase.optimizer.param_groups] for phase in job.phases]
-        self._parameters = [phase.learning() for phase in job.phases]
         self._scale = job.runtime.world / job.global_batch  # a mean over the ranks of sums over samples is the global mean
         self._limit = job.max_skipped if job.runtime.scaler is None else max(job.max_skipped, SCALER_PATIENCE)
-
         self._unsound_before = set(self._unsound())
 
     def _unsound(self) -> list[str]:
@@ -161,53 +158,46 @@ class Step:
 
     def step(self, progress: Progress) -> None:
         """One optimizer step of every phase over one global batch."""
-        job, runtime, scaler = self._job, self._job.runtime, self._job.runtime.scaler
+        job, runtime = self._job, self._job.runtime
         job.at("data")
         micro_batches = next(job.batches)
         began = time.perf_counter()
         factor = job.schedule(progress.samples) * progress.damping
         finite = True
         self._stage(progress.samples)
-        for number, (phase, groups, parameters) in enumerate(zip(job.phases, self._groups, self._parameters, strict=True)):
-            for group, rate in groups:
+        for number, phase in enumerate(job.phases):
+            engine = phase.engine
+            for group, rate in engine.rates:
                 group["lr"] = rate * factor
             if job.momentum is not None:
-                set_momentum(phase.optimizer, job.momentum(progress.samples))
+                set_momentum(engine.optimizer, job.momentum(progress.samples))
             seen: torch.Tensor | None = None
             for index, raw in enumerate(micro_batches):
                 left = len(micro_batches) - index
                 job.at("forward", number, left)
                 batch = job.prepare(raw)
                 runtime.reseed(job.seed(progress.step, runtime.rank, index))
-                with runtime.syncing(phase.module, left == 1):
-                    each = phase.loss(phase.module, batch)
+                with engine.accumulating(left == 1):
+                    each = phase.loss(engine.module, batch)
                     sums = each.sum(dim=0) * self._scale
                     loss = sums[0] if phase.columns else sums
                     job.at("backward", number, left)
-                    (scaler.scale(loss) if scaler else loss).backward()  # type: ignore[no-untyped-call]
+                    engine.backward(loss)
                 seen = sums.detach() if seen is None else seen + sums.detach()
             assert seen is not None
             job.at("optimizer", number)
             self._losses.append(seen)
-            if scaler:
-                scaler.unscale_(phase.optimizer)
-            # The gradients are the same on every rank, so every rank comes to the same decision without a message.
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            if runtime.world > 1 and len(gradients) < len(parameters):
-                raise UserError(without_gradient(phase))
-            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = engine.norm()  # the same on every rank: all come to the same decision
             good = math.isfinite(norm)
             if phase.settle is not None:
                 phase.settle(progress.samples + job.global_batch, good=good)
             if good:
-                if job.clip is not None:
-                    torch.nn.utils.clip_grads_with_norm_(parameters, job.clip, norm)
-                phase.optimizer.step()
-            phase.optimizer.zero_grad(set_to_none=True)
+                engine.step(norm, job.clip)
+            engine.clear()
             finite = finite and good
-        if scaler:
-            scaler.update()
-        progress.rates.append(self._groups[0][0][1] * factor)
+        if runtime.scaler:
+            runtime.scaler.update()
+        progress.rates.append(job.phases[0].engine.rates[0][1] * factor)
         progress.step += 1
         progress.samples += job.global_batch
         job.at("between")  # first: whoever is held up in `beat` is behind those that begin the next step
@@ -224,11 +214,8 @@ class Step:
 
     def _stage(self, samples: int) -> None:
         """Let begin what begins to learn at these samples."""
-        for number, phase in enumerate(self._job.phases):
-            module = phase.stage(samples) if phase.stage is not None else None
-            if module is not None:
-                phase.module = module
-                self._parameters[number] = phase.learning()
+        for phase in self._job.phases:
+            if phase.stage is not None and phase.stage(samples):
                 self._job.train_mode()
 
     def _skip(self, progress: Progress) -> None:

@@ -6,11 +6,10 @@ import re
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from trainer import strategies
-from trainer.checkpoint import Store, fill
+from trainer.checkpoint import Store, averaged, fill
 from trainer.config import RefusedError, Run, UserError
 from trainer.config.targets import Facts
 from trainer.models import build_model
@@ -47,10 +46,7 @@ def restore(folder: RunDir, which: str) -> Restored:
     task = build_task(run.task, facts)
     built = build_model(run.model, run.data.normalize, task.outputs, 0, load_weights=False)
     strategies.inject(run.strategy, built.network, built.head, tuple(state["fresh"]))
-    weights = load_file(loaded.path / "model.safetensors")
-    average = loaded.path / "model-average.safetensors"
-    if average.exists():
-        weights |= load_file(average)
+    weights = averaged(loaded.path)
     try:
         fill(built.network, weights)
     except RefusedError as error:

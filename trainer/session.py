@@ -9,12 +9,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import nn
-
 from trainer import build as building
 from trainer import strategies
-from trainer.checkpoint import Loaded, Saver, Store
+from trainer.checkpoint import Loaded, Saver, Store, read
 from trainer.config import EXIT_DONE, EXIT_REQUEUE, RefusedError, Run
 from trainer.faultpoints import reached
 from trainer.forgetting import at_the_end
@@ -29,6 +26,7 @@ from trainer.rundir import Lease, LeaseLostError, RunDir
 from trainer.rundir.metric import lower_is_better
 from trainer.runtime import Runtime
 from trainer.signals import StopFlag
+from trainer.spec import Piece
 from trainer.straggler import Stragglers
 from trainer.track.tracker import Pictures, Tracker
 from trainer.watch import Heartbeat
@@ -70,8 +68,7 @@ def start(
         write_manifest(folder, run, parts.splits, world=runtime.world, device=str(runtime.device), accept_changes=accept_changes)
     if loaded:
         reached("resume-verified", loaded.step)
-        files = {path.name: load_file(path) for path in sorted(loaded.path.glob("*.safetensors"))}
-        building.restore(parts, files, loaded.state)
+        building.restore(parts, read(loaded.path), loaded.state)
         log.info("resumed at step %d of %d from %s", progress.step, parts.steps, loaded.path.name)
     else:
         for line in parts.built.report.lines():
@@ -79,7 +76,7 @@ def start(
     log.info("%s", parts.summary)
     reached("resume-loaded", progress.step)
     tracker = _tracker(folder, parts, progress, journal, memory) if runtime.main else None
-    saver = _saver(store, tracker, parts) if tracker else None
+    saver = _saver(store, tracker, parts) if tracker or runtime.savers else None
     try:
         job = assemble(run, parts, progress, tracker, saver, stop, heart, lease)
         hang = Hang(
@@ -145,10 +142,13 @@ def _tracker(folder: RunDir, parts: building.Parts, progress: Progress, journal:
     )  # fmt: skip
 
 
-def _saver(store: Store, tracker: Tracker, parts: building.Parts) -> Saver:
+def _saver(store: Store, tracker: Tracker | None, parts: building.Parts) -> Saver:
+    """Of rank 0 or, where every rank saves what it holds, of each."""
     named = [item for file in building.tensors(parts).values() for item in file.items()]
-    meant = frozenset(name for name, value in named if value.is_floating_point() and not value.isfinite().all())
-    return Saver(store, before_write=tracker.sync, on_commit=tracker.committed, meant=meant)
+    values = [(name, held.values if isinstance(held, Piece) else held) for name, held in named]
+    meant = frozenset(name for name, value in values if value.is_floating_point() and not value.isfinite().all())
+    sync, committed = (tracker.sync, tracker.committed) if tracker else (lambda: None, lambda step: None)
+    return Saver(store, before_write=sync, on_commit=committed, meant=meant, others=parts.runtime.savers)
 
 
 def assemble(
@@ -168,18 +168,20 @@ def assemble(
 
     def save(state: Progress, improved: bool, wait: bool) -> None:
         state.saved = state.samples
-        if saver is None or tracker is None:
+        if saver is None:
             if wait:
                 heart.at("barrier")
                 runtime.barrier()
             return
-        state.points = tracker.points
+        if tracker is not None:
+            state.points = tracker.points
         extra: dict[str, Any] = {
             "progress": state.as_dict(), "step": state.step, "samples": state.samples, "world": runtime.world,
+            "parallel": runtime.kind,
             "facts": parts.splits.train.facts().as_json(),
             "outputs": [[output.name, list(output.labels)] for output in parts.task.outputs],
             "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
-            "optimizer": run.optimizer_identity, "optimizer_state": building.packed(parts)[1],
+            "optimizer": run.optimizer_identity, "optimizer_state": parts.engine.state()[1],
             "references": parts.references,
         }  # fmt: skip
         if runtime.scaler is not None:
@@ -205,7 +207,7 @@ def assemble(
 
     at: At = heart.at
     if runtime.world > 1:
-        pace = runtime.pace(parts.phase.module, parts.phase.network)
+        pace = runtime.pace(parts.engine, parts.phase.network)
         heart.pace = pace.mean
 
         def at(stage: str, phase: int = 0, left: int = 0) -> None:
@@ -214,11 +216,11 @@ def assemble(
 
         if (stage := parts.phase.stage) is not None:
 
-            def followed(samples: int) -> nn.Module | None:
-                module = stage(samples)
-                if module is not None:
-                    pace.follow(module)
-                return module
+            def followed(samples: int) -> bool:
+                changed = stage(samples)
+                if changed and parts.engine.module is not parts.phase.network:
+                    pace.follow(parts.engine.module)
+                return changed
 
             parts.phase.stage = followed
 
@@ -236,7 +238,7 @@ def assemble(
         momentum=parts.momentum(),
         react=reaction(run.schedule, run.checkpoint.best),
         seed=parts.seed,
-        train_mode=lambda: strategies.train_mode(parts.phase.module),
+        train_mode=lambda: strategies.train_mode(parts.engine.module),
         evaluate=parts.evaluation(parts.splits.val, heart.at) if parts.splits.val else None,
         save=save,
         wants_retry=lambda: saver is not None and saver.retry,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -47,3 +48,12 @@ class ParamGroup:
     rate: float = 1.0
     start: int = 0
     decay: bool = True
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one rank holds of a tensor of this `shape`: `values`, one behind the other, are those from place `start` of it on."""
+
+    values: torch.Tensor
+    start: int
+    shape: tuple[int, ...]

@@ -8,7 +8,7 @@ _THREAD = re.compile(r"^(?:Current thread|Thread) 0x(?P<id>[0-9a-f]+)")
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\S+) in (?P<function>.*)$')
 _ENGINE = "torch/autograd/graph.py"  # where the backward pass leaves Python
 _OWN_BACKWARD = "torch/autograd/function.py"  # where it comes back, for a function written in Python
-_MEETINGS = (_ENGINE, "torch/distributed/", "torch/nn/parallel/distributed.py", "trainer/runtime.py")
+_MEETINGS = (_ENGINE, "torch/distributed/", "torch/nn/parallel/distributed.py", "deepspeed/", "trainer/runtime/")
 
 
 def innermost(text: str, main: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import Saver, Store
+from trainer.checkpoint.store import write_files
 from trainer.config import RefusedError, UserError
 from trainer.journal import Journal
 from trainer.optim import Average
@@ -32,7 +34,9 @@ class Tied(nn.Module):
 
 def test_the_average_of_tied_layers_is_exchanged_and_put_back() -> None:
     network = Tied()
-    average = Average(network, 0.5)
+    tensors = network.state_dict(keep_vars=True)
+    learning = {name: value for name, value in tensors.items() if isinstance(value, nn.Parameter)}
+    average = Average(learning, {n: value for n, value in tensors.items() if n not in learning}, 0.5)
     with torch.no_grad():
         network.a.weight.add_(1)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -68,13 +72,13 @@ def test_a_device_that_is_not_there_is_a_message(name: str) -> None:
 def test_a_lost_lease_commits_and_indexes_nothing(tmp_path: Path) -> None:
     lease = Lease(tmp_path / "lease.json")
     store = Store(tmp_path, keep=1, before_commit=lease.check)
-    data = {"a.safetensors": memoryview(b"x")}
-    store.commit(1, data, {"step": 1}, best=None)
+    write = partial(write_files, files={"a.safetensors": memoryview(b"x")}, step=1)
+    store.commit(1, write, {"step": 1}, best=None)
     holder = json.loads((tmp_path / "lease.json").read_text())
     (tmp_path / "lease.json").write_text(json.dumps(holder | {"token": "another"}))
     for step in (1, 2):  # one that is there already, and a new one
         with pytest.raises(LeaseLostError, match="another process took it over: process"):
-            store.commit(step, data, {"step": step}, best=0.5)
+            store.commit(step, write, {"step": step}, best=0.5)
     assert list(store.steps()) == [1]
     assert "best" not in store.index
     lease.release()

@@ -6,19 +6,48 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
-from trainer.checkpoint.staging import StagedFile
-from trainer.checkpoint.store import Store
+from trainer.checkpoint.read import part
+from trainer.checkpoint.staging import Contents, StagedFile
+from trainer.checkpoint.store import Facts, Store, write_files
 from trainer.config import GraftError
 from trainer.rundir import LeaseLostError
 
 RETRY_AFTER = 30.0
 log = logging.getLogger("graft.checkpoint")
 
-Files = Mapping[str, Mapping[str, torch.Tensor]]
+Files = Mapping[str, Contents]
+
+
+class Others(Protocol):
+    """The ranks that save together, each its own files; called from one thread of each, in the same order."""
+
+    rank: int
+    world: int
+
+    def tell(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, on every rank."""
+
+
+class Alone:
+    """One rank saves everything."""
+
+    rank, world = 0, 1
+
+    def tell(self, value: Any) -> Any:
+        """The value."""
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value."""
+        return [value]
 
 
 class Saver:
@@ -26,6 +55,9 @@ class Saver:
 
     A disk that is full costs a checkpoint, never the training: the failure is logged, the old checkpoints stay, and `retry` asks
     for another one. A state that is not finite is never committed, save for the tensors in `meant` (a mask of minus infinity).
+
+    Where several ranks save, each has a saver and writes its own files into the folder that rank 0 makes; rank 0 commits it when
+    all are durable, and none when one of them failed.
     """
 
     def __init__(
@@ -35,8 +67,10 @@ class Saver:
         before_write: Callable[[], None],
         on_commit: Callable[[int], None],
         meant: frozenset[str] = frozenset(),
+        others: Others | None = None,
     ) -> None:
         self._store = store
+        self._others: Others = others or Alone()
         self._meant = meant
         self._before_write = before_write
         self._on_commit = on_commit
@@ -66,6 +100,7 @@ class Saver:
     def save(self, step: int, files: Files, state: dict[str, Any], *, best: float | None = None, wait: bool = False) -> None:
         """Copy the state and commit it in the background; with `wait`, return when it is durable or raise why it is not."""
         self.join()
+        began = time.perf_counter()
         self._failed_at = None  # this is the other try
         self.reserve(files)
         for name, tensors in files.items():
@@ -73,26 +108,89 @@ class Saver:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
         staged = dict(self._staged)
-        self._thread = threading.Thread(target=self._commit, args=(step, staged, state, best), name="checkpoint")
+        held = time.perf_counter() - began
+        self._thread = threading.Thread(target=self._commit, args=(step, staged, state, best, held), name="checkpoint")
         self._thread.start()
         if wait:
             self.join()
             if self._failure is not None:
                 raise GraftError(f"the checkpoint of step {step} could not be written: {self._failure}")
 
-    def _commit(self, step: int, staged: dict[str, StagedFile], state: dict[str, Any], best: float | None) -> None:
+    def _commit(
+        self, step: int, staged: dict[str, StagedFile], state: dict[str, Any], best: float | None, held: float
+    ) -> None:  # fmt: skip
+        began = time.perf_counter()
         try:
-            for name, file in staged.items():
-                bad = [tensor for tensor in file.unsound() if tensor not in self._meant]
-                if bad:
-                    raise GraftError(f"'{bad[0]}' in {name} of step {step} holds values that are not finite numbers")
-            self._before_write()
-            self._store.commit(step, {name: file.data for name, file in staged.items()}, state, best=best)
+            if self._others.rank == 0:
+                self._lead(step, staged, state, best)
+            else:
+                self._follow(step, staged)
             self._failure = None
-            self._on_commit(step)
+            size = sum(file.data.nbytes for file in staged.values())
+            log.info(
+                "the checkpoint of step %d (%s bytes of this rank) held the training up for %.1f ms and was written in %.2f s",
+                step, f"{size:,}", 1000 * held, time.perf_counter() - began,
+            )  # fmt: skip
         except BaseException as error:
             self._failure, self._failed_at = error, time.monotonic()
             log.warning("the checkpoint of step %d was not written: %s; the one before is kept", step, error)
+
+    def _lead(self, step: int, staged: dict[str, StagedFile], state: dict[str, Any], best: float | None) -> None:
+        """On rank 0: make the folder, let every rank write into it, commit it, and say what became of it."""
+        told = False
+
+        def write(folder: Path) -> Facts:
+            nonlocal told
+            told = True
+            self._others.tell(str(folder))
+            return self._together(folder, step, staged)
+
+        failure: BaseException | None = None
+        try:
+            self._before_write()
+            self._store.commit(step, write, state, best=best)
+            self._on_commit(step)
+        except BaseException as error:
+            failure = error
+        if not told:
+            self._others.tell(None)
+        self._others.tell(failure and (isinstance(failure, GraftError), str(failure)))
+        if failure is not None:
+            raise failure
+
+    def _follow(self, step: int, staged: dict[str, StagedFile]) -> None:
+        """On the other ranks: write into the folder that rank 0 made, and hear what became of it."""
+        folder = self._others.tell(None)
+        if folder is not None:
+            self._together(Path(folder), step, staged)
+        if (failed := self._others.tell(None)) is not None:
+            _raise(*failed)
+
+    def _together(self, folder: Path, step: int, staged: dict[str, StagedFile]) -> Facts:
+        """Write this rank's files; those of all ranks. Raises on every rank what any of them raised."""
+        mine: tuple[Facts, tuple[bool, str] | None]
+        world = self._others.world
+        try:
+            self._sound(step, staged)
+            names = {name: name if world == 1 else part(name, self._others.rank, world) for name in staged}
+            mine = write_files(folder, {names[name]: file.data for name, file in staged.items()}, step), None
+        except Exception as error:
+            if world == 1:
+                raise
+            mine = {}, (isinstance(error, GraftError), str(error))
+        facts: Facts = {}
+        for found, failed in self._others.gather(mine):
+            if failed is not None:
+                _raise(*failed)
+            facts |= found
+        return facts
+
+    def _sound(self, step: int, staged: dict[str, StagedFile]) -> None:
+        """Raises GraftError for values that are not finite."""
+        for name, file in staged.items():
+            bad = [tensor for tensor in file.unsound() if tensor not in self._meant]
+            if bad:
+                raise GraftError(f"'{bad[0]}' in {name} of step {step} holds values that are not finite numbers")
 
     def wait(self) -> None:
         """Wait for the commit under way, whatever becomes of it."""
@@ -105,3 +203,8 @@ class Saver:
         self.wait()
         if isinstance(self._failure, LeaseLostError | GraftError):
             raise self._failure
+
+
+def _raise(ours: bool, said: str) -> None:
+    """What another rank raised."""
+    raise GraftError(said) if ours else OSError(said)

@@ -28,6 +28,9 @@ _NAME = re.compile(r"step-(\d{8,})")
 _BLOCK = 1 << 22
 log = logging.getLogger("graft.checkpoint")
 
+Facts = dict[str, dict[str, Any]]  # size and sha256 of files by name
+Write = Callable[[Path], Facts]
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -97,13 +100,15 @@ class Store:
         found = ((_NAME.fullmatch(path.name), path) for path in self._folder.glob("step-*"))
         return dict(sorted((int(match[1]), path) for match, path in found if match))
 
-    def commit(self, step: int, files: Mapping[str, memoryview], state: dict[str, Any], *, best: float | None) -> Path:
-        """Write a checkpoint so that it exists whole or not at all; then rotate. `best`: the metric, if this is the best yet."""
+    def commit(self, step: int, write: Write, state: dict[str, Any], *, best: float | None) -> Path:
+        """Make a checkpoint so that it exists whole or not at all; then rotate. `write` puts its files into a folder, durably,
+        and says what it put there; `best`: the metric, if this is the best yet.
+        """
         name = f"step-{step:08d}"
         final = self._folder / name
         # The state after a step is always the same, so an intact checkpoint of it is never replaced.
         if not final.exists() or not self._intact(final):
-            self._write_folder(final, step, files, state)
+            self._write_folder(final, step, write, state)
         self._before_commit()
         index = self.index | {"last": name}
         if best is not None:
@@ -129,17 +134,15 @@ class Store:
             if failure.errno not in (errno.EROFS, errno.EACCES):
                 raise
 
-    def _write_folder(self, final: Path, step: int, files: Mapping[str, memoryview], state: dict[str, Any]) -> None:
+    def _write_folder(self, final: Path, step: int, write: Write, state: dict[str, Any]) -> None:
         name = final.name
         temporary = self._folder / f".tmp-{name}-{secrets.token_hex(4)}"
         try:
             temporary.mkdir()
             reached("save-created", step)
-            contents = {**files, "state.json": memoryview(json.dumps(state).encode())}
-            manifest: dict[str, Any] = {"format": 1, "step": step, "samples": state.get("samples"), "files": {}}
-            for file, data in contents.items():
-                manifest["files"][file] = {"size": data.nbytes, "sha256": _write(temporary / file, data)}
-                reached("save-" + file.partition(".")[0], step)
+            facts = write(temporary)
+            facts |= write_files(temporary, {"state.json": memoryview(json.dumps(state).encode())}, step)
+            manifest: dict[str, Any] = {"format": 1, "step": step, "samples": state.get("samples"), "files": facts}
             manifest["sha256"] = _digest(manifest)
             _write(temporary / "manifest.json", memoryview(json.dumps(manifest, separators=(",", ":")).encode()))
             reached("save-manifest", step)
@@ -198,6 +201,15 @@ class Store:
             return Loaded(steps[step], step, verify(steps[step]))
         except ValueError as error:
             raise RefusedError(f"checkpoint {steps[step]} is damaged: {error}") from None
+
+
+def write_files(folder: Path, files: Mapping[str, memoryview], step: int) -> Facts:
+    """Write files durably; their sizes and checksums by name."""
+    facts: Facts = {}
+    for name, data in files.items():
+        facts[name] = {"size": data.nbytes, "sha256": _write(folder / name, data)}
+        reached("save-" + name.partition(".")[0], step)
+    return facts
 
 
 def _write(path: Path, data: memoryview) -> str:

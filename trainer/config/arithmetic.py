@@ -21,10 +21,11 @@ def rank_shares(global_batch: int, world_size: int) -> tuple[int, ...]:
     return tuple(least + (rank < more) for rank in range(world_size))
 
 
-def micro_batches(share: int, micro_batch: int | Literal["auto"]) -> tuple[int, ...]:
-    """The sizes of the forward passes that make up a rank's share of a step: as few as fit, and as even as they can be."""
+def micro_batches(share: int, micro_batch: int | Literal["auto"], *, passes: int = 1) -> tuple[int, ...]:
+    """The sizes of the forward passes that make up a rank's share of a step: as few as fit, and as even as they can be; at least
+    `passes`, as the rank with the largest share makes, where there are so many samples."""
     size = share if micro_batch == "auto" else min(micro_batch, share)
-    count = -(-share // size)
+    count = max(-(-share // size), min(passes, share))
     least, more = divmod(share, count)
     return tuple(least + (index < more) for index in range(count))
 

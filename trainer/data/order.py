@@ -122,12 +122,14 @@ class WeightedOrder(Order):
 
 
 def share(global_batch: int, rank: int, world: int, micro: int) -> list[range]:
-    """A rank's part of a global batch, as offsets into it, cut into micro-batches of at most `micro` samples.
+    """A rank's part of a global batch, as offsets into it, cut into micro-batches of at most `micro` samples, as many on every
+    rank (one less where a part has no samples left for it).
 
     The parts are contiguous in rank order. Raises UserError when a rank would have none.
     """
     if micro < 1 or not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world}, micro-batch {micro}")
     shares = rank_shares(global_batch, world)
-    cuts = list(accumulate(micro_batches(shares[rank], micro), initial=sum(shares[:rank])))
+    passes = len(micro_batches(shares[0], micro))
+    cuts = list(accumulate(micro_batches(shares[rank], micro, passes=passes), initial=sum(shares[:rank])))
     return [range(a, b) for a, b in pairwise(cuts)]

@@ -52,7 +52,7 @@ def _shapes(ground: Ground, reference: Reference) -> tuple[dict[str, torch.Size]
     spec = ground.spec
     image = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size, device=device)
     with ground.taps.listening(), reference.taps.listening(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        _still(ground.network, image)
+        _still(ground.network, image.to(next(ground.network.parameters()).device))  # it may still wait on the host
         reference.answer(image)
         return _maps(ground.taps), _maps(reference.taps)
 

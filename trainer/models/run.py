@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer.checkpoint import Store
+from trainer.checkpoint import Store, averaged
 from trainer.checkpoint.store import Loaded
 from trainer.config import RefusedError, Run, UserError, nearest
 from trainer.config.run import Model
 from trainer.models.base import Checkpoint, Need, Origin
-from trainer.models.file import read_checkpoint
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec, Output
 
@@ -102,8 +101,8 @@ class _Source:
     @property
     def files(self) -> list[Path]:
         """The tensors: the averaged ones, where the run kept an average, stand for those of the network."""
-        folder = self.loaded.path
-        return [file for file in (folder / "model.safetensors", folder / "model-average.safetensors") if file.is_file()]
+        found = self.loaded.path.glob("model*.safetensors")
+        return sorted(file for file in found if file.name.partition(".")[0] in ("model", "model-average"))
 
     def make(self, classes: int, size: int, channels: int) -> nn.Module:
         """The network as that run built it, for images of `size`, with its own classes; it is adapted like any other."""
@@ -115,9 +114,7 @@ class _Source:
 
     def read(self) -> Checkpoint:
         """The tensors and class names. Raises UserError for a damaged file."""
-        tensors: dict[str, torch.Tensor] = {}
-        for file in self.files:
-            tensors |= read_checkpoint(file).tensors
+        tensors = averaged(self.loaded.path)
         if any(".base_layer." in name for name in tensors):  # layers of an adapter: merged into the weights they stand beside
             tensors = merged[0](self.folder, str(self.loaded.step))
         classes = self.outputs[0].labels if len(self.outputs) == 1 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,45 +12,60 @@ from torch import nn
 class Average:
     """An exponential moving average of the learning parameters, and a copy of the buffers (Polyak and Juditsky 1992).
 
-    The decay rises as (1 + step) / (10 + step) up to its value, so that a short run does not keep its first weights.
+    The decay rises as (1 + step) / (10 + step) up to its value, so that a short run does not keep its first weights. `learning`
+    are the values that the optimizer moves, in pieces where the ranks share them out: the average is cut as they are. `moved` is
+    called when they were changed here.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self._decay = decay
-        everything = network.state_dict(keep_vars=True)
+    def __init__(
+        self, learning: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor], decay: float,
+        moved: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._decay, self._moved = decay, moved
+        self.state: dict[str, torch.Tensor] = {}
+        self.follow(learning, buffers)
+
+    def follow(self, learning: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor]) -> None:
+        """These are the values from here on. The average of what is new begins with it."""
         # Frozen parameters do not move: the average is over what learns, and buffers follow.
-        self._learning = [n for n, v in everything.items() if isinstance(v, nn.Parameter) and v.requires_grad]
-        self._buffers = [n for n, v in everything.items() if not isinstance(v, nn.Parameter)]
-        self._source = {name: everything[name] for name in (*self._learning, *self._buffers)}
+        self._source = {**learning, **buffers}
         # A tensor with two names (tied layers) has one average with two names, moved and exchanged once.
         first = {id(value): name for name, value in reversed(self._source.items())}
-        own = {name: value.detach().clone() for name, value in self._source.items() if first[id(value)] == name}
+        own: dict[str, torch.Tensor] = {}
+        for name, value in self._source.items():
+            if first[id(value)] == name:
+                own[name] = self.state[name] if name in self.state else value.detach().clone()
         self.state = {name: own[first[id(value)]] for name, value in self._source.items()}
-        self._learning = [name for name in self._learning if name in own]
-        self._buffers = [name for name in self._buffers if name in own]
+        self._learning = [name for name in learning if name in own]
+        self._buffers = [name for name in buffers if name in own]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move towards the weights after optimizer step number `step` (from 1)."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([self.state[n] for n in self._learning], [self._source[n].data for n in self._learning], 1 - decay)
+        if self._learning:
+            torch._foreach_lerp_(
+                [self.state[n] for n in self._learning], [self._source[n].data for n in self._learning], 1 - decay
+            )
         if self._buffers:
             torch._foreach_copy_([self.state[n] for n in self._buffers], [self._source[n] for n in self._buffers])
 
     @torch.no_grad()
-    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def restore(self, saved: Callable[[str], torch.Tensor | None]) -> None:
         """Take a saved average over; what it lacks begins with the weights as they are."""
         for name, value in self.state.items():
-            value.copy_(tensors.get(name, self._source[name]))
+            found = saved(name)
+            value.copy_(self._source[name] if found is None else found)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the averaged and the current weights; twice restores both."""
         for name in (*self._learning, *self._buffers):
-            value = self._source[name]
-            held = value.data.clone()
-            value.data.copy_(self.state[name])
+            value = self._source[name].data
+            held = value.clone()
+            value.copy_(self.state[name])
             self.state[name].copy_(held)
+        self._moved()
 
 
 class FreeAverage:

@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer.config import GraftError
 
-_GROUP = "@group"  # no parameter's name begins so
+GROUP = "@group"  # no parameter's name begins so
 _SET = ("params", "lr", "initial_lr")  # what the schedule and the strategy set anew
 
 
@@ -31,12 +31,30 @@ def pack(optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]) ->
             _put(f"{owner}.{key}", owner, key, value, tensors, values)
             if isinstance(value, torch.Tensor) and value.device.type == "cpu" and parameter.device.type != "cpu":
                 host.append(f"{owner}.{key}")
+    counters, counted = group_counters(optimizer)
+    return tensors | counters, {"values": values | counted, "host": host}
+
+
+def group_counters(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What an optimizer counts for its groups: tensors, and the JSON of everything else, as `pack` gives them."""
+    tensors: dict[str, torch.Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
     settings = inspect.signature(type(optimizer).__init__).parameters  # of the run file, which may change between attempts
     for index, group in enumerate(optimizer.param_groups):
         for key, value in group.items():
             if key not in _SET and key not in settings:
-                _put(f"{_GROUP}{index}.{key}", f"{_GROUP}{index}", key, value, tensors, values)
-    return tensors, {"values": values, "host": host}
+                _put(f"{GROUP}{index}.{key}", f"{GROUP}{index}", key, value, tensors, values)
+    return tensors, values
+
+
+def set_group_counters(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], packed: Mapping[str, Any]
+) -> None:  # fmt: skip
+    """The inverse of `group_counters`, out of all that `pack` gave."""
+    unpack(
+        optimizer, {}, {name: value for name, value in tensors.items() if name.startswith(GROUP)},
+        {"values": {owner: held for owner, held in packed.get("values", {}).items() if owner.startswith(GROUP)}},
+    )  # fmt: skip
 
 
 def _put(
@@ -83,8 +101,8 @@ def unpack(
         for key, value in held.items():
             found.setdefault(owner, {})[key] = _value(f"{owner}.{key}", value, tensors)
     for owner, state in found.items():
-        if owner.startswith(_GROUP):
-            index = int(owner.removeprefix(_GROUP))
+        if owner.startswith(GROUP):
+            index = int(owner.removeprefix(GROUP))
             if index < len(optimizer.param_groups):
                 optimizer.param_groups[index].update({key: _copied(value) for key, value in state.items()})
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, overload
 
@@ -33,28 +34,46 @@ class Settle(Protocol):
         """`good`: the gradients are finite, and the step will be taken."""
 
 
+class Engine(Protocol):
+    """A network on its ranks with its optimizer, as `runtime` puts it together."""
+
+    module: nn.Module  # what is called
+    optimizer: torch.optim.Optimizer
+    rates: list[tuple[dict[str, Any], float]]  # the optimizer's groups, with the learning rates that the schedule multiplies
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Around a micro-batch; `last`: the gradients of the step are complete with it."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a loss."""
+
+    def norm(self) -> torch.Tensor:
+        """The norm of the gradients over all ranks, the same on each."""
+
+    def step(self, norm: torch.Tensor, clip: float | None) -> None:
+        """Take the step, its gradients cut to a norm of `clip`; `norm` is finite."""
+
+    def clear(self) -> None:
+        """Forget the gradients, whether the step was taken or not."""
+
+
 @dataclass
 class Phase:
-    """A network, its loss and its optimizer; a classifier has one, a GAN two.
+    """A network, its loss and its engine; a classifier has one, a GAN two.
 
-    `module` is what is called (wrapped for several ranks and mixed precision), `network` the bare one that is saved;
-    `loss(module, batch)` gives one value a sample, [n]; or [n, 1 + columns], where further columns are for the record alone, each
-    the mean over the samples. `stage(samples)`, where what learns changes on the way, gives the module anew when it did.
-    `settle(samples after the step, good=…)` comes when a step's gradients are there, and before it is taken.
+    `network` is the bare one that is saved. `loss(module, batch)` gives one value a sample, [n]; or [n, 1 + columns], where
+    further columns are for the record alone, each the mean over the samples. `stage(samples)`, where what learns changes on the
+    way, makes the engine ready for it; true when it did. `settle(samples after the step, good=…)` comes when a step's gradients
+    are there, and before it is taken.
     """
 
     name: str
     network: nn.Module
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
+    engine: Engine
     loss: LossFunction
-    stage: Callable[[int], nn.Module | None] | None = None
+    stage: Callable[[int], bool] | None = None
     columns: tuple[str, ...] = ()
     settle: Settle | None = None
-
-    def learning(self) -> list[nn.Parameter]:
-        """What the optimizer moves now: parameters that begin later take no gradient yet, and it passes them over."""
-        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 class Measure(Protocol):
@@ -134,14 +153,3 @@ class Task(Protocol):
         """[2, all labels] in double precision, where the network's numbers are not those that are told: these are
         `scale[0] * logits + scale[1]`.
         """
-
-
-def without_gradient(phase: Phase) -> str:
-    """What to do about parameters that several ranks wait for in vain."""
-    names = [name for name, p in phase.network.named_parameters() if p.requires_grad and p.grad is None]
-    more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
-    return (
-        f"{', '.join(names[:4])}{more} of the network got no gradient, and several ranks cannot average what is not there; "
-        "take it out of the network, or let it take no gradient (requires_grad) and choose a strategy that leaves it frozen, "
-        "or train with one rank"
-    )

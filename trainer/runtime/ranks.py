@@ -1,12 +1,14 @@
-"""Processes, devices and precision: the one place that knows Accelerate and torch.distributed."""
+"""This rank among the others: processes, devices, precision, and the engine that trains a network on them."""
 
 from __future__ import annotations
 
+import logging
 import os
-import time
-from collections import deque
-from contextlib import AbstractContextManager, nullcontext
+import socket
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
+from types import MethodType
 from typing import Any
 
 import torch
@@ -15,11 +17,13 @@ from torch import nn
 
 from trainer.config import RefusedError, UserError
 from trainer.config.run import Parallel, Train
+from trainer.runtime.agreement import Agreement
+from trainer.runtime.engine import Engine, Make, Whole
+from trainer.runtime.pace import Pace
+from trainer.spec import ParamGroup
 
-LONG_STEP = 0.2  # seconds
-_WISHES = 4  # bits
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-PACE_STEPS, PACE_LEAST, PACE_WARM_UP = 20, 5, 3  # steps in the mean, at least so many, without the first ones
+log = logging.getLogger("graft")
 
 
 class Runtime:
@@ -48,17 +52,11 @@ class Runtime:
             torch.set_num_threads(parallel.threads or max(1, cores // local))
         # The watch names the rank that hangs after `timeout`, while a checkpoint is written after twice that: these come later.
         timeout = timedelta(seconds=2 * parallel.timeout + 30)
-        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-        # One bucket view saves a copy of the gradients; buffers follow rank 0 at each forward, so its state is the run's.
-        self._accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision=_PRECISIONS[train.precision],
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timeout),
-            ],
-        )
+        self.parallel, self.clip = parallel, train.clip
+        self.kind = parallel.kind
+        if self.kind != "ddp" and found == 1:
+            self._alone(parallel, cpu, timeout)
+        self._accelerator = self._accelerate(cpu, train, timeout)
         self.rank: int = self._accelerator.process_index
         self.world: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
@@ -68,13 +66,88 @@ class Runtime:
             raise RefusedError(f"Accelerate found {self.world} rank(s) where the environment says {found}")
         # Small messages between hosts must not wait for the GPU: they have a group of their own.
         self._host_group: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world > 1 else None
+        # Checkpoints are written by threads, whose messages must not come between those of the training.
+        self.savers: Savers | None = None
+        if self.kind != "ddp" and self.world > 1:
+            self.savers = Savers(self.rank, self.world, dist.new_group(backend="gloo", timeout=timeout))
         if train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
 
+    def _alone(self, parallel: Parallel, cpu: bool, timeout: timedelta) -> None:
+        """One rank has nobody to share anything out with; what it keeps on the host still wants a group of one."""
+        if parallel.offload == "none":
+            log.warning("parallel.kind: %s shares nothing out with one rank: it trains as ddp does", parallel.kind)
+            self.kind = "ddp"
+            return
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update(alone)
+        dist.init_process_group("gloo" if cpu else "nccl", timeout=timeout)
+
+    def _accelerate(self, cpu: bool, train: Train, timeout: timedelta) -> Any:
+        from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+        handlers = [InitProcessGroupKwargs(timeout=timeout)]
+        if self.kind.startswith("zero"):
+            from trainer.runtime import zero
+
+            zero.prepare_process(cpu, timeout)
+            plugin = DeepSpeedPlugin(hf_ds_config=zero.configuration(self.parallel, train.clip, cuda=not cpu))
+            return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=handlers)
+        # One bucket view saves a copy of the gradients; buffers follow rank 0 at each forward, so its state is the run's.
+        handlers.append(DistributedDataParallelKwargs(gradient_as_bucket_view=True))
+        return Accelerator(cpu=cpu, mixed_precision=_PRECISIONS[train.precision], kwargs_handlers=handlers)
+
     @property
     def main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def home(self) -> torch.device:
+        """Where a network waits for its engine: on the host, where no device is to hold it whole."""
+        return torch.device("cpu") if self.kind in ("zero3", "fsdp") else self.device
+
+    def engine(
+        self, module: nn.Module, called: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = ()
+    ) -> Engine:  # fmt: skip
+        """Put a module together for these ranks, on the device where it is not yet. `called`: what of it is called without a
+        gradient; `groups`: what learns, now (`requires_grad`) or later, in the order of its starts; `make`: an optimizer for
+        groups; `units`: parts that may be gathered one at a time. Raises UserError for what cannot be shared out.
+        """
+        if self.kind == "ddp":
+            return Whole(self, module, called, groups, make)
+        if self.precision == "bf16":
+            self._in_precision(module)
+        if self.kind == "fsdp":
+            from trainer.runtime.fsdp import Fsdp
+
+            offload, reshard = self.parallel.offload == "cpu", self.parallel.reshard_after_forward
+            return Fsdp(self, module, groups, make, units, offload=offload, reshard=reshard)
+        from trainer.runtime.zero import Zero3, Zero12
+
+        if self._accelerator.deepspeed_engine_wrapped is not None:
+            raise UserError(f"parallel.kind: {self.kind} takes one network, and this task trains several; write ddp or fsdp")
+        kind = Zero3 if self.kind == "zero3" else Zero12
+
+        def prepare(network: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+            return self._accelerator.prepare(network, optimizer)[0]
+
+        return kind(self, module, called, groups, make, prepare, self._accelerator.free_memory)
+
+    def _in_precision(self, module: nn.Module) -> None:
+        """Mixed precision inside a module, as Accelerate puts it around one that it wraps."""
+        from accelerate.utils import convert_outputs_to_fp32
+
+        forward = module.forward
+
+        def mixed(_: nn.Module, *given: Any, **named: Any) -> Any:
+            with self.autocast():
+                return forward(*given, **named)
+
+        module.forward = MethodType(convert_outputs_to_fp32(mixed), module)
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network for several ranks and mixed precision, on the device."""
@@ -99,14 +172,9 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision for calls outside the wrapped network."""
+        if self.kind.startswith("zero"):  # Accelerate leaves it to DeepSpeed, which would keep the weights themselves in it
+            return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
         context: AbstractContextManager[Any] = self._accelerator.autocast()
-        return context
-
-    def syncing(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Average gradients over the ranks only with the last micro-batch of a step."""
-        if last or self.world == 1:
-            return nullcontext()
-        context: AbstractContextManager[Any] = module.no_sync()  # type: ignore[operator]
         return context
 
     def reseed(self, seed: int) -> None:
@@ -154,112 +222,30 @@ class Runtime:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def pace(self, module: nn.Module, network: nn.Module) -> Pace:
-        """Measures this rank's own time a step; `module` is the wrapped `network`."""
-        return Pace(self.device, module, network)
+    def pace(self, engine: Engine, network: nn.Module) -> Pace:
+        """Measures this rank's own time a step; `network` is what the engine calls."""
+        pace = Pace(self.device, engine.module, network, meets=engine.lockstep)
+        engine.tell_meetings(pace.meeting)
+        return pace
 
     def agreement(self) -> Agreement:
         return Agreement(self._host_group)
 
 
-class Pace:
-    """This rank's own seconds a step, up to where it meets the others: the wait for data, and the forward pass up to the last
-    backward pass, in which the gradients are averaged (with several micro-batches also the backward passes before it).
+class Savers:
+    """The threads of all ranks that save together (`checkpoint.Others`)."""
 
-    Between the wrapper and the network the buffers of rank 0 come in: that time is another rank's, and is left out. On a GPU the
-    work is timed by events, which are read when they are done: nothing waits for them.
-    """
+    def __init__(self, rank: int, world: int, group: Any) -> None:
+        self.rank, self.world, self._group = rank, world, group
 
-    def __init__(self, device: torch.device, module: nn.Module, network: nn.Module) -> None:
-        self._cuda = device.type == "cuda"
-        self._times: deque[float] = deque(maxlen=PACE_STEPS)
-        self._running: deque[tuple[float, Any, Any]] = deque(maxlen=PACE_STEPS)
-        self._left_out = PACE_WARM_UP
-        self._began: float | None = None  # waits for data since
-        self._waited: float | None = None  # seconds until the wrapper was called
-        self._entered: Any = None  # when the network was called
-        self.follow(module)
-        network.register_forward_pre_hook(self._enter)
+    def tell(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
 
-    def follow(self, module: nn.Module) -> None:
-        """The network is wrapped as this module from here on."""
-        module.register_forward_pre_hook(self._call)
-
-    def mean(self) -> float | None:
-        """The mean of the last steps; none until there are some."""
-        times = list(self._times)
-        return sum(times) / len(times) if len(times) >= PACE_LEAST else None
-
-    def at(self, stage: str, phase: int = 0, left: int = 0) -> None:
-        """Hear where the training is, as `Job.at` does."""
-        if stage == "data":
-            self._collect()
-            self._began, self._waited, self._entered = time.perf_counter(), None, None
-        elif stage == "backward" and phase == 0 and left == 1 and self._entered is not None and self._waited is not None:
-            self._running.append((self._waited, self._entered, self._now()))
-            self._waited = None
-
-    def _call(self, *_: Any) -> None:
-        if self._began is not None:
-            self._waited, self._began = time.perf_counter() - self._began, None
-
-    def _enter(self, *_: Any) -> None:
-        if self._waited is not None and self._entered is None:
-            self._entered = self._now()
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-    def _collect(self) -> None:
-        while self._running and (not self._cuda or self._running[0][2].query()):
-            waited, entered, ended = self._running.popleft()
-            took = entered.elapsed_time(ended) / 1000 if self._cuda else ended - entered
-            if self._left_out:
-                self._left_out -= 1  # the first steps set things up
-            else:
-                self._times.append(waited + took)
-
-
-class Agreement:
-    """What any rank wishes (bits of an integer), known to all at the same step.
-
-    With several ranks the answer to what was asked at one step arrives at the next, so that no step waits for a message. Where
-    steps take long, a message costs little and a step too many costs the time that a signal leaves: there it is waited for.
-    """
-
-    def __init__(self, group: Any) -> None:
-        self._group = group
-        self._flight: tuple[torch.Tensor, Any] | None = None
-        self._slow = False  # agreed as well: any rank's step took long
-        self._asked = time.monotonic()
-
-    def ask(self, wishes: int) -> int:
-        """Hand this rank's wishes in; returns what all ranks together wished at the last call (alone, and after a long step: at
-        this one).
-
-        A wish that is granted with this call is not handed in again: it would be granted twice.
-        """
-        if self._group is None:
-            return wishes
-        now = time.monotonic()
-        slow, self._asked = now - self._asked > LONG_STEP, now
-        result = self.settle()
-        wishes &= ~result
-        values = torch.tensor([*(wishes >> bit & 1 for bit in range(_WISHES)), slow], dtype=torch.int32)
-        self._flight = (values, dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self._group, async_op=True))
-        return result | self.settle() if self._slow else result
-
-    def settle(self) -> int:
-        """Wait for the answer under way and return it."""
-        if self._flight is None:
-            return 0
-        values, work = self._flight
-        self._flight = None
-        work.wait()
-        *wished, slow = values.tolist()
-        self._slow = bool(slow)
-        return sum(bit << place for place, bit in enumerate(wished))
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, on every rank."""
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value, group=self._group)
+        return found
