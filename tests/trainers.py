@@ -96,6 +96,10 @@ class Zygote:
         self._process.stdin.flush()
         return self._read()
 
+    def preload(self, *modules: str, env: dict[str, str]) -> None:
+        """Import once what trainers would import each time."""
+        self.ask({"do": "import", "modules": modules, "env": env})
+
     def start(
         self, target: Path, runs: Path, *, world: int = 1, fault: str = "", args: tuple[str, ...] = (),
         constants: dict[str, float] | None = None, env: dict[str, str] | None = None,

@@ -67,9 +67,7 @@ def _wait(pid: int, timeout: float) -> int | None:
 
 
 def serve() -> None:
-    os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks for its device when it is imported
     import accelerate  # noqa: F401
-    import deepspeed  # noqa: F401
     import torch.distributed
     import torch.utils.data  # noqa: F401
 
@@ -89,6 +87,11 @@ def serve() -> None:
             answer = {"pid": pid}
         elif request["do"] == "wait":
             answer = {"code": _wait(request["pid"], request["timeout"])}
+        elif request["do"] == "import":
+            os.environ.update(request["env"])
+            for name in request["modules"]:
+                importlib.import_module(name)
+            gc.freeze()
         elif request["do"] == "kill":
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(request["pid"], signal.SIGKILL)
