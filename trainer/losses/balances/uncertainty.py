@@ -24,12 +24,15 @@ class Uncertainty(Balance):
     def __init__(self, count: int) -> None:
         super().__init__()
         self.log_variance = nn.Parameter(torch.zeros(count))
+        self._weights = torch.ones(count)
 
     @property
     def weights(self) -> torch.Tensor:
-        """exp(-s)."""
-        return (-self.log_variance).exp()
+        """exp(-s) at the last call: only then is s sure to be at hand where the ranks share parameters out."""
+        return self._weights
 
     def forward(self, losses: torch.Tensor) -> torch.Tensor:
         """[n]."""
-        return (losses * self.weights + self.log_variance / 2).sum(dim=1)
+        weights = (-self.log_variance).exp()
+        self._weights = weights.detach()
+        return (losses * weights + self.log_variance / 2).sum(dim=1)

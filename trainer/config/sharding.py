@@ -1,0 +1,49 @@
+"""What cannot be trained when the ranks share a network out (`parallel.kind` other than ddp), and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trainer.config.optimizers import Timm, Torch
+
+if TYPE_CHECKING:
+    from trainer.config.run import Run
+
+# Optimizers that treat each number by itself, so that it does not matter how the ranks cut what they hold (a test looks at each).
+# DeepSpeed makes Adagrad anew with one group.
+_BY_NUMBER = {
+    "torch": ("ASGD", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
+    "timm": (
+        "adadelta", "adam", "adamax", "adamc", "adamw", "adamwlegacy", "adan", "adanw", "adopt", "adoptc", "adoptw", "lion",
+        "lionc", "momentum", "nadam", "nadamc", "nadamw", "nesterov", "nesterovw", "radam", "radamw", "rmsprop", "rmsproptf",
+        "rmsproptfc", "rmsproptfw", "sgd", "sgdc", "sgdw",
+    ),
+}  # fmt: skip
+
+
+def refused(run: Run) -> str | None:
+    """What to write instead; none where the run can be shared out."""
+    kind, optimizer = run.parallel.kind, run.optimizer
+    if kind == "ddp":
+        return None
+    where = f"parallel.kind: {kind}"
+    if run.train.precision == "fp16":
+        return f"{where} does not go with train.precision: fp16, whose scale has not been shared out; write bf16"
+    if isinstance(optimizer, Timm | Torch) and optimizer.name not in _BY_NUMBER[optimizer.kind]:
+        return (
+            f"{where} cuts what the optimizer holds, and {optimizer.kind}'s {optimizer.name} looks at whole layers; choose one "
+            f"that treats each number by itself: sgd, adam, adamw, or of {optimizer.kind} {', '.join(_BY_NUMBER[optimizer.kind])}"
+        )
+    if optimizer.kind in ("schedule_free", "prodigy"):
+        what = "keeps its own average" if optimizer.kind == "schedule_free" else "looks at all parameters at once"
+        return f"{where} cuts what the optimizer holds, and {optimizer.kind} {what}; write adamw, or parallel.kind: ddp"
+    balance = run.losses.balance.kind
+    if balance in ("gradnorm", "adatask"):
+        return (
+            f"{where}: losses.balance {balance} takes gradients of its own, beside those that are shared out; write uncertainty "
+            "or dwa, or parallel.kind: ddp"
+        )
+    near = [name for name, loss in run.losses.add.items() if loss.kind == "l2_sp"]
+    if near and kind in ("zero3", "fsdp"):
+        return f"{where}: losses.add.{near[0]} looks at the weights, which no rank holds whole; write zero2, or leave it out"
+    return None
