@@ -207,7 +207,7 @@ def assemble(
 
     at: At = heart.at
     if runtime.world > 1:
-        pace = runtime.pace(parts.engine, parts.phase.network)
+        pace = runtime.pace(parts.engine)
         heart.pace = pace.mean
 
         def at(stage: str, phase: int = 0, left: int = 0) -> None:
@@ -218,8 +218,8 @@ def assemble(
 
             def followed(samples: int) -> bool:
                 changed = stage(samples)
-                if changed and parts.engine.module is not parts.phase.network:
-                    pace.follow(parts.engine.module)
+                if changed:
+                    pace.follow(parts.engine)
                 return changed
 
             parts.phase.stage = followed

@@ -184,8 +184,8 @@ def test_uncertainty() -> None:
     assert balance(losses).tolist() == [10.0, 4.0]
     with torch.no_grad():
         balance.log_variance.copy_(torch.tensor([math.log(2.0), math.log(4.0)]))
-    assert balance.weights.tolist() == pytest.approx([0.5, 0.25])
     assert balance(losses)[0].item() == pytest.approx(1 + 2 + 0.5 * math.log(8))
+    assert balance.weights.tolist() == pytest.approx([0.5, 0.25])
     mean = losses.mean(dim=0)
     with torch.no_grad():
         balance.log_variance.copy_((2 * mean).log())  # where the docstring says that it comes to rest

@@ -25,20 +25,20 @@ Held = dict[str, torch.Tensor | Piece]
 class Engine(ABC):
     """A network, put together for its ranks, with its optimizer: one for each phase.
 
-    `module` is what learns (called, then `backward` with its loss), `called` what is called without a gradient; `groups` is what
-    learns, now or later; `rates` are the optimizer's groups with the learning rates that the schedule multiplies. Where
-    `lockstep`, the ranks meet in every forward pass: each must make as many as the others, and also as many backward passes where
-    `even`.
+    `module` is what learns (called, then `backward` with its loss), `network` the bare network in it, `called` what is called
+    without a gradient; `groups` is what learns, now or later; `rates` are the optimizer's groups with the learning rates that the
+    schedule multiplies. Where `lockstep`, the ranks meet in every forward pass: each must make as many as the others; where
+    `meets_early`, in forward or backward passes before the last of a step.
     """
 
     lockstep = False
-    even = False
+    meets_early = False
     module: nn.Module
+    network: nn.Module
     called: nn.Module
     groups: Sequence[ParamGroup]
     optimizer: torch.optim.Optimizer
     rates: list[tuple[dict[str, Any], float]]
-    meeting: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def take(self, optimizer: torch.optim.Optimizer) -> None:
         """This is the optimizer from here on."""
@@ -102,18 +102,19 @@ class Engine(ABC):
     def publish(self) -> None:
         """What `moving` gave was changed: the network is to compute with it."""
 
-    def tell_meetings(self, meeting: Callable[[], AbstractContextManager[None]]) -> None:
-        """Enter `meeting` wherever the ranks meet within a forward pass."""
-        self.meeting = meeting
+    def meetings(self) -> list[nn.Module]:
+        """Parts of `network` before whose calls the ranks meet."""
+        return []
 
 
 class Whole(Engine):
     """Every rank holds everything (one rank, or DistributedDataParallel): `groups` is in the optimizer from the start, which
     passes over what takes no gradient yet."""
 
-    def __init__(self, runtime: Runtime, module: nn.Module, called: nn.Module, groups: Sequence[ParamGroup], make: Make) -> None:
+    def __init__(self, runtime: Runtime, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make) -> None:
         self._runtime, self._inner = runtime, module
-        self.called, self.groups = called, groups
+        self.network = self.called = network
+        self.groups = groups
         self.take(make(groups))
         self.module = runtime.wrap(module)
         self._parameters = self._learning()

@@ -22,11 +22,11 @@ class Fsdp(Sharded):
     """torch's `fully_shard` around each unit and around the rest. The optimizer holds this rank's rows of every parameter as
     parameters of its own, in the same memory."""
 
-    lockstep = True
+    lockstep = meets_early = True
 
     def __init__(
-        self, runtime: Runtime, module: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module], *,
-        offload: bool, reshard: bool,
+        self, runtime: Runtime, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make,
+        units: Sequence[nn.Module], *, offload: bool, reshard: bool,
     ) -> None:  # fmt: skip
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
@@ -52,7 +52,7 @@ class Fsdp(Sharded):
             ParamGroup([(name, own[where[name]]) for name in found], group.rate, group.start, group.decay)
             for group, found in zip(groups, names, strict=True)
         ]
-        super().__init__(runtime, module, cut)
+        super().__init__(runtime, module, network, cut)
         self.module = self.called = module
         self._local = {n: nn.Parameter(p.to_local().detach(), requires_grad=False) for n, p in named(cut)}  # type: ignore[attr-defined]
         self.take(make([_held(group, self._local) for group in cut]))
@@ -103,6 +103,9 @@ class Fsdp(Sharded):
             whole.requires_grad_(wanted[name])
         for part in self._parts:
             part.reshard()
+
+    def meetings(self) -> list[nn.Module]:
+        return [part for part in self._parts if part not in (self.module, self.network)]
 
     def publish(self) -> None:
         for part in self._parts:  # what is gathered still holds the old values

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+
+from trainer.runtime.engine import Engine
 
 STEPS, LEAST, WARM_UP = 20, 5, 3  # steps in the mean, at least so many, without the first ones
 
@@ -21,12 +20,12 @@ class Pace:
     Between the wrapper and the network the buffers of rank 0 come in: that time is another rank's, and is left out. On a GPU the
     work is timed by events, which are read when they are done: nothing waits for them.
 
-    Where the ranks also meet in the forward pass (`meets`: weights are gathered there), the forward passes alone count, without
-    the time inside `meeting`; on a GPU, where no event tells that time apart, the wait for data alone.
+    Where the ranks meet earlier, since weights are gathered in the forward pass or gradients cut in every backward pass, the
+    forward passes alone count, without those meetings; on a GPU, where no event tells their time apart, the wait for data alone.
     """
 
-    def __init__(self, device: torch.device, module: nn.Module, network: nn.Module, *, meets: bool = False) -> None:
-        self._cuda, self._meets = device.type == "cuda", meets
+    def __init__(self, device: torch.device, engine: Engine) -> None:
+        self._cuda, self._meets = device.type == "cuda", engine.meets_early
         self._times: deque[float] = deque(maxlen=STEPS)
         self._running: deque[tuple[float, Any, Any]] = deque(maxlen=STEPS)
         self._left_out = WARM_UP
@@ -34,13 +33,22 @@ class Pace:
         self._waited: float | None = None  # seconds until the wrapper was called
         self._entered: Any = None  # when the network was called
         self._passed = 0.0  # seconds of the forward passes so far, where they alone count
-        self._apart = 0.0  # seconds inside `meeting` since the network was called
-        self.follow(module)
-        network.register_forward_pre_hook(self._enter)
+        self._apart = 0.0  # seconds of the meetings since the network was called
+        self._met = 0.0  # when the last one began
+        self._hooks: list[Any] = []
+        self.follow(engine)
 
-    def follow(self, module: nn.Module) -> None:
-        """The network is wrapped as this module from here on."""
-        module.register_forward_pre_hook(self._call, prepend=True)
+    def follow(self, engine: Engine) -> None:
+        """Listen anew to what the engine calls, which put its network together anew."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [
+            engine.module.register_forward_pre_hook(self._call, prepend=True),
+            engine.network.register_forward_pre_hook(self._enter),
+        ]
+        for part in [] if self._cuda else engine.meetings():  # what the engine does there comes between the two
+            self._hooks.append(part.register_forward_pre_hook(self._meet, prepend=True))
+            self._hooks.append(part.register_forward_pre_hook(self._part))
 
     def mean(self) -> float | None:
         """The mean of the last steps; none until there are some."""
@@ -63,14 +71,11 @@ class Pace:
                     self._note(self._waited + self._passed)
                 self._waited = None
 
-    @contextmanager
-    def meeting(self) -> Iterator[None]:
-        """Inside, this rank waits for others."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._apart += time.perf_counter() - began
+    def _meet(self, *_: Any) -> None:
+        self._met = time.perf_counter()
+
+    def _part(self, *_: Any) -> None:
+        self._apart += time.perf_counter() - self._met
 
     def _call(self, *_: Any) -> None:
         if self._began is not None:

@@ -111,31 +111,31 @@ class Runtime:
         return torch.device("cpu") if self.kind in ("zero3", "fsdp") else self.device
 
     def engine(
-        self, module: nn.Module, called: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = ()
+        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = ()
     ) -> Engine:  # fmt: skip
-        """Put a module together for these ranks, on the device where it is not yet. `called`: what of it is called without a
+        """Put a module together for these ranks, on the device where it is not yet. `network`: what of it is called without a
         gradient; `groups`: what learns, now (`requires_grad`) or later, in the order of its starts; `make`: an optimizer for
         groups; `units`: parts that may be gathered one at a time. Raises UserError for what cannot be shared out.
         """
         if self.kind == "ddp":
-            return Whole(self, module, called, groups, make)
+            return Whole(self, module, network, groups, make)
         if self.precision == "bf16":
             self._in_precision(module)
         if self.kind == "fsdp":
             from trainer.runtime.fsdp import Fsdp
 
             offload, reshard = self.parallel.offload == "cpu", self.parallel.reshard_after_forward
-            return Fsdp(self, module, groups, make, units, offload=offload, reshard=reshard)
+            return Fsdp(self, module, network, groups, make, units, offload=offload, reshard=reshard)
         from trainer.runtime.zero import Zero3, Zero12
 
         if self._accelerator.deepspeed_engine_wrapped is not None:
             raise UserError(f"parallel.kind: {self.kind} takes one network, and this task trains several; write ddp or fsdp")
         kind = Zero3 if self.kind == "zero3" else Zero12
 
-        def prepare(network: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
-            return self._accelerator.prepare(network, optimizer)[0]
+        def prepare(given: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+            return self._accelerator.prepare(given, optimizer)[0]
 
-        return kind(self, module, called, groups, make, prepare, self._accelerator.free_memory)
+        return kind(self, module, network, groups, make, prepare, self._accelerator.free_memory)
 
     def _in_precision(self, module: nn.Module) -> None:
         """Mixed precision inside a module, as Accelerate puts it around one that it wraps."""
@@ -222,11 +222,9 @@ class Runtime:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def pace(self, engine: Engine, network: nn.Module) -> Pace:
-        """Measures this rank's own time a step; `network` is what the engine calls."""
-        pace = Pace(self.device, engine.module, network, meets=engine.lockstep)
-        engine.tell_meetings(pace.meeting)
-        return pace
+    def pace(self, engine: Engine) -> Pace:
+        """Measures this rank's own time a step."""
+        return Pace(self.device, engine)
 
     def agreement(self) -> Agreement:
         return Agreement(self._host_group)

@@ -41,10 +41,8 @@ class Share:
 class Sharded(Engine):
     """`_shares`: by name, of what the optimizer holds now. They stay where they are until the next `_arrange`."""
 
-    even = True
-
-    def __init__(self, runtime: Runtime, module: nn.Module, groups: Sequence[ParamGroup]) -> None:
-        self._runtime, self._inner, self.groups = runtime, module, groups
+    def __init__(self, runtime: Runtime, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup]) -> None:
+        self._runtime, self._inner, self.network, self.groups = runtime, module, network, groups
         self._begins = True  # a step
         self._shares: dict[str, Share] = {}
         self._pieces: dict[nn.Parameter, Piece] = {}

@@ -73,11 +73,11 @@ class Zero(Sharded):
     """A DeepSpeed engine; its inner optimizer holds flat rows of this rank's values in place of the parameters."""
 
     def __init__(
-        self, runtime: Runtime, module: nn.Module, called: nn.Module, groups: Sequence[ParamGroup], make: Make,
+        self, runtime: Runtime, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make,
         prepare: Callable[[nn.Module, torch.optim.Optimizer], Any], release: Callable[[], None],
     ) -> None:  # fmt: skip
-        super().__init__(runtime, module, groups)
-        self._make, self._prepare, self._release, self._bare = make, prepare, release, called
+        super().__init__(runtime, module, network, groups)
+        self._make, self._prepare, self._release = make, prepare, release
         self._start()
         # DeepSpeed sums gradients where none came, and moves by them
         self._seen: set[int] = set()
@@ -164,7 +164,8 @@ class Zero12(Zero):
 
     def _start(self) -> None:
         super()._start()
-        self.called = self._bare
+        self.called = self.network
+        self.meets_early = bool(self._zero.partition_gradients)  # stage 2
 
     def _hand_over(self, norm: Callable[[], Any]) -> None:
         self._zero.scaled_global_norm = lambda norm_type=2: norm()
@@ -203,7 +204,7 @@ class Zero12(Zero):
 class Zero3(Zero):
     """Stage 3: every rank has a piece of every parameter, frozen ones too; a layer's are gathered when it is called."""
 
-    lockstep = True
+    lockstep = meets_early = True
 
     def _start(self) -> None:
         super()._start()
@@ -221,6 +222,10 @@ class Zero3(Zero):
 
         norm: torch.Tensor = combine_grad_norm_groups(type(self._zero)._get_norm_groups(self._zero))
         return norm
+
+    def meetings(self) -> list[nn.Module]:
+        own = [part for part in self.network.modules() if any(True for _ in part.parameters(recurse=False))]
+        return [part for part in own if part is not self.network]
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -1,0 +1,44 @@
+"""The same losses, figures and weights for one rank and for two, whatever they share out, with and without accumulation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.sharding.conftest import KINDS, column, plain, run
+from tests.trainers import Zygote
+from trainer.checkpoint import averaged
+from trainer.restored import restore
+from trainer.rundir import RunDir
+
+TOLERANCE = 1e-5  # of the losses; 1e-4 is asked for
+
+
+def last(folder: Path) -> dict[str, torch.Tensor]:
+    return averaged(max((folder / "checkpoints").glob("step-*")))
+
+
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+@pytest.mark.parametrize("kind", ["ddp", *KINDS])
+def test_every_kind_learns_what_one_rank_does(trainers: Zygote, single: Path, tmp_path: Path, kind: str, offload: str) -> None:
+    """Whole shares without offload, with it several passes a step."""
+    passes = "auto" if offload == "none" else "5"
+    place = "none" if kind == "ddp" else offload
+    args = (f"train.micro_batch={passes}", f"parallel.offload={place}")
+    assert run(trainers, plain(tmp_path), tmp_path, kind, args=args) == [0, 0], trainers.started[-2].text()
+    found, wanted = column(tmp_path / "run", "train/loss"), column(single, "train/loss")
+    assert len(found) == 40
+    assert max(abs(a - b) for a, b in zip(found, wanted, strict=True)) < TOLERANCE
+    assert wanted[-1] < wanted[0] - 0.3  # it learns
+    for figure in ("val/loss", "val/accuracy"):
+        assert column(tmp_path / "run", figure) == pytest.approx(column(single, figure), abs=1e-5)
+    weights, reference = last(tmp_path / "run"), last(single)
+    assert set(weights) == set(reference)
+    assert all(torch.allclose(weights[n], reference[n], atol=1e-4) for n in reference if n != "mask")
+    files = list((tmp_path / "run" / "checkpoints").glob("step-00000040/model*.safetensors"))
+    assert len(files) == (3 if kind == "ddp" else 6)
+    # what export, evaluate and predict read
+    network = restore(RunDir(tmp_path / "run"), "last").network.state_dict()
+    assert all(torch.equal(network[name], weights[name]) for name in weights)
