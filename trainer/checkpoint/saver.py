@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -162,7 +163,8 @@ class Saver:
         """On the other ranks: write into the folder that rank 0 made, and hear what became of it."""
         folder = self._others.tell(None)
         if folder is not None:
-            self._together(Path(folder), step, staged)
+            with contextlib.suppress(GraftError, OSError):  # rank 0 heard of it, and says it again
+                self._together(Path(folder), step, staged)
         if (failed := self._others.tell(None)) is not None:
             _raise(*failed)
 
