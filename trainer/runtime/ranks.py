@@ -135,7 +135,8 @@ class Runtime:
         def prepare(given: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
             return self._accelerator.prepare(given, optimizer)[0]
 
-        return kind(self, module, network, groups, make, prepare, self._accelerator.free_memory)
+        words = self._accelerator.deepspeed_plugin.deepspeed_config
+        return kind(self, module, network, groups, make, prepare, self._accelerator.free_memory, words)
 
     def _in_precision(self, module: nn.Module) -> None:
         """Mixed precision inside a module, as Accelerate puts it around one that it wraps."""

@@ -74,16 +74,20 @@ class Zero(Sharded):
 
     def __init__(
         self, runtime: Runtime, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make,
-        prepare: Callable[[nn.Module, torch.optim.Optimizer], Any], release: Callable[[], None],
+        prepare: Callable[[nn.Module, torch.optim.Optimizer], Any], release: Callable[[], None], words: dict[str, Any],
     ) -> None:  # fmt: skip
         super().__init__(runtime, module, network, groups)
         self._make, self._prepare, self._release = make, prepare, release
+        self._settle(words)
         self._start()
         # DeepSpeed sums gradients where none came, and moves by them
         self._seen: set[int] = set()
         self._hooks: list[Any] = []
         for _, parameter in named(self._began()):
             self._hooks.append(parameter.register_post_accumulate_grad_hook(self._see))  # type: ignore[no-untyped-call]
+
+    def _settle(self, words: dict[str, Any]) -> None:
+        """Before the first start, with DeepSpeed's own words for the run file."""
 
     def _see(self, parameter: torch.Tensor) -> None:
         self._seen.add(id(parameter))
@@ -205,6 +209,15 @@ class Zero3(Zero):
     """Stage 3: every rank has a piece of every parameter, frozen ones too; a layer's are gathered when it is called."""
 
     lockstep = meets_early = True
+
+    @torch.no_grad()
+    def _settle(self, words: dict[str, Any]) -> None:
+        """Cut one parameter after the other on its way from the host, so that no device ever holds the network whole."""
+        from deepspeed.runtime.zero import Init
+
+        Init(module=self._inner, config_dict_or_path=words, dtype=torch.float32)
+        for buffer in self._inner.buffers():
+            buffer.data = buffer.data.to(self._runtime.device)
 
     def _start(self) -> None:
         super()._start()
