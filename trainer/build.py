@@ -148,6 +148,12 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     steps = total_steps(run.train, len(splits.train.items))
     samples = partial(samples_of, run, steps, len(splits.train.items))
     strategies.inject(run.strategy, built.network, built.head, built.fresh, mix(run.train.seed, ADAPTERS))
+    restless = strategies.restless(run.strategy, built.network)
+    if restless is not None and runtime.kind in ("zero3", "fsdp"):
+        raise UserError(
+            f"parallel.kind: {runtime.kind} holds pieces of the weights of '{restless}', which {run.strategy.kind} changes in "
+            "each forward pass; write parallel.kind: zero2, or name other layers as strategy.targets"
+        )
     groups = strategies.apply(run.strategy, built.network, built.head, built.fresh, samples)
     network = built.network.to(runtime.home)
     objective: Objective | None = None

@@ -33,7 +33,7 @@ class Fsdp(Sharded):
 
         names = [[name for name, _ in group.parameters] for group in groups]
         where = _places(module, groups)
-        _divisible(module)
+        _untied(module)
         mesh = init_device_mesh(runtime.device.type, (runtime.world,))
         policy = CPUOffloadPolicy(pin_memory=runtime.device.type == "cuda") if offload else OffloadPolicy()
         settings: dict[str, Any] = {"mesh": mesh, "offload_policy": policy}
@@ -139,12 +139,10 @@ def _held(group: ParamGroup, local: dict[str, nn.Parameter]) -> ParamGroup:
     return ParamGroup([(name, local[name]) for name, _ in group.parameters], group.rate, group.start, group.decay)
 
 
-def _divisible(module: nn.Module) -> None:
-    """Raises UserError for parameters that FSDP cannot cut."""
+def _untied(module: nn.Module) -> None:
+    """Raises UserError for parameters of two names: cut under one of them, the other would keep the whole."""
     names: dict[nn.Parameter, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter.dim() == 0:
-            raise UserError(f"parallel.kind: fsdp cannot cut '{name}', which is one number; write zero3, or zero2")
         if parameter in names:
             raise UserError(
                 f"parallel.kind: fsdp cannot cut '{name}', which is '{names[parameter]}' as well; write zero3, or zero2"

@@ -119,6 +119,12 @@ class Runtime:
         """
         if self.kind == "ddp":
             return Whole(self, module, network, groups, make)
+        single = next((name for name, parameter in module.named_parameters() if parameter.dim() == 0), None)
+        if single is not None:
+            raise UserError(
+                f"parallel.kind: {self.kind} cannot cut '{single}' of the network, which is one number; make it a tensor of one "
+                "value, or write ddp"
+            )
         if self.precision == "bf16":
             self._in_precision(module)
         if self.kind == "fsdp":

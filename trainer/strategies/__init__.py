@@ -15,7 +15,7 @@ from trainer.config.learning import Strategy
 from trainer.spec import ParamGroup
 from trainer.strategies.base import Graft, Learns, rated
 
-__all__ = ["Strategy", "Summary", "apply", "begin", "inject", "learning", "merge", "summary", "train_mode"]
+__all__ = ["Strategy", "Summary", "apply", "begin", "inject", "learning", "merge", "restless", "summary", "train_mode"]
 
 
 def inject(config: Strategy, network: nn.Module, head: Sequence[str], fresh: Sequence[str], seed: int = 0) -> None:
@@ -30,6 +30,13 @@ def merge(config: Strategy, network: nn.Module) -> nn.Module:
     module = importlib.import_module(f"trainer.strategies.{config.kind}")
     merged: nn.Module = module.merge(network) if hasattr(module, "merge") else network
     return merged
+
+
+def restless(config: Strategy, network: nn.Module) -> str | None:
+    """A part of the network whose weights `inject` has taken off and put back in each forward pass; none where none is so."""
+    module = importlib.import_module(f"trainer.strategies.{config.kind}")
+    found: str | None = module.restless(network) if hasattr(module, "restless") else None
+    return found
 
 
 def apply(

@@ -75,6 +75,13 @@ def choose(config: Config, graft: Graft) -> dict[str, Learns]:
     return chosen | graft.new()
 
 
+def restless(network: nn.Module) -> str | None:
+    """An attention of torch's own that is adapted: it reads weights without calling layers, and peft merges them each time."""
+    from peft.tuners.lora.layer import MultiheadAttention
+
+    return next((name for name, module in network.named_modules() if isinstance(module, MultiheadAttention)), None)
+
+
 def merge(network: nn.Module) -> nn.Module:
     """Add the adapters to the weights they stand beside and take them out: the network that the library of the trunk knows."""
     from peft.tuners.tuners_utils import BaseTunerLayer
