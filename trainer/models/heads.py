@@ -12,7 +12,10 @@ from torch import nn
 
 
 class Heads(nn.Module):
-    """Heads on the same features, by name; their outputs stand side by side along `dim` in the order of the heads."""
+    """Heads on the same features, by name; their outputs stand side by side along `dim` in the order of the heads.
+
+    One answer for all positions of a map (attention) counts for each of them where another head answers for each.
+    """
 
     def __init__(self, heads: dict[str, nn.Module], dim: int = -1) -> None:
         super().__init__()
@@ -21,7 +24,9 @@ class Heads(nn.Module):
         self.dim = dim
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return torch.cat([head(features) for head in self.children()], dim=self.dim)
+        answers = [head(features).movedim(self.dim, 1) for head in self.children()]
+        where = max((answer.shape[2:] for answer in answers), key=lambda shape: shape.numel())
+        return torch.cat([answer.expand(-1, -1, *where) for answer in answers], dim=1).movedim(1, self.dim)
 
 
 class Mlp(nn.Module):
@@ -142,10 +147,11 @@ class Attention(nn.Module):
 
 
 class Skipped(nn.Module):
-    """In the place of a layer that stands between the trunk and its head, where the head does not look at it any more."""
+    """In the place of a layer between the trunk and its head, where the head looks past it: nothing of what it gives counts."""
 
     def forward(self, features: Any, *rest: Any, **named: Any) -> Any:
-        return features
+        # not the features themselves, which a layer after it may change in place while the head still needs them
+        return torch.zeros_like(features) if isinstance(features, torch.Tensor) else features
 
 
 GRAFTED = (Heads, Mlp, Attention)

@@ -139,8 +139,7 @@ def place(
     if heads:
         for head in heads:
             head.connect(network)
-        named = [one.pool_from for site in sites for one in site.layers if isinstance(one, AttentionHead)]
-        skip(network, source, silent_before, anatomy.channels, size, heads, asked=all(named))
+        skip(network, silent_before, anatomy.channels, size, heads)
     return made
 
 

@@ -49,9 +49,9 @@ def find_pool(network: nn.Module, source: str, head: str, features: int, channel
     """What the network pools for its output layer `head`, which takes `features` of it: the last tensor of several positions.
 
     It is the input of the module that pools, where there is one, else the output of the last module before. `pool_from`: the
-    module whose output it is. Raises UserError where there is none, or only one position.
+    module whose output it is. Raises UserError where there is none, only one position, or more than a pooling comes after it.
     """
-    visits = _visits(network, channels, size)
+    visits, parameters = _visits(network, channels, size)
     at = next((visit for visit in reversed(visits) if visit.name == head), None)
     if at is None or at.given is None:
         raise UserError(f"{source}: its output layer '{head}' is not called with its features; an attention head cannot stand there")
@@ -71,7 +71,22 @@ def find_pool(network: nn.Module, source: str, head: str, features: int, channel
     _, visit, early = max(moments, key=lambda moment: moment[0])
     tensor = visit.given if early else visit.gave
     assert tensor is not None
+    after = sorted(_behind(at.given, parameters) - _behind(tensor, parameters))
+    between = [n for n in after if parameters[n].dim() > 1 and not (early and n.startswith(f"{visit.name}.") and visit in pooling)]
+    mixing = [n for n in between if parameters[n].dim() == 4 and max(parameters[n].shape[2:]) > 1]
+    if mixing or len(between) > _BETWEEN:
+        few = first_few([name.removesuffix(".weight") for name in between], 3)
+        raise _none(source, f"it pools one position, since {few} come after its last {list(tensor.shape[1:])} (at '{visit.name}')")
     return _pool(visit.name, early, tensor, visit.module, features, source)
+
+
+def _behind(tensor: torch.Tensor, parameters: dict[str, torch.Tensor]) -> set[str]:
+    """The parameters that a tensor depends on."""
+    asked = {name: value for name, value in parameters.items() if value.requires_grad}
+    if not tensor.requires_grad or not asked:
+        return set()
+    gradients = torch.autograd.grad(tensor.sum(), list(asked.values()), allow_unused=True, retain_graph=True)
+    return {name for name, gradient in zip(asked, gradients, strict=True) if gradient is not None}
 
 
 def _none(source: str, why: str) -> UserError:
@@ -131,8 +146,12 @@ def _pool(name: str, before: bool, tensor: torch.Tensor, module: nn.Module, feat
     return Pool(name, before, first, shape[0] if first else last)
 
 
-def _visits(network: nn.Module, channels: int, size: int) -> list[_Visit]:
-    """Every call of a module in one pass, in the order in which they began; a head of graft's is one."""
+def _visits(network: nn.Module, channels: int, size: int) -> tuple[list[_Visit], dict[str, torch.Tensor]]:
+    """Every call of a module in one pass, in the order in which they began, and what stood for the parameters.
+
+    A head of graft's is one module.
+    """
+    parameters: dict[str, torch.Tensor] = {}
     visits: list[_Visit] = []
     clock = iter(range(10**9))
 
@@ -165,11 +184,12 @@ def _visits(network: nn.Module, channels: int, size: int) -> list[_Visit]:
                 inside = f"{name}." if isinstance(module, GRAFTED) else inside
                 stack.callback(module.register_forward_pre_hook(begin(name), prepend=True, with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(end(name)).remove)
-            stack.enter_context(torch.no_grad())
-            send(network, channels, size, training=False, meta=meta)
+            stack.enter_context(torch.enable_grad())
+            _, values = send(network, channels, size, training=False, meta=meta)
+            parameters.update({name: values[name] for name, _ in network.named_parameters()})
 
     _either(network, passed)
-    return visits
+    return visits, parameters
 
 
 def _either(network: nn.Module, passed: Callable[[bool], None]) -> None:
@@ -183,35 +203,28 @@ def _either(network: nn.Module, passed: Callable[[bool], None]) -> None:
 
 
 def silent(network: nn.Module, channels: int, size: int) -> set[str]:
-    """The parameters that the network's output does not depend on."""
+    """The parameters that nothing depends on that the network gives in training."""
     found: set[str] = set()
 
     def passed(meta: bool) -> None:
         with torch.enable_grad():
-            outputs, values = send(network, channels, size, training=False, meta=meta)
-            asked = {name: values[name] for name, p in network.named_parameters() if values[name].requires_grad}
-            gradients = torch.autograd.grad(outputs[0].sum(), list(asked.values()), allow_unused=True)
-        found.update(name for name, gradient in zip(asked, gradients, strict=True) if gradient is None)
+            outputs, values = send(network, channels, size, training=True, meta=meta)
+            parameters = {name: values[name] for name, _ in network.named_parameters()}
+            found.update(set(parameters) - _behind(torch.cat([output.flatten() for output in outputs]), parameters))
 
     _either(network, passed)
     return found
 
 
-def skip(network: nn.Module, source: str, before: set[str], channels: int, size: int, heads: list[Attention], *, asked: bool) -> None:
+def skip(network: nn.Module, before: set[str], channels: int, size: int, heads: list[Attention]) -> None:
     """Take out the layers that nothing depends on any more now that connected heads look past them.
 
-    `before`: what the plain network did not depend on either; `asked`: the run file says what to attend to. Layers that something
-    else counts on stay, and their parameters become buffers, which learn under no strategy. Raises UserError where these layers
-    are more than what stands between a pooling and a head.
+    `before`: what nothing depended on in the plain network either. Layers that something else counts on stay, and their parameters
+    become buffers, which learn under no strategy.
     """
     dead = silent(network, channels, size) - before
     pools = [head.pool for head in heads]
     parameters = dict(network.named_parameters())
-    if not asked:
-        between = sorted(n for n in dead if parameters[n].dim() > 1 and not any(n.startswith(f"{pool}.") for pool in pools))
-        mixing = [n for n in between if parameters[n].dim() == 4 and max(parameters[n].shape[2:]) > 1]
-        if mixing or len(between) > _BETWEEN:
-            raise _none(source, f"after its last tensor of several positions, at '{pools[0]}', come {first_few(between)}")
     taken: list[tuple[nn.Module, str, nn.Module]] = []
     for name, module in list(network.named_modules()):
         inside = {f"{name}.{inner}" for inner, _ in module.named_parameters()}

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from trainer.config import UserError, nearest
 from trainer.models.base import first_few
@@ -142,17 +141,41 @@ def send(
     Nothing in the network is changed: on the meta device all its tensors are stood in for, else its buffers are.
     Raises whatever the network raises.
     """
-    values: dict[str, torch.Tensor] = {}
-    if meta:
-        for name, parameter in network.named_parameters():
-            values[name] = torch.empty_like(parameter, device="meta", requires_grad=parameter.is_floating_point())
-    for name, buffer in network.named_buffers():  # running statistics must stay as they are
-        values[name] = torch.empty_like(buffer, device="meta") if meta else buffer.clone()
-    images = torch.zeros(2, channels, size, size, device="meta" if meta else "cpu")
-    with _mode(network, training), torch.random.fork_rng(devices=[]):
-        output = functional_call(network, values, (images,))
+    with _stand_ins(network, meta) as values, _mode(network, training), torch.random.fork_rng(devices=[]):
+        output = network(torch.zeros(2, channels, size, size, device="meta" if meta else "cpu"))
     outputs = list(output) if isinstance(output, tuple | list) else [output]
-    return [o for o in outputs if o is not None], {**dict(network.named_parameters()), **values}
+    return [o for o in outputs if o is not None], values
+
+
+@contextmanager
+def _stand_ins(network: nn.Module, meta: bool) -> Iterator[dict[str, torch.Tensor]]:
+    """Other tensors for a while: all on the meta device, or copies of the buffers (running statistics must stay as they are).
+
+    By hand, since torch's `functional_call` leaves its tensors in a module that has two names (CoaT).
+    """
+    other: dict[int, torch.Tensor] = {}
+    held: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    names = {id(value): name for name, value in (*network.named_buffers(), *network.named_parameters())}
+    for module in network.modules():
+        for own in (module._parameters, module._buffers):
+            held.append((own, dict(own)))
+            for name, value in own.items():
+                if value is None:
+                    continue
+                if id(value) not in other:
+                    learns = isinstance(value, nn.Parameter)
+                    needs = learns and value.is_floating_point()
+                    if meta:
+                        other[id(value)] = torch.empty_like(value, device="meta", requires_grad=needs)
+                    else:
+                        other[id(value)] = value if learns else value.clone()
+                own[name] = other[id(value)]
+    try:
+        yield {names[key]: value for key, value in other.items()}
+    finally:
+        for own, before in held:
+            own.clear()
+            own.update(before)
 
 
 def _pass(network: nn.Module, channels: int, size: int, *, training: bool) -> Trace:
