@@ -9,7 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from trainer.config import UserError
 from trainer.spec import InputSpec, Interpolation, Output
+
+
+class WrongSizeError(UserError):
+    """A network does not take images of the size that is asked for, and nothing was said of a size that it takes."""
 
 
 @dataclass

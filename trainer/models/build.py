@@ -14,13 +14,14 @@ from trainer.config import UserError, nearest
 from trainer.config.adapt import Adapt
 from trainer.config.run import Model, Normalize
 from trainer.models.adapt import new_input, seeded
-from trainer.models.base import Built, LoadReport, Need, Origin
+from trainer.models.base import Built, LoadReport, Need, Origin, WrongSizeError
 from trainer.models.channels import normalisation
 from trainer.models.compare import compared
 from trainer.models.fit import fit
 from trainer.models.heads import GRAFTED
 from trainer.models.outputs import check, place
 from trainer.models.probe import Anatomy, examine
+from trainer.models.sizes import nearest_size
 from trainer.spec import InputSpec, Output
 
 Norm = Literal["auto", "imagenet", "half", "none"] | Normalize
@@ -45,11 +46,7 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
     if source.sized and source.read is None and any(adapt.of(output.name).head == "keep" for output in outputs):
         raise UserError("model.adapt.head: keep, but with weights: none there is no trained head; write auto")
     with seeded(seed):
-        if source.shaped is not None:
-            network = source.shaped(classes, size, adapt.in_channels)
-        else:
-            network = source.make(classes, size)
-        anatomy = examine(network, source.name, adapt.in_channels, size, adapt.head_module)
+        network, anatomy = _examined(source, adapt, classes, size)
         if source.shaped is not None:
             if anatomy.channels != adapt.in_channels:
                 raise UserError(
@@ -76,6 +73,21 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
     mean, std = _normalisation(normalize, source, adapt)
     spec = InputSpec(adapt.in_channels, size, mean, std, source.interpolation or "bilinear")
     return Built(network, anatomy.head, tuple(made), spec, report)
+
+
+def _examined(source: Origin, adapt: Adapt, classes: int, size: int) -> tuple[nn.Module, Anatomy]:
+    """The network as it comes, and what it is made of. A size that it does not take is refused with one that it does."""
+
+    def make(side: int) -> nn.Module:
+        return source.make(classes, side) if source.shaped is None else source.shaped(classes, side, adapt.in_channels)
+
+    try:
+        network = make(size)
+        return network, examine(network, source.name, adapt.in_channels, size, adapt.head_module)
+    except WrongSizeError as error:
+        near = nearest_size(make, adapt.in_channels, size) if source.sized else None
+        hint = f"; the nearest that was found to go through is {near}: set model.adapt.image_size" if near else ""
+        raise UserError(f"{error}{hint}") from error
 
 
 def needs(config: Model) -> list[Need]:

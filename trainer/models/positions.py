@@ -19,7 +19,8 @@ def positions_of(
 
     - [1, tokens, width] and [tokens, width]: the grid is interpolated, tokens in front stay as they are;
     - [1, width, h, w], [1, h, w, width] and the same without the 1: the grid is interpolated;
-    - relative biases [(2h-1)(2w-1), heads], with three more rows for a class token, or [heads, 2h-1, 2w-1]: see `_relative`.
+    - relative biases [(2h-1)(2w-1), heads], with three more rows for a class token, or [heads, 2h-1, 2w-1]: see `_relative`;
+    - biases of absolute distances, `attention_biases` [heads, h * w] (LeViT, TinyViT): the grid is interpolated.
 
     Grids are interpolated bicubically, with anti-aliasing where they shrink (Dosovitskiy et al. 2021, section 3.2). `grids`: the
     sizes of the network's maps, which tell a grid that is not square from its number of tokens; `old_grid`: that of the table,
@@ -28,6 +29,9 @@ def positions_of(
     leaf = name.rpartition(".")[2].lower()
     if "rel" in leaf:
         return _relative(table, shape, grids, old_grid)
+    if leaf == "attention_biases" and table.dim() == len(shape) == 2:
+        found = _tokens(table.T, torch.Size((shape[1], shape[0])), (), None, 0)
+        return None if found is None else (found[0].T, found[1].replace("position embeddings", "biases of distances"))
     said = "pos" in name.lower()
     if table.dim() == 3 and len(shape) == 3 and table.shape[0] == shape[0] == 1:
         found = _tokens(table[0], shape[1:], grids, old_grid, _PREFIX if said else 1)
@@ -72,7 +76,7 @@ def _layouts(tokens: int, grids: Sequence[Grid], prefix: int) -> Iterator[tuple[
             yield tokens - rows * columns, (rows, columns)
     for extra in (1, 0, *range(2, prefix + 1)):
         side = math.isqrt(max(0, tokens - extra))
-        if side > 1 and side * side + extra == tokens:
+        if side > 0 and side * side + extra == tokens and (side > 1 or not extra):
             yield extra, (side, side)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trainer.config import UserError, nearest
-from trainer.models.base import first_few
+from trainer.models.base import WrongSizeError, first_few
 from trainer.models.heads import GRAFTED, Attention, Heads, Mlp
 
 # Left out of a pass for shapes alone: they change none, and take most of its time.
@@ -213,8 +213,10 @@ def examine(network: nn.Module, source: str, channels: int, size: int, head_modu
     told = f"{type(reason).__name__}: {reason}".strip().splitlines()[0][:200]
     when = " in training, though it does in evaluation (auxiliary heads can need larger ones)" if in_training else ""
     smallest = _smallest(network, candidates[0], size)
-    hint = f"; the smallest that it takes is {smallest}: set model.adapt.image_size" if smallest else ""
-    raise UserError(f"{source}: does not take images of {size} x {size} pixels{when} ({told}){hint}")
+    refused = f"{source}: does not take images of {size} x {size} pixels{when} ({told})"
+    if smallest:
+        raise UserError(f"{refused}; the smallest that it takes is {smallest}: set model.adapt.image_size")
+    raise WrongSizeError(refused)
 
 
 def _smallest(network: nn.Module, channels: int, size: int, limit: int = 512) -> int | None:

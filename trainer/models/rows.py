@@ -62,8 +62,7 @@ def rows(
         return Rows(straight)
     if asked:
         return _asked(checkpoint, names, settings, classes, where)
-    unique = names is not None and len(set(names)) == count
-    if names is not None and unique and set(names) == set(classes):
+    if names is not None and len(set(names)) == count and set(names) == set(classes):
         return Rows(tuple(names.index(c) for c in classes), "classes put into the order of the task")
     if settings.head == "keep":
         if count != len(classes):
@@ -80,10 +79,10 @@ def rows(
             "model.adapt.head: new", checkpoint.source, count,
         )  # fmt: skip
         return Rows(straight)
-    shared = set(names) & set(classes)
-    if shared and unique and not checkpoint.official:
-        return _shared(names, classes, {}, {})
-    return Rows()
+    if checkpoint.official:
+        return Rows()
+    found = _shared(names, classes, {}, {})
+    return found if any(pick is not None for pick in found.picks) else Rows()
 
 
 def _asked(
@@ -112,9 +111,11 @@ def _asked(
 
 
 def _shared(names: tuple[str, ...], classes: tuple[str, ...], rename: dict[str, str], like: dict[str, str]) -> Rows:
+    """Rows by name; a name that the weights have twice says nothing."""
+    row = {name: index for index, name in enumerate(names) if names.count(name) == 1}
     same = {c: rename.get(c, c) for c in classes}
-    picked = [names.index(same[c]) if same[c] in names else names.index(like[c]) if c in like else None for c in classes]
-    kept = sum(same[c] in names for c in classes)
-    begun = sum(same[c] not in names and c in like for c in classes)
+    picked = [row[same[c]] if same[c] in row else row[like[c]] if c in like else None for c in classes]
+    kept = sum(same[c] in row for c in classes)
+    begun = sum(same[c] not in row and c in like for c in classes)
     also = f", {begun} begun like others" if begun else ""
     return Rows(tuple(picked), f"{kept} of {len(classes)} classes kept{also}")
