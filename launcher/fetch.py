@@ -11,6 +11,7 @@ from launcher.python import environment, trainer_command
 from launcher.start import locate
 from trainer.config import Run
 from trainer.config.load import SAVED
+from trainer.config.model import Model
 from trainer.rundir import fetched
 
 
@@ -24,20 +25,24 @@ def fetch(target: str, overrides: list[str], runs: Path) -> int:
 
 
 def missing(run: Run, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """What a node without a network would lack of a run's model; empty if nothing.
+    """What a node without a network would lack of a run's networks; empty if nothing.
 
     Torch-free: weights that have a name count as here when `graft fetch` recorded them, for the caches that `environment`
     names, and the files still have their sizes. Files of the user's own are looked at as they are.
     """
-    source, weights = run.model.source, run.model.weights
+    return [lack for key, model in run.models.items() for lack in _lacks(key, model, environment)]
+
+
+def _lacks(key: str, model: Model, environment: Mapping[str, str]) -> list[str]:
+    source, weights = model.source, model.weights
     if weights == "none":
         return []
     if "/" in weights or Path(weights).suffix:
-        return [] if os.access(weights, os.R_OK) else [f"{weights} (model.weights) is not there, or cannot be read"]
+        return [] if os.access(weights, os.R_OK) else [f"{weights} ({key}.weights) is not there, or cannot be read"]
     scheme, _, rest = source.partition(":")
     if scheme in SAVED and rest.startswith("/"):  # a folder of the user's own, or of another run
         place = Path(rest.partition("#")[0])
-        return [] if os.access(place, os.R_OK | os.X_OK) else [f"{place} (model.source) is not there, or cannot be read"]
+        return [] if os.access(place, os.R_OK | os.X_OK) else [f"{place} ({key}.source) is not there, or cannot be read"]
     found = fetched.noted(source, weights, environment)
     if found is None:
         return [f"the weights {weights} of {source} were not fetched into this cache; `graft fetch RUN` does"]

@@ -104,16 +104,18 @@ def train(prepared: Prepared, *, accept_changes: bool = False, retry: bool = Fal
 
 def look(run: Run, rundir: RunDir) -> None:
     """Refuse files that are not there now, rather than after seconds of starting."""
-    scheme, _, rest = run.model.source.partition(":")
-    named = [("model.source", Path(rest.rpartition(":")[0]))] if scheme == "python" else []
-    if scheme in SAVED and rest.startswith("/") and not Path(rest.partition("#")[0]).is_dir():
-        raise UserError(f"model.source: {rest.partition('#')[0]}: no such folder")
-    if last_checkpoint(rundir) is None:  # later on the pretrained weights are not read again
-        named.append(("model.weights", Path(run.model.weights)))
-    for key, path in named:
-        if path.is_absolute() and not (path.is_file() or (key == "model.weights" and path.is_dir())):
-            beside = [p.name for p in path.parent.iterdir() if p.suffix == path.suffix] if path.parent.is_dir() else []
-            raise UserError(f"{key}: {path}: no such file{nearest(path.name, beside)}")
+    begun = last_checkpoint(rundir) is not None
+    for key, model in run.models.items():
+        scheme, _, rest = model.source.partition(":")
+        named = [(f"{key}.source", Path(rest.rpartition(":")[0]))] if scheme == "python" else []
+        if scheme in SAVED and rest.startswith("/") and not Path(rest.partition("#")[0]).is_dir():
+            raise UserError(f"{key}.source: {rest.partition('#')[0]}: no such folder")
+        if not begun or key != "model":  # later on the pretrained weights are not read again
+            named.append((f"{key}.weights", Path(model.weights)))
+        for place, path in named:
+            if path.is_absolute() and not (path.is_file() or (place.endswith(".weights") and path.is_dir())):
+                beside = [p.name for p in path.parent.iterdir() if p.suffix == path.suffix] if path.parent.is_dir() else []
+                raise UserError(f"{place}: {path}: no such file{nearest(path.name, beside)}")
 
 
 def counts(run: Run) -> Counts:

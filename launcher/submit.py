@@ -17,6 +17,7 @@ from launcher.runs import last_checkpoint
 from launcher.snapshot import Code
 from launcher.start import Prepared, checked, locate
 from trainer.config import GraftError, RefusedError, Run, UserError, dump
+from trainer.config.model import Model
 from trainer.rundir import RunDir, locked, write_atomically
 from trainer.rundir.lease import held_by
 
@@ -175,9 +176,10 @@ def _snapshot(submission: Submission, *, accept_changes: bool) -> tuple[str, tup
         told = f"that of {code.here}, {why}: nothing is copied, changes reach a job that waits"
     else:
         told = f"{snapshot.told(snapshot.take(code))}; copied into {code.folder}"
-    scheme, _, rest = submission.prepared.run.model.source.partition(":")
-    if scheme == "python":
-        snapshot.needed(chosen, Path(rest.rpartition(":")[0]))
+    for model in submission.prepared.run.models.values():
+        scheme, _, rest = model.source.partition(":")
+        if scheme == "python":
+            snapshot.needed(chosen, Path(rest.rpartition(":")[0]))
     return told, tuple(notes)
 
 
@@ -195,15 +197,19 @@ def _submitted(submission: Submission, job: str | None, code: str, notes: tuple[
 
 
 def _moved(run: Run, code: Code, rundir: RunDir, *, begun: bool) -> Run:
-    """The run with a network's file in the snapshot, so that editing it while the job waits changes nothing."""
-    scheme, _, rest = run.model.source.partition(":")
-    file, _, factory = rest.rpartition(":")
-    if scheme != "python" or not Path(file).is_absolute() or Path(file).is_relative_to(rundir.code):
-        return run
-    if begun and rundir.load().model.source == run.model.source:
-        return run  # begun without a snapshot (`graft train`): its settings stay what they are
-    source = f"python:{code.moved(Path(file))}:{factory}"
-    return run.model_copy(update={"model": run.model.model_copy(update={"source": source})})
+    """The run with its networks' files in the snapshot, so that editing them while the job waits changes nothing."""
+    # begun without a snapshot (`graft train`): its settings stay what they are
+    kept = {model.source for model in rundir.load().models.values()} if begun else set()
+
+    def moved(model: Model) -> Model:
+        scheme, _, rest = model.source.partition(":")
+        file, _, factory = rest.rpartition(":")
+        own = scheme == "python" and Path(file).is_absolute() and not Path(file).is_relative_to(rundir.code)
+        if not own or model.source in kept:
+            return model
+        return model.model_copy(update={"source": f"python:{code.moved(Path(file))}:{factory}"})
+
+    return run.moved(moved)
 
 
 def _no_code(run: Run, rundir: RunDir) -> list[Path]:

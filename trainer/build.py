@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from trainer import restored, strategies  # noqa: F401 (restored: what a `run:` source is read with)
 from trainer.checkpoint import fill
-from trainer.config import Run, UserError, nearest
+from trainer.config import RefusedError, Run, UserError, nearest
 from trainer.config.amounts import Amount
 from trainer.config.arithmetic import rank_shares, total_steps
 from trainer.config.optimizers import ScheduleFree
@@ -23,7 +23,8 @@ from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import eval_batches, train_batches
 from trainer.data.order import mix
 from trainer.evaluate import evaluate
-from trainer.losses.objective import Objective
+from trainer.learning import build_objective, gradients_apart, learnt_by, named_parameters, references, unchanged
+from trainer.losses.objective import Learner, Objective, Plain
 from trainer.models import Built, build_model
 from trainer.optim import Average, FreeAverage, build_momentum, build_optimizer, build_schedule, pack, unpack
 from trainer.runtime import Runtime
@@ -32,7 +33,8 @@ from trainer.tasks import build_task
 from trainer.tasks.base import Evaluation, Phase, Task
 
 log = logging.getLogger("graft")
-DROPOUT, WEIGHTS, ADAPTERS = 1, 2, 3  # keep the streams drawn from one seed apart
+Made = TypeVar("Made")
+DROPOUT, WEIGHTS, ADAPTERS, PROJECTIONS = 1, 2, 3, 4  # keep the streams drawn from one seed apart
 
 
 @dataclass
@@ -49,6 +51,8 @@ class Parts:
     steps: int
     bad: BadCount
     summary: strategies.Summary
+    objective: Objective | None = None  # where there is more than the task's own loss
+    references: dict[str, str] = field(default_factory=dict)  # fingerprints of the networks that losses look at
 
     @property
     def epoch_samples(self) -> int:
@@ -104,10 +108,11 @@ class Parts:
         return measured
 
 
-def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:
+def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_changes: bool = False) -> Parts:
     """Put a run together; `saved` is the state of its own checkpoint, which will be loaded over the pretrained weights.
 
-    Raises UserError for everything in the run file that does not fit the data, the weights or the network.
+    Raises UserError for everything in the run file that does not fit the data, the weights or the network, RefusedError for a
+    teacher that changed since (unless `accept_changes`).
     """
     rank_shares(run.train.global_batch, runtime.world)  # refuses more ranks than samples before anything is downloaded
     splits = open_splits(run.data, run.train.seed)
@@ -119,31 +124,52 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> Parts:
             raise UserError(
                 f"checkpoint.best is '{run.checkpoint.best}', which is not measured{nearest(run.checkpoint.best, known)}"
             )
+    # what losses hold the network to is read again, also when a checkpoint comes over it
+    as_it_came = saved is None or bool(run.losses.of("start"))
     model = partial(
-        build_model, run.model, run.data.normalize, task.outputs, mix(run.train.seed, WEIGHTS), load_weights=saved is None
+        build_model, run.model, run.data.normalize, task.outputs, mix(run.train.seed, WEIGHTS), load_weights=as_it_came
     )
-    # One rank downloads, the others find the file in the cache.
-    built = model() if runtime.main else None
-    runtime.barrier()
-    built = built or model()
+    built = by_turns(runtime, model)
+    given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime))
+    fingerprints = given.fingerprints
     if saved is not None:
         built.fresh = tuple(saved["fresh"])  # what the pretrained checkpoint lacked is known only when it is read
+        if not accept_changes:
+            unchanged(saved.get("references", {}), fingerprints)
     steps = total_steps(run.train, len(splits.train.items))
+    samples = partial(samples_of, run, steps, len(splits.train.items))
     strategies.inject(run.strategy, built.network, built.head, built.fresh, mix(run.train.seed, ADAPTERS))
-    groups = strategies.apply(
-        run.strategy, built.network, built.head, built.fresh, partial(samples_of, run, steps, len(splits.train.items))
-    )
+    groups = strategies.apply(run.strategy, built.network, built.head, built.fresh, samples)
     network = built.network.to(runtime.device)
     average: Average | FreeAverage | None = Average(network, run.train.ema) if run.train.ema is not None else None
-    optimizer = build_optimizer(run.optimizer, groups)
+    objective: Objective | None = None
+    extra: list[ParamGroup] = []
+    if not run.losses.plain or len(task.outputs) > 1:
+        seed = mix(run.train.seed, PROJECTIONS)
+        objective = build_objective(run, runtime, built, task, given, groups, seed, samples)
+        extra = learnt_by(objective, getattr(run.losses.balance, "rate", 1.0))
+    optimizer = build_optimizer(run.optimizer, [*groups, *extra], gradients_apart(objective))
     if isinstance(run.optimizer, ScheduleFree):
         average = FreeAverage(network, optimizer)
     summary = strategies.summary(network)
     strategies.begin(groups, saved["samples"] if saved is not None else 0)
-    phase = Phase("model", network, runtime.wrap(network), optimizer, Objective(task))
+    wrapped = network if objective is None or not extra else Learner(network, objective)
+    phase = Phase("model", network, runtime.wrap(wrapped), optimizer, objective or Plain(task))
+    if objective is not None:
+        assert objective.balance is not None
+        phase.columns, phase.settle = objective.columns, objective.balance.settle
     if any(group.start for group in groups):
-        phase.stage = partial(_stage, runtime, phase, groups)
-    return Parts(run, runtime, splits, built, task, phase, average, steps, BadCount(run.data.max_bad), summary)
+        phase.stage = partial(_stage, runtime, phase, groups, wrapped)
+    return Parts(
+        run, runtime, splits, built, task, phase, average, steps, BadCount(run.data.max_bad), summary, objective, fingerprints
+    )
+
+
+def by_turns(runtime: Runtime, make: Callable[[], Made]) -> Made:
+    """Make something that may be downloaded: one rank downloads, the others find it in the cache."""
+    made = make() if runtime.main else None
+    runtime.barrier()
+    return make() if made is None else made
 
 
 def samples_of(run: Run, steps: int, epoch_samples: int, amount: Amount | float) -> int:
@@ -154,43 +180,58 @@ def samples_of(run: Run, steps: int, epoch_samples: int, amount: Amount | float)
     return round(amount * steps * batch)
 
 
-def _stage(runtime: Runtime, phase: Phase, groups: Sequence[ParamGroup], samples: int) -> nn.Module | None:
+def _stage(
+    runtime: Runtime, phase: Phase, groups: Sequence[ParamGroup], wrapped: nn.Module, samples: int
+) -> nn.Module | None:  # fmt: skip
     """What learns from here on: the module, put around the network anew, when that is not what it was; else none."""
     if not strategies.begin(groups, samples):
         return None
-    return runtime.rewrap(phase.module, phase.network)
+    return runtime.rewrap(phase.module, wrapped)
 
 
 def tensors(parts: Parts) -> dict[str, dict[str, torch.Tensor]]:
     """What a checkpoint holds, by file: the network, its average, and the optimizer's state by parameter name."""
     phase = parts.phase
     files: dict[str, dict[str, torch.Tensor]] = {f"{phase.name}.safetensors": dict(phase.network.state_dict())}
-    files[f"{phase.name}-optimizer.safetensors"] = packed(phase)[0]
+    files[f"{phase.name}-optimizer.safetensors"] = packed(parts)[0]
     if parts.average is not None:
         files[f"{phase.name}-average.safetensors"] = parts.average.state
+    if parts.objective is not None and (held := parts.objective.state_dict()):
+        files[f"{phase.name}-objective.safetensors"] = held
     return files
 
 
-def packed(phase: Phase) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The state of a phase's optimizer by parameter name: tensors, and JSON."""
-    return pack(phase.optimizer, {parameter: name for name, parameter in phase.network.named_parameters()})
+def packed(parts: Parts) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The state of the optimizer by parameter name: tensors, and JSON."""
+    named = named_parameters(parts.phase.network, parts.objective)
+    return pack(parts.phase.optimizer, {parameter: name for name, parameter in named.items()})
 
 
 def restore(parts: Parts, files: dict[str, dict[str, torch.Tensor]], extra: dict[str, Any]) -> None:
     """Put a checkpoint's tensors back: the inverse of `tensors`.
 
     With settings that were changed since (`--accept-changes`), an average goes on for what it held and begins with the weights
-    for the rest, and another kind of optimizer begins without a state.
+    for the rest, other losses begin anew, and another kind of optimizer begins without a state.
     """
     phase = parts.phase
     fill(phase.network, files[f"{phase.name}.safetensors"])
     if parts.average is not None:
         parts.average.restore(files.get(f"{phase.name}-average.safetensors", {}))
+    if parts.objective is not None:
+        _restore_losses(parts.objective, files.get(f"{phase.name}-objective.safetensors", {}))
     saved = files[f"{phase.name}-optimizer.safetensors"]
-    kind = parts.run.optimizer.identity
+    kind = parts.run.optimizer_identity
     if extra.get("optimizer", kind) != kind:
         log.warning("the optimizer was %s and is %s now: it begins without a state", extra["optimizer"], kind)
         saved = {}
-    unpack(phase.optimizer, dict(phase.network.named_parameters()), saved, extra.get("optimizer_state", {}) if saved else {})
+    named = named_parameters(phase.network, parts.objective)
+    unpack(phase.optimizer, named, saved, extra.get("optimizer_state", {}) if saved else {})
     if parts.runtime.scaler is not None and "scaler" in extra:
         parts.runtime.scaler.load_state_dict(extra["scaler"])
+
+
+def _restore_losses(objective: Objective, held: dict[str, torch.Tensor]) -> None:
+    try:
+        fill(objective, held)
+    except RefusedError as error:  # the settings are the same, or the change of them was accepted
+        log.warning("what the losses learnt does not fit the run file any more and begins anew: %s", error)

@@ -22,14 +22,15 @@ _INTERRUPTED = 130
 def fetch(run: Run) -> int:
     """Bring or check weights and data, and say what there is. Raises UserError for what cannot be had or read."""
     try:
-        wanted = needs(run.model)
-        files = [file for need in wanted for file in _weights(need)]
-        if not wanted:
-            print(f"{run.model.source}: no weights to fetch")
-        try:
-            fetched.note(run.model.source, run.model.weights, files)
-        except OSError as error:
-            print(f"graft: `graft submit` will not know of this: {error}", file=sys.stderr)
+        for model in run.models.values():
+            wanted = needs(model)
+            files = [file for need in wanted for file in _weights(need)]
+            if not wanted:
+                print(f"{model.source}: no weights to fetch")
+            try:
+                fetched.note(model.source, model.weights, files)
+            except OSError as error:
+                print(f"graft: `graft submit` will not know of this: {error}", file=sys.stderr)
         _data(run)
     except KeyboardInterrupt:
         print("graft: broken off; the same command goes on with it", file=sys.stderr)

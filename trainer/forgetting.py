@@ -15,7 +15,8 @@ from trainer.config.run import Model
 from trainer.config.sources import Listing, open_source
 from trainer.config.tasks import classify
 from trainer.measuring import figures
-from trainer.models import Built, build_model
+from trainer.models import Built
+from trainer.models.given import as_given
 from trainer.restored import Restored, restore
 from trainer.rundir import RunDir, write_atomically
 from trainer.spec import Output
@@ -98,17 +99,14 @@ def _as_it_came(model: Model, listing: Listing, source: str, restored: Restored)
     adapt = model.adapt.model_copy(update={"head": "auto", "image_size": restored.spec.image_size})
     config = model.model_copy(update={"adapt": adapt})
     outputs = (Output("", listing.classes),)
-    one, other = (build_model(config, restored.run.data.normalize, outputs, seed) for seed in (1, 2))
-    # whatever depends on the seed did not come with the weights
-    values = other.network.state_dict()
-    drawn = [name for name, value in one.network.state_dict().items() if not torch.equal(value, values[name])]
+    built, drawn = as_given(config, restored.run.data.normalize, outputs)
     if drawn:
         few = ", ".join(listing.classes[:4])
         raise UserError(
             f"{source}: the weights {model.weights} of {model.source} have no head for its {len(listing.classes)} classes "
             f"({few}…): {drawn[0]} would be random; give samples of the classes that the weights were trained for, by their names"
         )
-    return replace(one, network=one.network.eval().requires_grad_(False))
+    return replace(built, network=built.network.eval().requires_grad_(False))
 
 
 def _take_trunk(built: Built, trained: nn.Module) -> None:

@@ -180,10 +180,12 @@ class Step:
                 batch = job.prepare(raw)
                 runtime.reseed(job.seed(progress.step, runtime.rank, index))
                 with runtime.syncing(phase.module, left == 1):
-                    loss = phase.loss(phase.module, batch).sum() * self._scale
+                    each = phase.loss(phase.module, batch)
+                    sums = each.sum(dim=0) * self._scale
+                    loss = sums[0] if phase.columns else sums
                     job.at("backward", number, left)
                     (scaler.scale(loss) if scaler else loss).backward()  # type: ignore[no-untyped-call]
-                seen = loss.detach() if seen is None else seen + loss.detach()
+                seen = sums.detach() if seen is None else seen + sums.detach()
             assert seen is not None
             job.at("optimizer", number)
             self._losses.append(seen)
@@ -195,6 +197,8 @@ class Step:
                 raise UserError(without_gradient(phase))
             norm = torch.nn.utils.get_total_norm(gradients)
             good = math.isfinite(norm)
+            if phase.settle is not None:
+                phase.settle(progress.samples + job.global_batch, good=good)
             if good:
                 if job.clip is not None:
                     torch.nn.utils.clip_grads_with_norm_(parameters, job.clip, norm)
@@ -232,7 +236,7 @@ class Step:
         progress.skipped += 1
         progress.skipped_in_row += 1
         losses = torch.zeros(self._job.runtime.world, dtype=torch.float64)
-        losses[self._job.runtime.rank] = self._losses[-1].double().cpu()
+        losses[self._job.runtime.rank] = self._losses[-1].double().cpu().reshape(-1)[0]
         ranks = [
             str(r)
             for r, loss in enumerate(self._job.runtime.sum_host(torch.isfinite(losses).logical_not().int()).tolist())
@@ -259,8 +263,11 @@ class Step:
             values = torch.stack(self._losses).double().cpu()
             self._losses.clear()
             values = self._job.runtime.sum_host(values) / self._job.runtime.world
-            for value in values.tolist():
+            columns = values if values.dim() > 1 else values[:, None]
+            for value, *parts in columns.tolist():
                 progress.losses.append(value)
+                if parts:
+                    progress.parts.append(parts)
                 if math.isfinite(value):
                     progress.epoch_loss += value
                     progress.epoch_steps += 1
@@ -268,10 +275,10 @@ class Step:
     def point(self, progress: Progress) -> None:
         """Record the mean loss since the last point."""
         self.drain(progress)
-        finite = [value for value in progress.losses if math.isfinite(value)]
-        mean = math.fsum(finite) / len(finite) if finite else math.nan
-        values = {"train/loss": mean, "lr": progress.rates[-1]}
-        progress.losses, progress.rates = [], []
+        values = {"train/loss": _mean(progress.losses), "lr": progress.rates[-1]}
+        names = [name for phase in self._job.phases for name in phase.columns]
+        values |= {name: _mean(column) for name, column in zip(names, zip(*progress.parts, strict=True), strict=False)}
+        progress.losses, progress.rates, progress.parts = [], [], []
         self._job.listener.point(values, progress)
 
     def _epoch(self, progress: Progress) -> None:
@@ -280,6 +287,12 @@ class Step:
         mean = progress.epoch_loss / progress.epoch_steps if progress.epoch_steps else math.nan
         progress.epoch_loss, progress.epoch_steps = 0.0, 0
         self._job.listener.point({"train/epoch_loss": mean}, progress)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of those that are finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.nan
 
 
 def judge(job: Job, progress: Progress, evaluation: Evaluation) -> bool:

@@ -12,9 +12,10 @@ from trainer.config.amounts import Amount
 class Progress:
     """Counters of a run, the same on every rank.
 
-    `losses` and `rates` are of the steps that no point of the record covers yet; `evaluated` and `saved` are the samples at
-    which that last happened; `waited` counts evaluations without improvement; `damping` is what a plateau has made
-    of the learning rate, `plateau_*` what it goes by; `productive` is the time of the steps that count.
+    `losses`, `rates` and `parts` (the columns of a phase's record) are of the steps that no point of the record covers yet;
+    `evaluated` and `saved` are the samples at which that last happened; `waited` counts evaluations without improvement;
+    `damping` is what a plateau has made of the learning rate, `plateau_*` what it goes by; `productive` is the time of the steps
+    that count.
     """
 
     step: int = 0
@@ -22,6 +23,7 @@ class Progress:
     points: int = 0
     losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
+    parts: list[list[float]] = field(default_factory=list)
     epoch_loss: float = 0.0
     epoch_steps: int = 0
     evaluated: int = -1

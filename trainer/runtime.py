@@ -123,6 +123,13 @@ class Runtime:
             values.copy_(host)
         return values
 
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks of a tensor on the device, which may be large; the same bits on every rank."""
+        if self.world > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
     def from_main(self, value: Any) -> Any:
         """Rank 0's value on every rank."""
         if self.world == 1:

@@ -35,12 +35,15 @@ class Output:
 
     name: str
     labels: tuple[str, ...]
+    kind: Literal["class", "labels", "values"] = "class"  # one of the labels; each of them or not; a number for each
 
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters that learn alike, by name: `rate` is the factor on the learning rate, `start` the samples that come before."""
+    """Parameters that learn alike, by name: `rate` is the factor on the learning rate, `start` the samples that come before;
+    without `decay`, weight decay leaves them alone."""
 
     parameters: list[tuple[str, nn.Parameter]]
     rate: float = 1.0
     start: int = 0
+    decay: bool = True

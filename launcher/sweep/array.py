@@ -120,12 +120,12 @@ def ask(sweep: Sweep, code: Code, *, fresh: bool) -> Array:
         raise UserError("the members name different clusters; a sweep is one array of one cluster")
     cluster = load_cluster(clusters.pop())
     asked: dict[str, tuple[Member, Plan, Job]] = {}
-    check, hidden, cached = Check(), secrets.values(), set[tuple[str, str]]()
+    check, hidden, cached = Check(), secrets.values(), set[tuple[tuple[str, str], ...]]()
     for member in sweep.members:
         run = merged(member.run, cluster)
         try:
             machine = node_of(run, cluster)
-            weights = (run.model.source, run.model.weights)
+            weights = tuple((model.source, model.weights) for model in run.models.values())
             if not cluster.network and weights not in cached:
                 weights_are_here(run, member.rundir, cluster)
                 cached.add(weights)
@@ -200,9 +200,10 @@ def submit(array: Array, members: list[Member]) -> tuple[str, list[Member]]:
     write_sweep(sweep)
     if array.fresh:
         snapshot.take(code)
-    scheme, _, rest = members[0].run.model.source.partition(":")
-    if scheme == "python":
-        snapshot.needed(code, Path(rest.rpartition(":")[0]))
+    for model in members[0].run.models.values():
+        scheme, _, rest = model.source.partition(":")
+        if scheme == "python":
+            snapshot.needed(code, Path(rest.rpartition(":")[0]))
     write_members(members)
     try:
         folder.mkdir(parents=True)

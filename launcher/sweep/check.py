@@ -14,11 +14,11 @@ class Check:
 
     def __init__(self) -> None:
         self._counts: dict[str, Counts] = {}
-        self._there: set[tuple[str, str]] = set()
+        self._there: set[tuple[tuple[str, str], ...]] = set()
 
     def plan(self, member: Member, run: Run, machine: Machine) -> Plan:
         """The plan of a member, as `run` says it (with a cluster's values). Raises UserError that names the member."""
-        data, files = run.data.model_dump_json(), (run.model.source, run.model.weights)
+        data, files = run.data.model_dump_json(), tuple((m.source, m.weights) for m in run.models.values())
         try:
             if files not in self._there:
                 look(run, member.rundir)

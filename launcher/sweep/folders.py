@@ -15,6 +15,7 @@ from launcher.snapshot import Code
 from launcher.sweep.file import resolved
 from launcher.sweep.members import Member, Sweep, text_of
 from trainer.config import RefusedError, changes
+from trainer.config.model import Model
 from trainer.rundir import write_atomically
 
 _SHOWN = 5
@@ -67,16 +68,19 @@ def standing(sweep: Sweep, code: Code | None) -> Standing:
 
 def _moved(member: Member, code: Code, sources: dict[str, str], texts: dict[str, str]) -> Member:
     """The member with its network's file in the snapshot, so that editing it while members wait changes nothing."""
-    source = member.run.model.source
-    scheme, _, rest = source.partition(":")
-    file, _, factory = rest.rpartition(":")
-    if scheme != "python" or not Path(file).is_absolute():
+
+    def moved(model: Model) -> Model:
+        scheme, _, rest = model.source.partition(":")
+        file, _, factory = rest.rpartition(":")
+        if scheme != "python" or not Path(file).is_absolute():
+            return model
+        if model.source not in sources:
+            sources[model.source] = f"python:{code.moved(Path(file))}:{factory}"
+        return model.model_copy(update={"source": sources[model.source]})
+
+    if all(moved(model).source == model.source for model in member.run.models.values()):
         return member
-    if source not in sources:
-        sources[source] = f"python:{code.moved(Path(file))}:{factory}"
-    if sources[source] == source:
-        return member
-    run = member.run.model_copy(update={"model": member.run.model.model_copy(update={"source": sources[source]})})
+    run = member.run.moved(moved)
     return replace(member, run=run, text=text_of(run, texts))
 
 

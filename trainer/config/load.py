@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from trainer.config.base import Kind, kinds
 from trainer.config.errors import UserError, nearest
+from trainer.config.model import Model
 from trainer.config.run import Run
 from trainer.config.yamlfile import Document, Loc, override, read, unparse
 
@@ -179,17 +180,19 @@ def _absolute(run: Run, base: Path) -> Run:
         file, question, query = rest.partition("?")
         return f"{scheme}:{path(file)}{question}{query}"
 
-    model = run.model
-    scheme, _, rest = model.source.partition(":")
-    file, colon, factory = rest.rpartition(":")
-    if scheme == "python" and colon and (file.endswith(".py") or "/" in file):
-        model = model.model_copy(update={"source": f"python:{path(file)}:{factory}"})
-    elif scheme in SAVED:
-        model = model.model_copy(update={"source": f"{scheme}:{_saved(scheme, rest, base)}"})
-    if "/" in model.weights or Path(model.weights).suffix:
-        model = model.model_copy(update={"weights": path(model.weights)})
+    def moved(model: Model) -> Model:
+        scheme, _, rest = model.source.partition(":")
+        file, colon, factory = rest.rpartition(":")
+        if scheme == "python" and colon and (file.endswith(".py") or "/" in file):
+            model = model.model_copy(update={"source": f"python:{path(file)}:{factory}"})
+        elif scheme in SAVED:
+            model = model.model_copy(update={"source": f"{scheme}:{_saved(scheme, rest, base)}"})
+        if "/" in model.weights or Path(model.weights).suffix:
+            model = model.model_copy(update={"weights": path(model.weights)})
+        return model
+
     data = run.data.model_copy(update={"train": source(run.data.train), "val": source(run.data.val)})
-    return run.model_copy(update={"model": model, "data": data})
+    return run.moved(moved).model_copy(update={"data": data})
 
 
 def _saved(scheme: str, rest: str, base: Path) -> str:
@@ -237,6 +240,9 @@ def learnt(run: Run) -> dict[str, Any]:
     if "data.sampling" in kept or any(key.startswith("data.sampling.") for key in kept):
         kept.pop("data.sampling", None)
         kept["data.sampling.kind"] = run.data.sampling.kind
+    if not run.losses.plain:
+        kept["losses.balance.kind"] = run.losses.balance.kind
+        kept |= {f"losses.add.{name}.kind": loss.kind for name, loss in run.losses.add.items()}
     return {key: value for key, value in kept.items() if not free(key)}
 
 

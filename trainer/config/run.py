@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from trainer.config.adapt import Adapt
 from trainer.config.amounts import Amount, Interval, Seconds
 from trainer.config.base import Kind, Section, one_of
 from trainer.config.data import Augment as Augment
@@ -15,6 +15,8 @@ from trainer.config.data import Data as Data
 from trainer.config.data import Normalize as Normalize
 from trainer.config.errors import nearest
 from trainer.config.learning import Strategy
+from trainer.config.model import Model as Model
+from trainer.config.objective import Losses
 from trainer.config.optimizers import AnyOptimizer, ScheduleFree
 from trainer.config.schedules import AnySchedule, Constant, Cosine, Plateau
 from trainer.config.tasks import classify
@@ -34,40 +36,6 @@ def _every(text: str) -> Any:
     number, unit = text.split()
     units: dict[str, Any] = {"epoch": "epoch", "min": "second", "steps": "step"}
     return Amount(float(number) * (60 if unit == "min" else 1), units[unit], text)
-
-
-class Model(Section):
-    """The network: `torchvision:NAME`, `timm:NAME`, `transformers:FOLDER`, `diffusers:FOLDER#PART`, `run:NAME` or
-    `python:path.py:factory`.
-    """
-
-    source: str
-    weights: str = Field(
-        "none",
-        description="the name of published weights (IMAGENET1K_V1, DEFAULT), a checkpoint file, or none; left out: none for an "
-        "architecture, DEFAULT for a saved model (a folder, a repository of the hub), best for a run",
-    )
-    args: dict[str, bool | int | float | str | None] = Field(default_factory=dict, description="keyword arguments of the factory")
-    adapt: Adapt = Adapt()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _saved(cls, value: Any) -> Any:
-        """What is a saved model is meant with its weights, unless `weights` says otherwise."""
-        source = value.get("source") if isinstance(value, dict) else None
-        if isinstance(source, str) and "weights" not in value:
-            scheme, _, rest = source.partition(":")
-            saved = scheme in ("transformers", "diffusers") or (scheme == "timm" and "/" in rest)
-            return {**value, "weights": "best" if scheme == "run" else "DEFAULT" if saved else "none"}
-        return value
-
-    @field_validator("source")
-    @classmethod
-    def _scheme(cls, value: str) -> str:
-        scheme, colon, _ = value.partition(":")
-        if not colon:
-            raise ValueError(f"write SCHEME:NAME, such as torchvision:{scheme or 'resnet50'}")
-        return value
 
 
 class EarlyStop(Section):
@@ -197,12 +165,31 @@ class Run(Section):
     data: Data
     optimizer: AnyOptimizer
     schedule: AnySchedule = Field(default_factory=Cosine)
+    losses: Losses = Losses()
     train: Train = Train()
     parallel: Parallel = Parallel()
     evaluate: Evaluate = Field(default_factory=Evaluate)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     track: Track = Track()
     resources: Resources = Resources()
+
+    @property
+    def models(self) -> dict[str, Model]:
+        """Every network that is read, by its key in the run file."""
+        teacher = self.losses.teacher
+        return {"model": self.model} if teacher is None else {"model": self.model, "losses.teacher": teacher}
+
+    def moved(self, change: Callable[[Model], Model]) -> Run:
+        """The run with its networks changed."""
+        found: dict[str, Any] = {"model": change(self.model)}
+        if self.losses.teacher is not None:
+            found["losses"] = self.losses.model_copy(update={"teacher": change(self.losses.teacher)})
+        return self.model_copy(update=found)
+
+    @property
+    def optimizer_identity(self) -> str:
+        """Which optimizer it is: another one cannot go on with its state."""
+        return self.optimizer.identity + ("+adatask" if self.losses.balance.kind == "adatask" else "")
 
     @field_validator("name")
     @classmethod
@@ -231,6 +218,19 @@ class Run(Section):
                 raise ValueError("optimizer.kind: schedule_free has no schedule; write schedule: {kind: constant}, with a warmup")
             if self.train.ema is not None:
                 raise ValueError("optimizer.kind: schedule_free averages the weights itself; leave train.ema out")
+        if (held := self.losses.of("start")) and self.model.weights == "none" and not self.model.source.startswith("python:"):
+            raise ValueError(f"losses.add.{held[0]} holds to what came with the weights, and model.weights is none; leave it out")
+        balance = self.losses.balance.kind
+        if balance == "adatask":
+            if self.optimizer.kind not in ("adam", "adamw"):
+                raise ValueError(
+                    f"losses.balance: adatask keeps Adam's moments apart, which optimizer.kind: {self.optimizer.kind} has not; "
+                    "write adam or adamw"
+                )
+            if self.train.clip is not None:
+                raise ValueError("losses.balance: adatask takes gradients that train.clip does not clip; leave clip out")
+        if balance in ("adatask", "gradnorm") and self.train.precision == "fp16":
+            raise ValueError(f"losses.balance: {balance} takes gradients that fp16 does not scale; write train.precision: bf16")
         norm = self.data.normalize
         if isinstance(norm, Normalize) and not len(norm.mean) == len(norm.std) == self.model.adapt.in_channels:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from trainer.config import UserError, nearest
 from trainer.config.optimizers import SGD, Adam, AdamW, Named, Optimizer, Prodigy, ScheduleFree, Timm, Torch
+from trainer.optim.adatask import AdaTask, Gradients
 from trainer.spec import ParamGroup
 
 # of timm: `adahessian` wants second derivatives; the fused ones are NVIDIA apex's
@@ -21,19 +23,25 @@ _REFUSED = {
 }
 
 
-def build_optimizer(config: Optimizer, learning: Iterable[ParamGroup]) -> torch.optim.Optimizer:
+def build_optimizer(config: Optimizer, learning: Iterable[ParamGroup], apart: Gradients | None = None) -> torch.optim.Optimizer:
     """The optimizer over what learns, now or later; 1-d parameters in groups without decay when `decay_norms` is false.
 
-    Raises UserError for names and arguments that the library does not know.
+    `apart` gives the gradients of several losses, which are then to keep their own moments (for adam and adamw). Raises UserError
+    for names and arguments that the library does not know.
     """
     groups: list[dict[str, Any]] = []
     for given in learning:
         parameters = [p for _, p in given.parameters]
         decayed = parameters if config.decay_norms else [p for p in parameters if p.ndim > 1]
         others = [] if config.decay_norms else [p for p in parameters if p.ndim <= 1]
-        for params, decay in ((decayed, config.weight_decay), (others, 0.0)):
+        for params, decay in ((decayed, config.weight_decay if given.decay else 0.0), (others, 0.0)):
             if params:
                 groups.append({"params": params, "lr": config.lr * given.rate, "weight_decay": decay})
+    if apart is not None:
+        if not isinstance(config, Adam | AdamW):
+            raise UserError(f"losses.balance: adatask keeps Adam's moments apart, which {config.kind} has not; write adamw")
+        decoupled = isinstance(config, AdamW)
+        return AdaTask(groups, gradients=apart, lr=config.lr, betas=config.betas, eps=config.eps, decoupled=decoupled)
     match config:
         case SGD():
             return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
@@ -97,21 +105,34 @@ def _timm(config: Timm, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     if config.name not in known:
         raise UserError(f"optimizer.name: timm has no optimizer '{config.name}'{nearest(config.name, known)}")
     info = get_optimizer_info(config.name)
-    if isinstance(info.opt_class, type):  # else the name of what another library would have to give
+    if isinstance(info.opt_class, type):
         _check(info.opt_class, f"timm's {config.name}", config)
+    elif info.opt_class.startswith("bitsandbytes."):  # which timm takes on GPUs alone, although it works on CPUs as well
+        kind = _bitsandbytes(info.opt_class, config.name)
+        defaults = {"momentum": 0.9, **(info.defaults or {})} if info.has_momentum else {}
+        return _made(
+            kind, f"bitsandbytes' {kind.__name__}", config.model_copy(update={"args": {**defaults, **config.args}}), groups
+        )
     try:
         made: torch.optim.Optimizer = create_optimizer_v2(
             groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, **_arguments(config)
         )
     except (AssertionError, ImportError, ModuleNotFoundError, NameError) as error:  # how timm says that a library is missing
-        packages = {"bnb": "bitsandbytes", "fused": "NVIDIA's apex"}
-        package = next((package for begin, package in packages.items() if config.name.startswith(begin)), None)
-        if package is None:
+        if not config.name.startswith("fused"):
             raise
-        raise UserError(f"optimizer.name: {config.name} needs {package}, which is not installed here") from error
+        raise UserError(f"optimizer.name: {config.name} needs NVIDIA's apex, which is not installed here") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer: {config.name}: {error}") from error
     return made
+
+
+def _bitsandbytes(path: str, name: str) -> Any:
+    """The class that a dotted path names."""
+    module, _, kind = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), kind)
+    except ImportError as error:
+        raise UserError(f"optimizer.name: {name} needs bitsandbytes, which is not installed here") from error
 
 
 def _made(kind: Any, called: str, config: Named, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

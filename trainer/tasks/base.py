@@ -23,13 +23,21 @@ class Batch(Protocol):
 LossFunction = Callable[[nn.Module, Any], torch.Tensor]
 
 
+class Settle(Protocol):
+    """What comes between the gradients of a step and the step."""
+
+    def __call__(self, samples: int, *, good: bool) -> None:
+        """`good`: the gradients are finite, and the step will be taken."""
+
+
 @dataclass
 class Phase:
     """A network, its loss and its optimizer; a classifier has one, a GAN two.
 
     `module` is what is called (wrapped for several ranks and mixed precision), `network` the bare one that is saved;
-    `loss(module, batch)` gives one value a sample, [n]. `stage(samples)`, where what learns changes on the way, gives the module
-    anew when it did.
+    `loss(module, batch)` gives one value a sample, [n]; or [n, 1 + columns], where further columns are for the record alone, each
+    the mean over the samples. `stage(samples)`, where what learns changes on the way, gives the module anew when it did.
+    `settle(samples after the step, good=…)` comes when a step's gradients are there, and before it is taken.
     """
 
     name: str
@@ -38,6 +46,8 @@ class Phase:
     optimizer: torch.optim.Optimizer
     loss: LossFunction
     stage: Callable[[int], nn.Module | None] | None = None
+    columns: tuple[str, ...] = ()
+    settle: Settle | None = None
 
     def learning(self) -> list[nn.Parameter]:
         """What the optimizer moves now: parameters that begin later take no gradient yet, and it passes them over."""

@@ -1,0 +1,13 @@
+"""A learning rate for each loss, which adapts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from trainer.config.base import Kind
+
+
+class Config(Kind):
+    """Adam's moments for each loss apart, so that each has a step size of its own: AdaTask (Yang et al. 2023)."""
+
+    kind: Literal["adatask"] = "adatask"

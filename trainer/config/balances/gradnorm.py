@@ -1,0 +1,18 @@
+"""Weights by the size of the gradients."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainer.config.base import Kind
+
+
+class Config(Kind):
+    """Gradients of like size at a shared layer, larger for losses that fall slowly: GradNorm (Chen et al. 2018)."""
+
+    kind: Literal["gradnorm"] = "gradnorm"
+    alpha: float = Field(1.5, ge=0, description="how strongly losses that fall slowly are helped; 0: gradients of equal size")
+    rate: float = Field(0.025, gt=0, description="learning rate of the weights")
+    layer: str | None = Field(None, description="the shared layer; none: the last layer of the trunk that learns from the start")

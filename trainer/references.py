@@ -1,0 +1,109 @@
+"""Networks that the one that learns is compared with and that stay as they are: a teacher, and the network as it came."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from trainer.config import UserError
+from trainer.config.model import Model
+from trainer.losses.base import Reference
+from trainer.losses.taps import Taps
+from trainer.models.build import Norm, origin_of
+from trainer.models.given import as_given
+from trainer.spec import InputSpec, Output
+from trainer.strategies.blocks_of import blocks_of
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def teacher(
+    config: Model, normalize: Norm, outputs: tuple[Output, ...], spec: InputSpec, device: torch.device, autocast: Autocast, *,
+    answers: bool,
+) -> Reference:  # fmt: skip
+    """The network that is learnt from. It takes the images of the one that learns (`spec`), resized to its own size and with its
+    own normalisation; `answers`: its logits are learnt from, so that it must have the task's classes.
+
+    Raises UserError for a teacher of other classes or channels, or without weights.
+    """
+    if config.adapt.in_channels != spec.in_channels:
+        raise UserError(
+            f"losses.teacher: it takes {config.adapt.in_channels} channels and the images have {spec.in_channels}; write "
+            f"losses.teacher.adapt.in_channels: {spec.in_channels}, which fits its first layer to them"
+        )
+    origin = origin_of(config)
+    if config.adapt.image_size is None and origin.image_size is None:
+        config = config.model_copy(update={"adapt": config.adapt.model_copy(update={"image_size": spec.image_size})})
+    built, drawn = as_given(config, "auto" if origin.mean is not None else normalize, outputs)
+    trunk = [name for name in drawn if not any(name.startswith(f"{head}.") for head in built.head)]
+    if trunk:
+        raise UserError(f"losses.teacher: {built.report.source} has no values for '{trunk[0]}', so it would teach by chance")
+    if drawn and answers:
+        few = ", ".join([label for output in outputs for label in output.labels][:4])
+        raise UserError(
+            f"losses.teacher: {built.report.source} does not answer in all classes of the task ({few} …): '{drawn[0]}' would be "
+            "drawn by chance; take a teacher that was trained on them, say by losses.teacher.adapt.rename what it calls a class, "
+            "or learn from its features or its attention"
+        )
+    network = _still(built.network, device)
+    taps = Taps(network, "the teacher")
+    given = built.spec
+
+    def answer(images: torch.Tensor) -> Any:
+        with torch.no_grad(), autocast():
+            return network(_as_taken(images, spec, given))
+
+    return Reference(network, taps, block_names(network, built.head), answer)
+
+
+def start(network: nn.Module, head: Sequence[str], device: torch.device, autocast: Autocast) -> Reference:
+    """A copy of a network as it is now."""
+    copied = _still(copy.deepcopy(network), device)
+
+    def answer(images: torch.Tensor) -> Any:
+        with torch.no_grad(), autocast():
+            return copied(images)
+
+    return Reference(copied, Taps(copied, "the network as it came"), block_names(copied, head), answer)
+
+
+def block_names(network: nn.Module, head: Sequence[str]) -> list[str]:
+    """The blocks of the trunk that are modules, from the input to the head."""
+    modules = dict(network.named_modules())
+    return [block.name for block in blocks_of(network, head) if block.name and block.name in modules]
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A sha256 of all tensors of a network, with their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _still(network: nn.Module, device: torch.device) -> nn.Module:
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _as_taken(images: torch.Tensor, own: InputSpec, other: InputSpec) -> torch.Tensor:
+    """Images [n, c, h, w] that are normalised for one network, as another one takes them."""
+    if (own.mean, own.std) != (other.mean, other.std):
+
+        def column(values: tuple[float, ...]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float64)[:, None, None]
+
+        scale = column(own.std) / column(other.std)
+        shift = (column(own.mean) - column(other.mean)) / column(other.std)
+        images = torch.addcmul(shift.to(images), images, scale.to(images))
+    if own.image_size != other.image_size:
+        size = (other.image_size, other.image_size)
+        images = functional.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return images
