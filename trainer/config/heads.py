@@ -67,4 +67,6 @@ def check_rows(head: str | None, like: dict[str, str], rename: dict[str, str]) -
         raise ValueError(f"like and rename go with rows that are kept by name; with head: {head} leave them out")
     both = set(like) & set(rename)
     if both:
-        raise ValueError(f"'{min(both)}' stands in like and in rename; rename says that it is the same class, like that it is not")
+        raise ValueError(
+            f"'{min(both)}' stands in like and in rename; rename says that it is the same class, like that it is not"
+        )

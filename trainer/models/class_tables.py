@@ -70,9 +70,9 @@ def adapt_classes(
     twice = next((name for name in classes if list(classes).count(name) > 1), None)
     if twice is not None or not classes:
         raise UserError(f"the task has the class '{twice}' twice" if twice is not None else "the task has no classes")
-    tables = {name: network.get_submodule(name) for name in names}
-    sizes = {int(table.weight.shape[0]) for table in tables.values()}
-    embedders = [network.get_submodule(name.rpartition(".")[0]) for name in names if "." in name]
+    tables: dict[str, Any] = {name: network.get_submodule(name) for name in names}
+    sizes = {len(table.weight) for table in tables.values()}
+    embedders: list[Any] = [network.get_submodule(name.rpartition(".")[0]) for name in names if "." in name]
     counted = {int(e.num_classes) for e in embedders if isinstance(getattr(e, "num_classes", None), int)}
     if len(sizes) != 1 or len(counted) > 1:
         raise UserError(f"the generator's tables of class embeddings have {sorted(sizes)} rows; they must agree")
@@ -108,7 +108,9 @@ def adapt_classes(
 def _replace(table: Any, kept: Rows, new_rows: str, extra: int, null: str, generator: torch.Generator) -> None:
     """Put the new rows into a table of embeddings, in place."""
     weight = table.weight
-    nulls, value = (weight[:extra], weight[extra:]) if null == "first" else (weight[len(weight) - extra :], weight[: len(weight) - extra])
+    nulls, value = (
+        (weight[:extra], weight[extra:]) if null == "first" else (weight[len(weight) - extra :], weight[: len(weight) - extra])
+    )
     spread = float(value.float().std()) if value.numel() > 1 else 1.0
     fresh = torch.randn(len(kept.picks), value.shape[1], generator=generator) * spread
     new = kept.of(value, fresh.to(weight), new_rows)
@@ -122,7 +124,7 @@ def _tell(network: Any, embedders: list[Any], before: int, now: int, extra: int)
         if getattr(embedder, "num_classes", None) == before:
             embedder.num_classes = now
     for module in network.modules():
-        if getattr(module, "num_embeds_ada_norm", None) == before:
+        if vars(module).get("num_embeds_ada_norm") == before:
             module.num_embeds_ada_norm = now
     saved = getattr(network, "config", {})
     changed = {key: value for key, value in (("num_class_embeds", now + extra), ("num_embeds_ada_norm", now)) if saved.get(key)}

@@ -77,7 +77,8 @@ def fit(network: nn.Module, checkpoint: Checkpoint, anatomy: Anatomy, adapt: Ada
 class _Head:
     """A head of the network and where the checkpoint has it.
 
-    `tensors`: the names that its tensors have there, by those that they have here; `rows`: those with a row a label; `kept`: which.
+    `tensors`: the names that its tensors have there, by those that they have here; `rows`: those with a row for each label;
+    `kept`: which of these it takes.
     """
 
     tensors: dict[str, str]
@@ -136,8 +137,8 @@ def _old(
     if settings.take or settings.like or settings.rename or settings.head in ("keep", "shared"):
         said = f"take: {settings.take}" if settings.take else f"its rows are asked for, but '{wanted}' is none of its heads"
         raise UserError(
-            f"{where}: {said}; {checkpoint.source} has the heads {', '.join(several)}{nearest(wanted, several)}; write take: and one "
-            "of them"
+            f"{where}: {said}; {checkpoint.source} has the heads {', '.join(several)}{nearest(wanted, several)}; write take: and "
+            "one of them"
         )
     return None
 

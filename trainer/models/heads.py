@@ -47,11 +47,9 @@ class Mlp(nn.Module):
         bias: bool,
         conv: dict[str, Any] | None = None,
     ) -> None:
+        arguments = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         super().__init__()
-        self.arguments = dict(
-            inputs=inputs, outputs=outputs, width=width, depth=depth, activation=activation, norm=norm, dropout=dropout,
-            bias=bias, conv=conv,
-        )  # fmt: skip
+        self.arguments: dict[str, Any] = arguments
         layers: list[nn.Module] = []
         for index in range(depth):
             before = width if index else inputs
@@ -77,9 +75,9 @@ class Attention(nn.Module):
     seed; Zhai et al. 2022 ("Scaling Vision Transformers"), section 3.2. With one query, keys need not be made for every position:
     the query is taken through their weights instead, and the values are made of the weighted mean.
 
-    `pool`: the module whose input (`before`) or output the positions are, empty: the head's own input. `first`: the positions come
-    as [n, width, ...], else as [n, ..., width]. The answer has `dims` dimensions, of which all but two are 1, as the layer gave it
-    that stood here: [n, outputs, 1, 1] for a convolution (`conv`), else [n, 1, outputs].
+    `pool`: the module whose input (`before`) or output the positions are, empty: the head's own input. `first`: the positions
+    come as [n, width, ...], else as [n, ..., width]. The answer has `dims` dimensions, of which all but two are 1, as the layer
+    gave it that stood here: [n, outputs, 1, 1] for a convolution (`conv`), else [n, 1, outputs].
     """
 
     def __init__(
@@ -95,11 +93,9 @@ class Attention(nn.Module):
         dims: int,
         conv: bool,
     ) -> None:
+        arguments = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         super().__init__()
-        self.arguments = dict(
-            width=width, outputs=outputs, num_heads=num_heads, dropout=dropout, bias=bias, pool=pool, before=before, first=first,
-            dims=dims, conv=conv,
-        )  # fmt: skip
+        self.arguments: dict[str, Any] = arguments
         self.pool, self.before, self.first = pool, before, first
         ones = (1,) * (dims - 2)
         self.shape = (outputs, *ones) if conv else (*ones, outputs)
@@ -111,6 +107,7 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.drop = nn.Dropout(dropout)
         self.out = nn.Linear(width, outputs, bias)
+        self.positions = nn.Identity()  # is given what is attended to: there the network can be cut, whatever comes before
         self.seen: torch.Tensor | None = None
 
     def connect(self, network: nn.Module) -> None:
@@ -135,6 +132,7 @@ class Attention(nn.Module):
             if seen is None:
                 raise RuntimeError(f"the head attends to what '{self.pool}' is given or gives, and that did not run before it")
             features = seen
+        features = self.positions(features)
         tokens = features.flatten(2).transpose(1, 2) if self.first else features.flatten(1, -2)
         count, _, width = tokens.shape
         heads, each = self.query.shape

@@ -6,7 +6,7 @@ import keyword
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -146,8 +146,7 @@ def place(
 def _fill(network: nn.Module, site: _Site, outputs: Sequence[Output], pools: list[Pool | None]) -> list[str]:
     """Put new heads into a place; the names of their parameters."""
     heads = [
-        _head(site, len(output.labels), layers, pool)
-        for output, layers, pool in zip(outputs, site.layers, pools, strict=True)
+        _head(site, len(output.labels), layers, pool) for output, layers, pool in zip(outputs, site.layers, pools, strict=True)
     ]
     for head, layers in zip(heads, site.layers, strict=True):
         head.to(next(site.old.parameters()))
@@ -167,7 +166,9 @@ def _fill(network: nn.Module, site: _Site, outputs: Sequence[Output], pools: lis
 def _head(site: _Site, labels: int, layers: Layers, pool: Pool | None) -> nn.Module:
     if isinstance(layers, MlpHead):
         hidden = layers.width or site.features
-        return Mlp(site.features, labels, hidden, layers.depth, layers.activation, layers.norm, layers.dropout, site.bias, site.conv)
+        return Mlp(
+            site.features, labels, hidden, layers.depth, layers.activation, layers.norm, layers.dropout, site.bias, site.conv
+        )
     if isinstance(layers, AttentionHead):
         assert pool is not None
         heads = layers.num_heads or _divisors(pool.width, max(1, round(pool.width / 64)))[0]
@@ -184,22 +185,23 @@ def _pools(network: nn.Module, source: str, anatomy: Anatomy, site: _Site, size:
     """What each head of a place attends to; none for heads that do not."""
     found: list[Pool | None] = []
     for layers in site.layers:
-        if not isinstance(layers, AttentionHead):
-            found.append(None)
-            continue
-        before = next((m for m in site.old.modules() if isinstance(m, Attention)), None)
-        if before is not None and layers.pool_from is None:
-            found.append(Pool(before.pool, before.before, before.first, before.norm.normalized_shape[0]))
-        else:
-            found.append(find_pool(network, source, site.name, site.features, anatomy.channels, size, layers.pool_from))
-        width_ = found[-1].width
-        if layers.num_heads is not None and width_ % layers.num_heads:
-            near = _divisors(width_, layers.num_heads)
-            raise UserError(
-                f"model.adapt.layers.num_heads: {layers.num_heads} does not divide the {width_} channels that are attended to; write "
-                f"{' or '.join(map(str, sorted(near[:2])))}"
-            )
+        found.append(_pool_of(network, source, anatomy, site, layers, size) if isinstance(layers, AttentionHead) else None)
     return found
+
+
+def _pool_of(network: nn.Module, source: str, anatomy: Anatomy, site: _Site, layers: AttentionHead, size: int) -> Pool:
+    before = next((m for m in site.old.modules() if isinstance(m, Attention)), None)
+    if before is not None and layers.pool_from is None:
+        pool = Pool(before.pool, before.before, before.first, before.norm.normalized_shape[0])
+    else:
+        pool = find_pool(network, source, site.name, site.features, anatomy.channels, size, layers.pool_from)
+    if layers.num_heads is not None and pool.width % layers.num_heads:
+        near = _divisors(pool.width, layers.num_heads)
+        raise UserError(
+            f"model.adapt.layers.num_heads: {layers.num_heads} does not divide the {pool.width} channels that are attended to; "
+            f"write {' or '.join(map(str, sorted(near[:2])))}"
+        )
+    return pool
 
 
 def _divisors(number: int, near: int) -> list[int]:
@@ -212,8 +214,8 @@ def _check_site(site: _Site, source: str) -> None:
     old = site.old
     if not isinstance(old, nn.Linear | nn.Conv2d | Heads | Mlp | Attention) or not site.given:
         raise UserError(
-            f"{source}: its output layer '{site.name}' is a {type(old).__name__}, not a linear layer or convolution that is called; only "
-            "one linear head can be there"
+            f"{source}: its output layer '{site.name}' is a {type(old).__name__}, not a linear layer or convolution that "
+            "is called; only one linear head can be there"
         )
     if isinstance(old, nn.Conv2d) and old.groups != 1:
         raise UserError(f"the output layer '{site.name}' is a grouped convolution and cannot be given other classes")
@@ -232,7 +234,7 @@ def _conv(module: nn.Module) -> dict[str, Any] | None:
     if isinstance(module, Attention):
         return {"kernel_size": (1, 1)} if module.arguments["conv"] else None
     if isinstance(module, Mlp):
-        return module.arguments["conv"]  # type: ignore[return-value]
+        return cast("dict[str, Any] | None", module.arguments["conv"])
     if not isinstance(module, nn.Conv2d):
         return None
     given = {key: getattr(module, key) for key in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
@@ -243,8 +245,8 @@ def _conv(module: nn.Module) -> dict[str, Any] | None:
 def _like(old: nn.Module, output: Output, take: str | None) -> Layers:
     """The layers that a head has already: of several, the one of the same name."""
     if isinstance(old, Heads):
-        own = dict(old.named_children())
-        found = own.get(module_name(take or output.name)) if take or output.name else None
+        several = dict(old.named_children())
+        found = several.get(module_name(take or output.name)) if take or output.name else None
         return LinearHead() if found is None else _like(found, output, None)
     if isinstance(old, Mlp):
         own = old.arguments
@@ -268,8 +270,8 @@ def _same(head: nn.Module, layers: Layers, site: _Site) -> bool:
     is_ = _like(head, Output("", ()), None)
     if isinstance(layers, MlpHead) and layers.width is None:
         layers = layers.model_copy(update={"width": site.features})
-    if isinstance(layers, AttentionHead) and isinstance(is_, AttentionHead):
-        if layers.pool_from is not None and (layers.pool_from, False) != (head.pool, head.before):  # type: ignore[union-attr]
+    if isinstance(layers, AttentionHead) and isinstance(is_, AttentionHead) and isinstance(head, Attention):
+        if layers.pool_from is not None and (layers.pool_from, False) != (head.pool, head.before):
             return False
         layers = layers.model_copy(update={"num_heads": layers.num_heads or is_.num_heads, "pool_from": None})
     return layers.model_copy(update={"begin": "random"}) == is_

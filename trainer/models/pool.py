@@ -54,7 +54,9 @@ def find_pool(network: nn.Module, source: str, head: str, features: int, channel
     visits, parameters = _visits(network, channels, size)
     at = next((visit for visit in reversed(visits) if visit.name == head), None)
     if at is None or at.given is None:
-        raise UserError(f"{source}: its output layer '{head}' is not called with its features; an attention head cannot stand there")
+        raise UserError(
+            f"{source}: its output layer '{head}' is not called with its features; an attention head cannot stand there"
+        )
     if pool_from is not None:
         return _named(network, source, visits, at, pool_from, features)
     if _several(at.given):
@@ -72,11 +74,15 @@ def find_pool(network: nn.Module, source: str, head: str, features: int, channel
     tensor = visit.given if early else visit.gave
     assert tensor is not None
     after = sorted(_behind(at.given, parameters) - _behind(tensor, parameters))
-    between = [n for n in after if parameters[n].dim() > 1 and not (early and n.startswith(f"{visit.name}.") and visit in pooling)]
+    between = [
+        n for n in after if parameters[n].dim() > 1 and not (early and n.startswith(f"{visit.name}.") and visit in pooling)
+    ]
     mixing = [n for n in between if parameters[n].dim() == 4 and max(parameters[n].shape[2:]) > 1]
     if mixing or len(between) > _BETWEEN:
         few = first_few([name.removesuffix(".weight") for name in between], 3)
-        raise _none(source, f"it pools one position, since {few} come after its last {list(tensor.shape[1:])} (at '{visit.name}')")
+        raise _none(
+            source, f"it pools one position, since {few} come after its last {list(tensor.shape[1:])} (at '{visit.name}')"
+        )
     return _pool(visit.name, early, tensor, visit.module, features, source)
 
 
@@ -91,8 +97,8 @@ def _behind(tensor: torch.Tensor, parameters: dict[str, torch.Tensor]) -> set[st
 
 def _none(source: str, why: str) -> UserError:
     return UserError(
-        f"{source}: {why}, so there is nothing to attend to: set a larger model.adapt.image_size, or name the module whose output "
-        "is to be attended to, such as model.adapt.layers.pool_from: layer4"
+        f"{source}: {why}, so there is nothing to attend to: set a larger model.adapt.image_size, or name the module whose "
+        "output is to be attended to, such as model.adapt.layers.pool_from: layer4"
     )
 
 
@@ -219,8 +225,8 @@ def silent(network: nn.Module, channels: int, size: int) -> set[str]:
 def skip(network: nn.Module, before: set[str], channels: int, size: int, heads: list[Attention]) -> None:
     """Take out the layers that nothing depends on any more now that connected heads look past them.
 
-    `before`: what nothing depended on in the plain network either. Layers that something else counts on stay, and their parameters
-    become buffers, which learn under no strategy.
+    `before`: what nothing depended on in the plain network either. Layers that something else counts on stay, and their
+    parameters become buffers, which learn under no strategy.
     """
     dead = silent(network, channels, size) - before
     pools = [head.pool for head in heads]
@@ -256,9 +262,9 @@ def disconnect(network: nn.Module, head: nn.Module) -> None:
     """Let the attention in a head, which is to be replaced, look at the network no more."""
     heads = {id(module) for module in head.modules() if isinstance(module, Attention)}
     for module in network.modules():
-        for hooks, others in (
-            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs), (module._forward_hooks, module._forward_hooks_with_kwargs)
-        ):  # fmt: skip
+        before = module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
+        after = module._forward_hooks, module._forward_hooks_with_kwargs
+        for hooks, named in (before, after):
             for key in [key for key, hook in hooks.items() if id(getattr(hook, "__self__", None)) in heads]:
                 del hooks[key]
-                others.pop(key, None)
+                named.pop(key, None)

@@ -34,7 +34,7 @@ def positions_of(
         return None if found is None else (found[0].T, found[1].replace("position embeddings", "biases of distances"))
     said = "pos" in name.lower()
     if table.dim() == 3 and len(shape) == 3 and table.shape[0] == shape[0] == 1:
-        found = _tokens(table[0], shape[1:], grids, old_grid, _PREFIX if said else 1)
+        found = _tokens(table[0], torch.Size(shape[1:]), grids, old_grid, _PREFIX if said else 1)
         return None if found is None else (found[0][None], found[1])
     if not said or table.dim() != len(shape):
         return None
@@ -105,7 +105,9 @@ def _map(table: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, str] | N
     return grid.movedim((-2, -1), (rows, columns)), _told("position embeddings", old, new)
 
 
-def _relative(table: torch.Tensor, shape: torch.Size, grids: Sequence[Grid], old_grid: Grid | None) -> tuple[torch.Tensor, str] | None:
+def _relative(
+    table: torch.Tensor, shape: torch.Size, grids: Sequence[Grid], old_grid: Grid | None
+) -> tuple[torch.Tensor, str] | None:
     """Biases of relative positions in a window, resampled as those of BEiT are (Bao et al. 2022, in their code, and in timm's).
 
     An offset keeps its bias where it is small, and the large ones are stretched: the old offsets are laid out over the new window

@@ -24,7 +24,7 @@ _LAYERS = (nn.Linear, nn.Conv2d, *GRAFTED)
 
 @dataclass
 class Call:
-    """A layer (linear, convolutional, or a head of graft's as a whole) that a forward pass went through; what it took and gave."""
+    """A layer that a forward pass went through (a head of graft's is one), and what it took and gave."""
 
     name: str
     layer: Layer
@@ -157,7 +157,8 @@ def _stand_ins(network: nn.Module, meta: bool) -> Iterator[dict[str, torch.Tenso
     held: list[tuple[dict[str, Any], dict[str, Any]]] = []
     names = {id(value): name for name, value in (*network.named_buffers(), *network.named_parameters())}
     for module in network.modules():
-        for own in (module._parameters, module._buffers):
+        both: tuple[dict[str, Any], dict[str, Any]] = (module._parameters, module._buffers)
+        for own in both:
             held.append((own, dict(own)))
             for name, value in own.items():
                 if value is None:

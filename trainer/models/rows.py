@@ -41,11 +41,11 @@ def rows(
     checkpoint: Checkpoint, counts: set[int], settings: OneHead, classes: tuple[str, ...], where: str = "model.adapt", *,
     lone: bool = True,
 ) -> Rows:  # fmt: skip
-    """Match the classes of a head by name. `counts`: the rows that the checkpoint's tensors of it have, none where it has no such head.
+    """Match the classes of a head by name. `counts`: the rows that the checkpoint has of it; none: it has no such head.
 
     Equal counts without known names are taken for equal classes, but not of official weights, and not for one of several heads
-    (`lone`). `where`: the settings in the run file. Raises UserError for names that the weights do not have, that they have twice,
-    or where nothing can be kept as was asked.
+    (`lone`). `where`: the settings in the run file. Raises UserError for names that the weights do not have or have twice, or
+    where nothing can be kept as was asked.
     """
     count = counts.pop() if len(counts) == 1 else None
     asked = bool(settings.like or settings.rename or settings.head == "shared")
