@@ -64,7 +64,7 @@ def _source(run: Run) -> str:
 
 _FORMS = {
     "timm": 'The files are in timm\'s format: `timm.create_model("local-dir:FOLDER", pretrained=True)` loads them.',
-    "transformers": "The files are in transformers' format: `AutoModelForImageClassification.from_pretrained(FOLDER)` loads them.",
+    "transformers": "The files are in transformers' format; `AutoModelForImageClassification.from_pretrained` loads them.",
     "diffusers": "The generator is in the format of diffusers, with the head beside it in `head.safetensors`.",
 }
 

@@ -135,11 +135,11 @@ def _old(
     if wanted in several:
         return wanted
     if settings.take or settings.like or settings.rename or settings.head in ("keep", "shared"):
-        said = f"take: {settings.take}" if settings.take else f"its rows are asked for, but '{wanted}' is none of its heads"
-        raise UserError(
-            f"{where}: {said}; {checkpoint.source} has the heads {', '.join(several)}{nearest(wanted, several)}; write take: and "
-            "one of them"
+        key, asked = (
+            ("take", "") if settings.take else ("head", ", whose rows are asked for; write take: and the head to take them of")
         )
+        near = nearest(wanted, several) or f"; it has {', '.join(several)}"
+        raise UserError(f"{where}.{key}: {checkpoint.source} has no head '{wanted}'{near}{asked}")
     return None
 
 
