@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from tests.unit.folders import bare
 from trainer import strategies
 from trainer.config import UserError
 from trainer.config.adapt import Adapt
@@ -25,7 +26,6 @@ from trainer.models.heads import Attention, Heads, Mlp, Skipped
 from trainer.models.outputs import module_name
 from trainer.models.probe import Anatomy, examine
 from trainer.spec import Output
-from tests.unit.folders import bare
 
 FIVE = (Output("", ("ant", "bee", "cat", "dog", "eel")),)
 TWO = (Output("species", ("ant", "bee", "cat")), Output("hair color", ("red", "blue")))
@@ -308,7 +308,7 @@ def test_pool_from_names_what_is_attended_to(tmp_path: Path) -> None:
 
 
 def test_what_cannot_do_without_a_layer_keeps_it_but_does_not_train_it(tmp_path: Path) -> None:
-    """A layer that changes the width between the pooling and the head, with a fixed shape after it; a parameter of the network's."""
+    """A layer that changes the width between the pooling and the head, with a fixed shape after it, and a parameter of no layer."""
     body = """
 class Net(nn.Module):
     def __init__(self):
