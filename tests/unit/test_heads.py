@@ -308,7 +308,7 @@ def test_pool_from_names_what_is_attended_to(tmp_path: Path) -> None:
 
 
 def test_what_cannot_do_without_a_layer_keeps_it_but_does_not_train_it(tmp_path: Path) -> None:
-    """A layer that changes the width between the pooling and the head, with a fixed shape after it, and a parameter of no layer."""
+    """A layer between the pooling and the head whose width is counted on after it, and a parameter of no layer."""
     body = """
 class Net(nn.Module):
     def __init__(self):

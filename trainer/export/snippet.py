@@ -35,7 +35,7 @@ def build_code(run: Run, network: nn.Module, spec: InputSpec, classes: int, file
 
 def make(code: str, folder: Path) -> nn.Module:
     """Run the source of `build()`, as the program will; `folder` stands for the folder of the export."""
-    space: dict[str, Any] = {"FOLDER": folder, "torch": torch}
+    space: dict[str, Any] = {"FOLDER": folder, "torch": torch, "__name__": "predict"}
     with torch.random.fork_rng(devices=[]):
         exec(compile(code, "<export>", "exec"), space)
         network = space["build"]()
