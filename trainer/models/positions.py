@@ -27,7 +27,7 @@ def positions_of(
     where it is known and not square. `name`: of the tensor, which must speak of positions unless it is [1, tokens, width].
     """
     leaf = name.rpartition(".")[2].lower()
-    if "rel" in leaf:
+    if "relative" in name.lower() or "rel_pos" in name.lower():
         return _relative(table, shape, grids, old_grid)
     if leaf == "attention_biases" and table.dim() == len(shape) == 2:
         found = _tokens(table.T, torch.Size((shape[1], shape[0])), (), None, 0)
