@@ -70,8 +70,7 @@ def exported(root: Path, source: str, outputs: tuple[Output, ...], weights: str 
     with torch.no_grad():
         for name, parameter in one.network.named_parameters():
             parameter.add_(0.3 * torch.randn_like(parameter) if name.startswith(one.head) else 0.01 * torch.randn_like(parameter))
-    classes = tuple(f"{output.name}/{label}" if output.name else label for output in outputs for label in output.labels)
-    facts: dict[str, Any] = {"summary": {}, "evaluation": {}, "classes": classes, "run": run}
+    facts: dict[str, Any] = {"summary": {}, "evaluation": {}, "outputs": outputs, "run": run}
     network = copy.deepcopy(one.network).eval()
     out = export(RunDir(root / "runs" / "tiny"), root / "export", network=network, spec=one.spec, **facts)
     return out, one

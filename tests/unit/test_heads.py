@@ -54,6 +54,11 @@ def build(
     return build_model(Model(source=source, weights=weights, adapt=settings), "auto", outputs, 0, load_weights=load_weights)
 
 
+def net(one: Built) -> Any:
+    """The network, whose parts are called by name."""
+    return one.network
+
+
 def own(folder: Path, body: str = NET) -> str:
     (folder / "net.py").write_text(HEADER + body)
     return f"python:{folder}/net.py:make"
@@ -73,11 +78,11 @@ def attention(network: nn.Module) -> Attention:
 def test_several_heads_stand_side_by_side_in_the_order_of_the_outputs(tmp_path: Path) -> None:
     one = build(own(tmp_path), TWO)
     assert one.head == ("fc",)
-    assert isinstance(one.network.fc, Heads)
-    names = [name for name, _ in one.network.named_parameters() if name.startswith("fc.")]
+    assert isinstance(net(one).fc, Heads)
+    names = [name for name, _ in net(one).named_parameters() if name.startswith("fc.")]
     assert names == ["fc.species.weight", "fc.species.bias", "fc.hair_color.weight", "fc.hair_color.bias"]
     assert set(one.fresh) == set(names)
-    network = one.network.eval()
+    network = net(one).eval()
     features: list[torch.Tensor] = []
     network.fc.register_forward_pre_hook(lambda module, given: features.append(given[0]))
     with torch.no_grad():
@@ -92,15 +97,15 @@ def test_several_heads_stand_side_by_side_in_the_order_of_the_outputs(tmp_path: 
 
 def test_an_mlp_is_what_it_says() -> None:
     torch.manual_seed(0)
-    head = Mlp(6, 3, 4, 2, "tanh", True, 0.5, True).eval()
+    head: Any = Mlp(6, 3, 4, 2, "tanh", True, 0.5, True).eval()
     x = torch.randn(5, 6)
     with torch.no_grad():
         hidden = x
         for index in (0, 4):
             layer, norm = head.hidden[index], head.hidden[index + 1]
-            hidden = hidden @ layer.weight.T + layer.bias  # type: ignore[union-attr, operator]
+            hidden = hidden @ layer.weight.T + layer.bias
             mean, deviation = hidden.mean(1, keepdim=True), hidden.var(1, unbiased=False, keepdim=True).add(1e-5).sqrt()
-            hidden = torch.tanh((hidden - mean) / deviation * norm.weight + norm.bias)  # type: ignore[union-attr, operator]
+            hidden = torch.tanh((hidden - mean) / deviation * norm.weight + norm.bias)
         torch.testing.assert_close(head(x), hidden @ head.out.weight.T + head.out.bias)
     head.train()
     assert not torch.equal(head(x), head(x)), "dropout"
@@ -132,13 +137,13 @@ def make(classes=2):
     return nn.Sequential(nn.Conv2d(3, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes))
 """
     one = build(own(tmp_path, body), (Output("", ("low", "high")),), image_size=8, **ATTENTION)
-    head = attention(one.network)
+    head = attention(net(one))
     assert head.pool == "1"
     x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        tokens = one.network[0](x).flatten(2).transpose(1, 2)  # type: ignore[index, operator]
+        tokens = net(one)[0](x).flatten(2).transpose(1, 2)
         mean = head.out(head.norm(head.project(head.value(tokens.mean(1)))))
-        torch.testing.assert_close(one.network.eval()(x), mean, atol=0.02, rtol=0.05)
+        torch.testing.assert_close(net(one).eval()(x), mean, atol=0.02, rtol=0.05)
     # the class is the sign of the channel at the brightest position: an average cannot tell
     bright = x.clone()
     bright[:, 0] = -1.0
@@ -149,12 +154,12 @@ def make(classes=2):
     flat[torch.arange(64), 0, where] = 4.0
     flat[torch.arange(64), 1, where] = labels.float() * 2 - 1
     bright = flat.view_as(x)
-    optimizer = torch.optim.Adam(one.network.parameters(), lr=1e-2)
-    one.network.train()
+    optimizer = torch.optim.Adam(net(one).parameters(), lr=1e-2)
+    net(one).train()
     for _ in range(300):
-        loss = nn.functional.cross_entropy(one.network(bright), labels)
+        loss = nn.functional.cross_entropy(net(one)(bright), labels)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     assert float(loss.detach()) < 0.05
 
@@ -162,13 +167,13 @@ def make(classes=2):
 def test_zero_begins_with_no_opinion_and_still_learns(tmp_path: Path) -> None:
     for kind in ("linear", "mlp", "attention"):
         one = build(own(tmp_path), layers={"kind": kind, "begin": "zero"}, head="new")
-        network = one.network.train()
+        network = net(one).train()
         answer = network(images(one, 4))
         assert not answer.any(), kind
-        nn.functional.cross_entropy(answer, torch.tensor([0, 1, 2, 3])).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(answer, torch.tensor([0, 1, 2, 3])))
         last = network.fc.out if kind != "linear" else network.fc
-        assert last.weight.grad is not None  # type: ignore[union-attr]
-        assert last.weight.grad.abs().max() > 0  # type: ignore[union-attr, operator]
+        assert last.weight.grad is not None
+        assert last.weight.grad.abs().max() > 0
 
 
 # --- where they stand ---------------------------------------------------------------------------------------------------
@@ -209,46 +214,46 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_attention_finds_what_is_pooled_and_nothing_is_left_without_a_gradient(source: str) -> None:
     size, pool, before, skipped = POOLS[source]
     one = build(source, image_size=size, **ATTENTION)
-    head = attention(one.network)
+    head = attention(net(one))
     assert (head.pool, head.before) == (pool, before)
-    assert sorted(name for name, module in one.network.named_modules() if isinstance(module, Skipped)) == skipped
-    strategies.apply(full.Config(), one.network, one.head, one.fresh, lambda amount: 0)
-    one.network.train()
-    answer = one.network(images(one, 2))
+    assert sorted(name for name, module in net(one).named_modules() if isinstance(module, Skipped)) == skipped
+    strategies.apply(full.Config(), net(one), one.head, one.fresh, lambda amount: 0)
+    net(one).train()
+    answer = net(one)(images(one, 2))
     assert answer.shape == (2, 5)
     answer.sum().backward()
-    assert [name for name, p in one.network.named_parameters() if p.grad is None] == []
+    assert [name for name, p in net(one).named_parameters() if p.grad is None] == []
     assert head.seen is None, "nothing is kept after a pass"
-    one.network.eval()
+    net(one).eval()
     with torch.no_grad():
-        assert torch.equal(one.network(images(one)), copy.deepcopy(one.network)(images(one)))
+        assert torch.equal(net(one)(images(one)), copy.deepcopy(net(one))(images(one)))
 
 
 def test_attention_goes_by_what_the_trunk_gives(tmp_path: Path) -> None:
     """The logits are those of the head on the trunk's own map, and the copy of a network looks at the copy."""
     one = build(own(tmp_path), **ATTENTION)
-    network, x = one.network.eval(), images(one)
+    network, x = net(one).eval(), images(one)
     copied = copy.deepcopy(network)
     with torch.no_grad():
-        maps = network.trunk(x)  # type: ignore[operator]
+        maps = network.trunk(x)
         alone = Attention(**{**attention(network).arguments, "pool": ""}).eval()
         alone.load_state_dict(attention(network).state_dict())
         torch.testing.assert_close(network(x), alone(maps), rtol=0, atol=0)
         before = network(x)
-        for parameter in network.trunk.parameters():  # type: ignore[union-attr]
+        for parameter in network.trunk.parameters():
             parameter.zero_()
         assert not torch.equal(network(x), before)
         torch.testing.assert_close(copied(x), before, rtol=0, atol=0)
-        network.trunk(x)  # a pass that ends early  # type: ignore[operator]
+        network.trunk(x)  # a pass that ends early
         copy.deepcopy(network)
         attention(network).seen = None
         with pytest.raises(RuntimeError, match="'pool' is given or gives, and that did not run"):
-            network.fc(torch.zeros(2, 8))  # type: ignore[operator]
+            network.fc(torch.zeros(2, 8))
 
 
 def test_mixed_precision_and_a_copy_in_the_middle_of_a_pass(tmp_path: Path) -> None:
     one = build(own(tmp_path), TWO, heads={"species": ATTENTION, "hair color": {"layers": {"kind": "mlp", "width": 4}}})
-    network, x = one.network.eval(), images(one)
+    network, x = net(one).eval(), images(one)
     plain = network(x)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = network(x)
@@ -262,13 +267,13 @@ def test_mixed_precision_and_a_copy_in_the_middle_of_a_pass(tmp_path: Path) -> N
 def test_heads_of_different_kinds_share_a_trunk(tmp_path: Path) -> None:
     """Attention beside a linear head: what stands between the pooling and the linear head stays."""
     one = build(own(tmp_path), TWO, heads={"species": ATTENTION})
-    assert not any(isinstance(module, Skipped) for module in one.network.modules())
+    assert not any(isinstance(module, Skipped) for module in net(one).modules())
     x = images(one)
-    network = one.network.eval()
+    network = net(one).eval()
     with torch.no_grad():
         answer = network(x)
-        plain = network.norm(network.pool(network.trunk(x)).flatten(1))  # type: ignore[operator]
-        torch.testing.assert_close(answer[:, 3:], network.fc.hair_color(plain))  # type: ignore[union-attr, operator]
+        plain = network.norm(network.pool(network.trunk(x)).flatten(1))
+        torch.testing.assert_close(answer[:, 3:], network.fc.hair_color(plain))
     answer = network.train()(x)
     answer.sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
@@ -279,32 +284,32 @@ def test_heads_of_different_kinds_share_a_trunk(tmp_path: Path) -> None:
 def test_a_library_does_to_several_heads_what_it_does_to_one(name: str) -> None:
     """Auxiliary heads are several too, and linear; a convolution before a pooling stays one."""
     one = build(f"torchvision:{name}", TWO, image_size=64, heads={"hair color": {"layers": {"kind": "mlp", "width": 4}}})
-    answer = one.network.train()(images(one))
+    answer = net(one).train()(images(one))
     outputs = list(answer) if isinstance(answer, tuple) else [answer]
     assert [tuple(o.shape) for o in outputs] == [(2, 5)] * len(one.head)
     for site in one.head:
-        heads = one.network.get_submodule(site)
+        heads: Any = net(one).get_submodule(site)
         kinds = [type(head) for _, head in heads.named_children()]
         assert kinds[1] is Mlp if site == one.head[0] else kinds == [nn.Linear, nn.Linear]
     if name == "squeezenet1_1":
-        assert isinstance(heads.hair_color.hidden[0], nn.Conv2d)  # type: ignore[union-attr, index]
+        assert isinstance(heads.hair_color.hidden[0], nn.Conv2d)
         mixed = build("torchvision:squeezenet1_1", TWO, image_size=64, heads={"species": ATTENTION})
-        assert mixed.network(images(mixed)).shape == (2, 5)
+        assert net(mixed)(images(mixed)).shape == (2, 5)
 
 
 def test_both_heads_of_a_distilled_network_attend() -> None:
     one = build("timm:deit_tiny_distilled_patch16_224", image_size=32, **ATTENTION)
-    heads = [one.network.get_submodule(name) for name in one.head]
+    heads = [net(one).get_submodule(name) for name in one.head]
     assert all(isinstance(head, Attention) and head.pool == "norm" for head in heads)
-    assert one.network(images(one)).shape == (2, 5)
+    assert net(one)(images(one)).shape == (2, 5)
 
 
 def test_pool_from_names_what_is_attended_to(tmp_path: Path) -> None:
     one = build(own(tmp_path), layers={"kind": "attention", "pool_from": "trunk.2", "num_heads": 2})
-    head = attention(one.network)
+    head = attention(net(one))
     assert (head.pool, head.before, len(head.query)) == ("trunk.2", False, 2)
-    assert isinstance(one.network.trunk[3], Skipped)  # type: ignore[index]
-    assert one.network(images(one)).shape == (2, 5)
+    assert isinstance(net(one).trunk[3], Skipped)
+    assert net(one)(images(one)).shape == (2, 5)
 
 
 def test_what_cannot_do_without_a_layer_keeps_it_but_does_not_train_it(tmp_path: Path) -> None:
@@ -324,11 +329,11 @@ def make():
     return Net()
 """
     one = build(own(tmp_path, body), **ATTENTION)
-    assert isinstance(one.network.wide, nn.Linear)
-    assert "wide.weight" not in dict(one.network.named_parameters())
-    assert {"wide.weight", "wide.bias", "scale"} <= set(dict(one.network.named_buffers()))
-    one.network(images(one)).sum().backward()
-    assert [name for name, p in one.network.named_parameters() if p.grad is None] == []
+    assert isinstance(net(one).wide, nn.Linear)
+    assert "wide.weight" not in dict(net(one).named_parameters())
+    assert {"wide.weight", "wide.bias", "scale"} <= set(dict(net(one).named_buffers()))
+    net(one)(images(one)).sum().backward()
+    assert [name for name, p in net(one).named_parameters() if p.grad is None] == []
 
 
 def test_examining_a_network_whose_layer_has_two_names_leaves_it_as_it_was(tmp_path: Path) -> None:
@@ -346,23 +351,23 @@ def make():
     return Net()
 """
     one = build(own(tmp_path, body))
-    assert not any(p.is_meta for p in one.network.parameters())
-    assert one.network(images(one)).shape == (2, 5)
+    assert not any(p.is_meta for p in net(one).parameters())
+    assert net(one)(images(one)).shape == (2, 5)
 
 
 # --- rows by name -------------------------------------------------------------------------------------------------------
 
 
 def parts(one: Built) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in one.network.state_dict().items()}
+    return {name: value.clone() for name, value in net(one).state_dict().items()}
 
 
 def anatomy(one: Built) -> Anatomy:
-    return examine(one.network, "it", 3, one.spec.image_size, None)
+    return examine(net(one), "it", 3, one.spec.image_size, None)
 
 
 def fitted(one: Built, checkpoint: Checkpoint, outputs: tuple[Output, ...], **adapt: Any) -> Any:
-    return fit(one.network, checkpoint, anatomy(one), Adapt.model_validate(adapt), outputs)
+    return fit(net(one), checkpoint, anatomy(one), Adapt.model_validate(adapt), outputs)
 
 
 def test_an_old_heads_classes_are_matched_with_each_new_head(tmp_path: Path) -> None:
@@ -373,10 +378,10 @@ def test_an_old_heads_classes_are_matched_with_each_new_head(tmp_path: Path) -> 
     one = build(source, new)
     drawn = parts(one)
     report = fitted(one, Checkpoint("it", old, FIVE[0].labels), new, heads={"insects": {"rename": {"fly": "ant"}}})
-    pets, insects = one.network.fc.pets, one.network.fc.insects  # type: ignore[union-attr]
-    assert torch.equal(pets.weight[[0, 2]], old["fc.weight"][[3, 2]])  # type: ignore[union-attr, index]
-    assert torch.equal(pets.bias[1], drawn["fc.pets.bias"][1])  # type: ignore[union-attr, index]
-    assert torch.equal(insects.weight, old["fc.weight"][[1, 0]])  # type: ignore[union-attr]
+    pets, insects = net(one).fc.pets, net(one).fc.insects
+    assert torch.equal(pets.weight[[0, 2]], old["fc.weight"][[3, 2]])
+    assert torch.equal(pets.bias[1], drawn["fc.pets.bias"][1])
+    assert torch.equal(insects.weight, old["fc.weight"][[1, 0]])
     assert "fc.pets.weight: 2 of 3 classes kept" in report.adapted
     assert "fc.insects.bias: 2 of 2 classes kept" in report.adapted
     assert report.left_over == []
@@ -391,7 +396,7 @@ def test_heads_of_the_same_name_keep_their_rows_and_others_are_new(tmp_path: Pat
     one = build(source, outputs, heads=mlp)
     drawn = parts(one)
     report = fitted(one, saved, outputs, new_rows="zero", heads=mlp)
-    now = one.network.state_dict()
+    now = net(one).state_dict()
     assert torch.equal(now["fc.hair_color.weight"][0], saved.tensors["fc.hair_color.weight"][1])
     assert not now["fc.hair_color.weight"][1].any()
     assert torch.equal(now["fc.species.hidden.0.weight"], saved.tensors["fc.species.hidden.0.weight"])
@@ -400,15 +405,16 @@ def test_heads_of_the_same_name_keep_their_rows_and_others_are_new(tmp_path: Pat
     assert [name for name in report.fresh if name.startswith("fc.")] == ["fc.age.weight", "fc.age.bias"]
     alone = build(source, (Output("", ("cat", "cow")),), take="species", layers={"kind": "mlp", "width": 6})
     fitted(alone, saved, (Output("", ("cat", "cow")),), take="species", layers={"kind": "mlp", "width": 6})
-    assert torch.equal(alone.network.fc.out.weight[0], saved.tensors["fc.species.out.weight"][2])  # type: ignore[union-attr, index]
-    with pytest.raises(UserError, match="has no head 'age'; known: hair color, species, whose rows are asked for; write take"):
+    assert torch.equal(net(alone).fc.out.weight[0], saved.tensors["fc.species.out.weight"][2])
+    with pytest.raises(UserError, match="no head 'age'; known: hair color, species, whose rows are asked for; write take"):
         fitted(one, saved, outputs, heads={"age": {"head": "shared"}})
     with pytest.raises(UserError, match="take: it has no head 'specis'; did you mean 'species'"):
         fitted(alone, saved, (Output("", ("cat", "cow")),), take="specis")
 
 
 def test_hidden_layers_stay_only_with_the_rows_of_their_head(tmp_path: Path) -> None:
-    source, mlp = own(tmp_path), {"layers": {"kind": "mlp", "width": 6}}
+    source = own(tmp_path)
+    mlp: dict[str, Any] = {"layers": {"kind": "mlp", "width": 6}}
     saved = parts(build(source, FIVE, **mlp))
     same = build(source, FIVE, **mlp)
     assert fitted(same, Checkpoint("it", saved, FIVE[0].labels), FIVE, **mlp).fresh == []
@@ -442,20 +448,20 @@ def test_a_file_that_names_no_classes_keeps_no_head_of_several(tmp_path: Path) -
 def test_a_part_of_a_head_has_a_rate_of_its_own(tmp_path: Path) -> None:
     one = build(own(tmp_path), TWO, heads={"species": ATTENTION})
     rates = {"head.species": 0.1, "head.hair_color": 0.0, "head.species.out": 2.0}
-    groups = strategies.apply(head_only.Config(rates=rates), one.network, one.head, one.fresh, lambda amount: 0)
+    groups = strategies.apply(head_only.Config(rates=rates), net(one), one.head, one.fresh, lambda amount: 0)
     found = {name: group.rate for group in groups for name, _ in group.parameters}
     assert found["fc.species.query"] == 0.1
     assert found["fc.species.out.bias"] == 2.0
     assert not any(name.startswith("fc.hair_color") for name in found)
     with pytest.raises(UserError, match=r"no part 'head\.specis'"):
-        strategies.apply(head_only.Config(rates={"head.specis": 1.0}), one.network, one.head, one.fresh, lambda amount: 0)
+        strategies.apply(head_only.Config(rates={"head.specis": 1.0}), net(one), one.head, one.fresh, lambda amount: 0)
 
 
 def test_adapters_are_seen_by_a_head_that_looks_at_the_layer_they_stand_beside(tmp_path: Path) -> None:
     body = NET.replace("self.pool(self.trunk(x)).flatten(1)", "F.relu(self.trunk(x)).mean((2, 3))")
     one = build(own(tmp_path, body), layers={"kind": "attention", "pool_from": "trunk.3"})
-    assert attention(one.network).pool == "trunk.3"
-    network, x = one.network.eval(), images(one)
+    assert attention(net(one)).pool == "trunk.3"
+    network, x = net(one).eval(), images(one)
     plain = network(x)
     strategies.inject(lora.Config(targets=["trunk.3"], rank=2), network, one.head, one.fresh, 0)
     strategies.apply(lora.Config(targets=["trunk.3"], rank=2), network, one.head, one.fresh, lambda amount: 0)

@@ -291,6 +291,6 @@ def make(side=4):
         "index: not read, it follows from the size",
         "relative_position_bias_table: relative positions resampled from 7 x 7 to 11 x 11",
     ]
-    assert other.network.index.max() == 120  # type: ignore[union-attr, operator]
+    assert other.network.index.max() == 120  # type: ignore[operator]
     assert torch.equal(other.network.order, first.network.order)  # type: ignore[arg-type]
     assert bool(torch.isfinite(answers(other.network, 48)).all())

@@ -56,6 +56,8 @@ class ImageDataset:
         self._max_bad = data.max_bad
         self._transforms = (transforms.training if train else transforms.evaluation)(data, spec)
         self._labels = torch.tensor([item.label for item in listing.items], dtype=torch.int64)
+        said = None if listing.plain else [item.values for item in listing.items]
+        self._values = None if said is None else torch.tensor(said, dtype=torch.float32)
         self._rates = rates(listing, data) if train else None
         self._mix = data.mix if train else None
         self._order = self.order(seed)
@@ -129,7 +131,7 @@ class ImageDataset:
                     generator.manual_seed(mix(self.seed, epoch, index))
                     changed.append(random(image))
             pixels = torch.stack(changed)
-        return Batch(pixels, self._labels.index_select(0, indices), indices)
+        return Batch(pixels, self._labels.index_select(0, indices), indices, values=self._said(indices))
 
     def _fetch_files(self, keys: Sequence[Key]) -> Batch:
         kept: list[int] = []
@@ -145,7 +147,10 @@ class ImageDataset:
                 pixels[len(kept)] = self._transforms(image)
                 kept.append(index)
         indices = torch.tensor(kept, dtype=torch.int64)
-        return Batch(pixels[: len(kept)], self._labels[indices], indices, bad)
+        return Batch(pixels[: len(kept)], self._labels[indices], indices, bad, values=self._said(indices))
+
+    def _said(self, indices: torch.Tensor) -> torch.Tensor | None:
+        return None if self._values is None else self._values.index_select(0, indices)
 
     def _read(self, wanted: int, bad: list[tuple[str, str]]) -> tuple[int, torch.Tensor] | None:
         """The image of an index, or in training of the next one that can be read."""

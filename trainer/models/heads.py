@@ -153,3 +153,10 @@ class Skipped(nn.Module):
 
 
 GRAFTED = (Heads, Mlp, Attention)
+
+
+def last_layers(head: nn.Module) -> list[nn.Module]:
+    """The layers that give what a head gives, in the order of the outputs: one for each of several heads."""
+    if isinstance(head, Heads):
+        return [layer for part in head.children() for layer in last_layers(part)]
+    return [head.out] if isinstance(head, Mlp | Attention) else [head]

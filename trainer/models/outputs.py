@@ -14,7 +14,7 @@ from torch import nn
 from trainer.config import UserError, nearest
 from trainer.config.adapt import Adapt
 from trainer.config.heads import AttentionHead, Layers, LinearHead, MlpHead
-from trainer.models.heads import Attention, Heads, Mlp
+from trainer.models.heads import Attention, Heads, Mlp, last_layers
 from trainer.models.pool import Pool, disconnect, find_pool, silent, skip
 from trainer.models.probe import Anatomy, width
 from trainer.spec import Output
@@ -280,9 +280,8 @@ def _same(head: nn.Module, layers: Layers, site: _Site) -> bool:
 def _begin(head: nn.Module, layers: Layers) -> None:
     """How the output layer of a new head begins, where it is not drawn at random."""
     if layers.begin == "zero":
-        last = head.out if isinstance(head, Mlp | Attention) else head
         with torch.no_grad():
-            for parameter in last.parameters():
+            for parameter in last_layers(head)[0].parameters():
                 parameter.zero_()
 
 
