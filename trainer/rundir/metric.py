@@ -27,4 +27,6 @@ def is_share(metric: str) -> bool:
 def leading(metrics: Iterable[str]) -> list[str]:
     """The validation metrics to show first: accuracy, mean average precision or mean error, of each head; then the loss."""
     known = [metric for metric in dict.fromkeys(metrics) if metric.startswith("val/")]
-    return [metric for metric in known if word(metric) in _FIRST] + [metric for metric in known if metric == "val/loss"]
+    ranked = {metric.removesuffix("map") + "accuracy" for metric in known if word(metric) == "map"}  # which says more of labels
+    first = [metric for metric in known if word(metric) in _FIRST and metric not in ranked]
+    return first + [metric for metric in known if metric == "val/loss"]
