@@ -20,11 +20,8 @@ from trainer.tasks.multi import Part
 
 N = 61
 RNG = np.random.default_rng(5)
-TAGS, AGES, KIND = (
-    Target("tags", "labels", tuple("abcd")),
-    Target("age", "values", ("age",)),
-    Target("kind", "class", tuple("xyz")),
-)
+KIND, TAGS = Target("kind", "class", tuple("xyz")), Target("tags", "labels", tuple("abcd"))
+AGES, MASS = Target("age", "values", ("age",)), Target("mass", "values", ("mass",))
 
 
 class Given(nn.Module):
