@@ -88,6 +88,8 @@ def _header(view: View) -> str:
         tiles.append((f"{int(step or 0):,}", "steps"))
     if isinstance(summary.get("productive_seconds"), int | float):
         tiles.append((duration(summary["productive_seconds"]), "of training"))
+    if isinstance(summary.get("peak_bytes"), int):
+        tiles.append((f"{summary['peak_bytes'] / 2**20:,.0f} MiB", "of memory at most"))
     attempts = _attempts(view)
     if attempts:
         ettr = summary.get("ettr")
