@@ -14,6 +14,7 @@ import torch
 
 from tests.pictures import pictures
 from tests.trainers import NETWORK, Zygote, points, run_file, same
+from tests.unit.test_report import page
 from trainer import commands
 from trainer.checkpoint.store import _digest
 from trainer.config import UserError
@@ -103,6 +104,29 @@ def test_it_learns_and_is_measured_again(runs: dict[str, RunDir], kind: str) -> 
     lines = (folder.samples / "predictions.csv").read_text().splitlines()
     assert len(lines) == 1 + again.details["samples"]
     assert len({line.count(",") for line in lines}) == 1
+
+
+SECTIONS = {
+    "multilabel": ("Labels", "with nothing wrong", "average precision", "Wrong, the furthest off", "Right, the surest"),
+    "regress": ("Said and true", "in the units of the data", "shade: said against true", "Largest errors", "Smallest errors"),
+    "multi": (
+        "kind: What was mistaken for what",
+        "kind: Calibration",
+        "tags: Labels",
+        "size: Said and true",
+        "size: Largest errors",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(TASKS))
+def test_the_report_has_a_section_of_each_head(runs: dict[str, RunDir], kind: str, tmp_path: Path) -> None:
+    found = page([runs[kind]], tmp_path / "report.html")
+    for words in SECTIONS[kind]:
+        assert words in found.text
+    assert found.count("img") >= 8
+    both = page([runs["multilabel"], runs["regress"]], tmp_path / "both.html")
+    assert "2 runs compared" in both.text
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

@@ -154,7 +154,8 @@ def _sections(model: type[BaseModel], value: Any, loc: Loc) -> list[type[BaseMod
         if not named:
             field = next((one.model_fields[str(part)] for one in found if str(part) in one.model_fields), None)
             found = _models(field.annotation) if field is not None else []
-            named = field is not None and dict in map(get_origin, (field.annotation, *get_args(field.annotation)))
+            types = () if field is None else (field.annotation, *get_args(field.annotation))
+            named = any(get_origin(one) is dict for one in types)
         else:
             named = False
         kind = value.get("kind") if isinstance(value, dict) and not named else None
