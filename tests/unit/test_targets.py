@@ -145,6 +145,9 @@ def test_validation_is_matched_by_target_and_label(tmp_path: Path, rows: Path) -
     assert found.val.targets == found.train.targets
     same(values(found.val), [(1, 0, 1, 0, 0, 1, 12), (2, 0, 0, 0, 1, NAN, NAN), (0, 1, 0, 1, 0, 0, 11)])
     assert [item.label for item in found.val.items] == [1, 2, 0]
+    partial = written(tmp_path, "image,kind,size\na.png,ring,1\nb.png,dot,2")  # to be measured: without bars, numbered otherwise
+    asked = open_source(f"{partial}?label=kind&value=size", open_source(f"csv:{rows}?label=kind&value=size").targets)
+    assert [(item.label, item.values) for item in asked.items] == [(2, (2, 1)), (1, (1, 2))]
     train = f"csv:{rows}?labels=tags"
     wrong = [
         (train, "image,tags\na.png,framd\nb.png,bright", "?labels=tags", "label 'framd' of 'tags' (in a.png) is not in"),
@@ -156,8 +159,8 @@ def test_validation_is_matched_by_target_and_label(tmp_path: Path, rows: Path) -
         (f"csv:{rows}?label=kind&value=size", "image,kind,size\na.png,dot,1\nb.png,bar,2", "?label=kind&value=size",
          "class 'ring' of 'kind' has no validation image"),
     ]  # fmt: skip
-    for source, text, asked, words in wrong:
-        refused(source, words, val=written(tmp_path, text) + asked)
+    for source, text, query, words in wrong:
+        refused(source, words, val=written(tmp_path, text) + query)
 
 
 def test_labels_are_spread_over_folds_and_shares(rows: Path) -> None:
