@@ -186,6 +186,8 @@ def test_sources_of_another_kind_are_refused_before_training(trainers: Zygote, t
         assert not (tmp_path / task["kind"] / "run" / "metrics.jsonl").exists()
 
     refused("?labels=tags", {"kind": "classify"}, "data.train says tags (labels); write task: {kind: multilabel}")
+    squeezed = {"source": "torchvision:squeezenet1_1", "adapt": {"in_channels": 1, "image_size": 32}}
+    refused("?value=size", {"kind": "regress"}, "(classifier.1), since its answers are changed behind it", model=squeezed)
     refused(QUERIES["multi"], {"kind": "multi"}, "checkpoint.best is 'val/age_mae'", checkpoint={"best": "val/age_mae"})
 
 

@@ -72,10 +72,10 @@ def test_names_columns_of_0_and_1_and_numbers(tmp_path: Path) -> None:
     ages = open_source(source + "?value=age")
     same(values(ages), [(3.5,), (NAN,), (-2000,)])
     assert [item.label for item in ages.items] == [-1, -1, -1]
-    known = ages.facts().targets[0]
+    known = ages.facts.targets[0]
     assert known.known == (2,)
     assert [*known.mean, *known.std] == pytest.approx([-998.25, np.std([3.5, -2000])])
-    assert Facts.from_json(json.loads(json.dumps(two.facts().as_json()))) == two.facts()
+    assert Facts.from_json(json.loads(json.dumps(two.facts.as_json()))) == two.facts
 
 
 def test_several_targets_are_put_side_by_side(rows: Path) -> None:
@@ -89,7 +89,7 @@ def test_several_targets_are_put_side_by_side(rows: Path) -> None:
     first = listing.items[0].values
     assert first[0] == listing.items[0].label == 0
     assert sum(listing.counts()) == 86
-    assert [t.known for t in listing.facts().targets] == [(86,), (96, 96, 96), (77, 96), (83, 96)]
+    assert [t.known for t in listing.facts.targets] == [(86,), (96, 96, 96), (77, 96), (83, 96)]
     two = open_source(f"csv:{rows}?label=kind,tilted&value=size")
     assert [(t.name, t.kind) for t in two.targets] == [("kind", "class"), ("tilted", "class"), ("size", "values")]
 
@@ -165,18 +165,18 @@ def test_validation_is_matched_by_target_and_label(tmp_path: Path, rows: Path) -
 
 def test_labels_are_spread_over_folds_and_shares(rows: Path) -> None:
     source = f"csv:{rows}?labels=tags"
-    whole = open_source(source).facts().targets[0].counts
+    whole = open_source(source).facts.targets[0].counts
     keys: list[str] = []
     for number in range(1, 5):
         val = splits(source, val=f"fold:{number}/4").val
         assert val is not None
         keys += [item.key for item in val.items]
-        for count, total in zip(val.facts().targets[0].counts, whole, strict=True):
+        for count, total in zip(val.facts.targets[0].counts, whole, strict=True):
             assert abs(count - total / 4) <= 4
     assert sorted(keys) == [item.key for item in open_source(source).items]
     held = splits(source, val="split:0.25").val
     assert held is not None
-    assert all(abs(n - total / 4) <= 4 for n, total in zip(held.facts().targets[0].counts, whole, strict=True))
+    assert all(abs(n - total / 4) <= 4 for n, total in zip(held.facts.targets[0].counts, whole, strict=True))
     some = splits(source, fraction=0.5).train.items
     assert {item.key for item in splits(source, fraction=0.2).train.items} < {item.key for item in some}
     assert len(some) == pytest.approx(48, abs=2)

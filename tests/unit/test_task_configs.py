@@ -167,5 +167,5 @@ def test_the_units_go_into_the_last_layer(name: str) -> None:
 def test_what_is_changed_behind_the_last_layer_is_refused(behind: nn.Module) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), behind)
     scale = torch.tensor([[2.0, 1.0, 1.0], [-50.0, 0.0, 0.0]], dtype=torch.float64)
-    with pytest.raises(UserError, match=r"task\.standardize: false"):
+    with pytest.raises(UserError, match="write standardize: false"):
         fold(network, ["1"], scale, SPEC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from trainer.config import UserError
 from trainer.spec import InputSpec
 
-_TOLERANCE = 1e-4  # of the largest answer: some roundings of 32-bit numbers
+_ROUNDING = 1e-5  # of 32-bit numbers, some of them in a row
 
 
 @torch.no_grad()
@@ -21,19 +22,34 @@ def fold(network: nn.Module, head: Sequence[str], scale: torch.Tensor, spec: Inp
     output layers and the output is not linear, or the output layers cannot be found.
     """
     probe = torch.rand(2, spec.in_channels, spec.image_size, spec.image_size, generator=torch.Generator().manual_seed(0))
-    wanted = network(probe).double() * scale[0] + scale[1]
+    before = network(probe).double()
     for name in head:
         layers = _layers(network.get_submodule(name))
         widths = [int(layer.weight.shape[0]) for _, layer in layers]
         if sum(widths) == scale.shape[1]:
             for (owner, layer), part in zip(layers, scale.split(widths, dim=1), strict=True):  # type: ignore[no-untyped-call]
                 _scale(owner, layer, part)
-    difference = float((network(probe).double() - wanted).abs().max())
-    if not difference <= _TOLERANCE * max(1.0, float(wanted.abs().max())):
+    after = (network(probe).double() - scale[1]) / scale[0]
+    allowed = _ROUNDING * (before.abs().amax() + 1 + (scale[1] / scale[0]).abs())
+    if not bool(((after - before).abs() <= allowed).all()):
         raise UserError(
             "the numbers of this network cannot be brought into the units of the data by its output layer "
-            f"({', '.join(head)}), since its answers are changed behind it; train it with task.standardize: false to export it"
+            f"({', '.join(head)}), since its answers are changed behind it; write standardize: false in the task, or in its "
+            "heads that learn numbers"
         )
+
+
+@torch.no_grad()
+def foldable(network: nn.Module, head: Sequence[str], scale: torch.Tensor, spec: InputSpec) -> None:
+    """Try it on a copy whose output layers give numbers of either sign, before anything is learnt. Raises UserError as `fold`."""
+    copied = copy.deepcopy(network).cpu().eval()
+    for sign in (1, -1):
+        generator = torch.Generator().manual_seed(0)
+        for name in head:
+            for _, layer in _layers(copied.get_submodule(name)):
+                for parameter in layer.parameters():
+                    parameter.copy_(sign * torch.randn(parameter.shape, generator=generator))
+        fold(copied, head, scale, spec)
 
 
 def _layers(module: nn.Module) -> list[tuple[nn.Module, nn.Linear | nn.Conv2d]]:

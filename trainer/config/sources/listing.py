@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class Listing:
                 counts[item.label] += 1
         return counts
 
+    @cached_property
     def facts(self) -> Facts:
         """What a task must know of these samples when it learns from them."""
         if self.plain:
