@@ -19,7 +19,7 @@ from trainer.models.channels import normalisation
 from trainer.models.compare import compared
 from trainer.models.fit import fit
 from trainer.models.probe import Anatomy, examine, width
-from trainer.spec import InputSpec, Output
+from trainer.spec import InputSpec, Output, labels_of
 
 Norm = Literal["auto", "imagenet", "half", "none"] | Normalize
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -70,13 +70,6 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
     mean, std = _normalisation(normalize, source, adapt)
     spec = InputSpec(adapt.in_channels, size, mean, std, source.interpolation or "bilinear")
     return Built(network, anatomy.head, tuple(made), spec, report)
-
-
-def labels_of(outputs: tuple[Output, ...]) -> tuple[str, ...]:
-    """The labels of all heads, side by side; those of several heads with the heads' names before them."""
-    if len(outputs) == 1:
-        return outputs[0].labels
-    return tuple(f"{output.name}/{label}" for output in outputs for label in output.labels)
 
 
 def needs(config: Model) -> list[Need]:
