@@ -250,6 +250,9 @@ def learnt(run: Run) -> dict[str, Any]:
     if not run.losses.plain:
         kept["losses.balance.kind"] = run.losses.balance.kind
         kept |= {f"losses.add.{name}.kind": loss.kind for name, loss in run.losses.add.items()}
+    adapt = run.model.adapt
+    made_of = {"": adapt.layers, **{f"heads.{name}.": one.layers for name, one in adapt.heads.items()}}
+    kept |= {f"model.adapt.{head}layers.kind": layers.kind for head, layers in made_of.items() if layers is not None}
     return {key: value for key, value in kept.items() if not free(key)}
 
 
