@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from trainer.features.trace import Leaf
-
 
 # What is worked out before the cut is worked out in vain. On the meta device that costs nothing, but does not mix with tensors of
 # the network's own (position tables); one number for a whole tensor costs no memory, but cannot be changed in place.
@@ -28,8 +27,8 @@ class Cut:
     image [c, h, w]. `whole`: a module whose output is the network's and that is given the same tensor, so that calling it is all;
     none where the network's own forward has to run. `skipped`: the modules that are passed over then, each with what it gives,
     call by call, and `filler`: out of what that is made. `before`: the modules that were called when the cut is reached, and
-    `around`: those that stand around it; `never`: those with tensors of their own that are not called at all. `share`: of the operations
-    of a forward pass that come before.
+    `around`: those that stand around it; `never`: those with tensors of their own that are not called at all. `share`: of the
+    operations of a forward pass that come before.
     """
 
     module: str
@@ -191,11 +190,8 @@ class Prefix:
         self._network, self._cut = network, cut
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        with caught(self._network, self._cut) as found:
-            try:
-                self._network(images)
-            except _ReachedError:
-                pass
+        with caught(self._network, self._cut) as found, suppress(_ReachedError):
+            self._network(images)
         return found[0]
 
 

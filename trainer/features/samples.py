@@ -26,15 +26,15 @@ class Rows:
     ) -> None:  # fmt: skip
         self._shape, self._stored, self._dtype = shape, stored, dtype
         used = sorted(set(which.tolist()) - {-1})
-        maps = {index: torch.from_numpy(store.open(names[index])) for index in used}
+        maps = {index: store.open(names[index]) for index in used}
         self._which, self._row, self._maps = which, row, maps
         self._held: torch.Tensor | None = None
         width = torch.Size(shape).numel() * stored.itemsize
         if len(which) * width <= IN_MEMORY:
             held = torch.zeros(len(which), width, dtype=torch.uint8)
             for index, mapped in maps.items():
-                mine = torch.from_numpy(np.flatnonzero(which == index))
-                held[mine] = mapped[torch.from_numpy(row[mine.numpy()])]
+                mine = np.flatnonzero(which == index)
+                held[torch.from_numpy(mine)] = torch.from_numpy(mapped[row[mine]])
             self._held, self._maps = held.view(stored).view(-1, *shape), {}
 
     def __call__(self, numbers: NDArray[np.int64]) -> torch.Tensor:
@@ -43,10 +43,10 @@ class Rows:
             found = self._held.index_select(0, torch.from_numpy(numbers))
         else:
             width = torch.Size(self._shape).numel() * self._stored.itemsize
-            raw = torch.empty(len(numbers), width, dtype=torch.uint8)
+            raw = np.empty((len(numbers), width), np.uint8)
             for place, (which, row) in enumerate(zip(self._which[numbers].tolist(), self._row[numbers].tolist(), strict=True)):
                 raw[place] = self._maps[which][row]
-            found = raw.view(self._stored).view(-1, *self._shape)
+            found = torch.from_numpy(raw).view(self._stored).view(-1, *self._shape)
         return found.to(self._dtype)
 
 

@@ -133,7 +133,7 @@ class Store:
         """The rows of a file, mapped: uint8 [n, bytes a row]. Raises OSError."""
         rows = len(self._known[name].ids)
         # "c": a mapping that may be written to, as torch wants it, and that reaches no file
-        return np.memmap(self.folder / name, np.uint8, "c", _start(rows), (rows, self._row))
+        return np.asarray(np.memmap(self.folder / name, np.uint8, "c", _start(rows), (rows, self._row)))
 
 
 def _start(rows: int) -> int:
