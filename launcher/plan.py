@@ -48,6 +48,7 @@ class Plan:
     sampled: dict[str, float] | None
     held_back: str | None
     mix: str | None
+    losses: str | None
     val_samples: int | None
     global_batch: int
     shares: tuple[int, ...]
@@ -99,6 +100,7 @@ def plan(run: Run, counts: Counts, machine: Machine) -> Plan:
         class_counts=dict(zip(counts.classes, counts.train, strict=True)), sampling=run.data.sampling.kind,
         sampled=None if counts.sampled is None else dict(zip(counts.classes, counts.sampled, strict=True)),
         held_back=run.data.val if (run.data.val or "").startswith(("split:", "fold:")) else None, mix=_mix(run),
+        losses=_losses(run),
         val_samples=counts.val,
         global_batch=train.global_batch, shares=shares, micro_batch=passes[0], accumulation=len(passes),
         steps=steps, epochs=samples / n, samples=samples, tail=max(0, samples - asked), warmup_samples=warmup,
@@ -115,6 +117,24 @@ def _mix(run: Run) -> str | None:
         return None
     kinds = [f"{name} {alpha:g}" for name, alpha in (("mixup", mix.mixup), ("cutmix", mix.cutmix)) if alpha]
     return f"{' or '.join(kinds)}, {mix.probability:.0%} of the images; each of them is read with a second one"
+
+
+def _losses(run: Run) -> str | None:
+    """The losses beside the task's own, with their weights, and how they are balanced."""
+    losses = run.losses
+    if losses.plain:
+        return None
+
+    def weighed(name: str, told: str) -> str:
+        factor = losses.weights.get(name, 1.0)
+        return f"{told} x {factor:g}" if factor != 1 else told
+
+    named = {name: f"{name} ({loss.kind})" for name, loss in losses.add.items()}
+    own = [weighed(name, name) for name in losses.weights if name not in named and name != "task"]
+    shown = [*(own or [weighed("task", "the task's")]), *(weighed(name, told) for name, told in named.items())]
+    taught = f"; taught by {losses.teacher.source}" if losses.teacher is not None else ""
+    balance = f"; balanced by {losses.balance.kind}" if losses.balance.kind != "fixed" else ""
+    return " + ".join(shown) + taught + balance
 
 
 def processes(run: Run, machine: Machine) -> tuple[Device, int]:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from trainer.config import RefusedError, Run
+from trainer.config import RefusedError, Run, UserError
 from trainer.config.amounts import Amount
 from trainer.losses.balances.adatask import Apart
 from trainer.losses.balances.base import Scale
@@ -87,6 +87,11 @@ def build_objective(
         held=[(p, given.values[n].to(device)) for n, p in learning if n in pretrained],
         new=[p for n, p in learning if n not in pretrained],
     )  # fmt: skip
+    if (held := run.losses.of("start")) and all(any(n.startswith(f"{h}.") for h in head) for n, _ in learning):
+        raise UserError(
+            f"losses.add.{held[0]} holds the trunk to what it was, and no layer of the trunk learns; leave it out, or choose "
+            "another strategy"
+        )
     made = objective(run.losses, task, ground, seed)
     first = {parameter for group in groups if group.start == 0 for _, parameter in group.parameters}
     ordered = [(name, parameter) for name, parameter in network.named_parameters() if parameter in first]

@@ -22,6 +22,7 @@ from trainer.hang import Hang
 from trainer.journal import Journal
 from trainer.loop import At, Job, train
 from trainer.manifest import write_manifest
+from trainer.memory import Memory
 from trainer.optim import reaction
 from trainer.progress import Clock, Progress
 from trainer.rundir import Lease, LeaseLostError, RunDir
@@ -63,6 +64,7 @@ def start(
         )
     journal.started(progress.step)
     heart.step = progress.step
+    memory = Memory(runtime.device)
     parts = building.build(run, runtime, loaded.state if loaded else None, accept_changes=accept_changes)
     if runtime.main:
         write_manifest(folder, run, parts.splits, world=runtime.world, device=str(runtime.device), accept_changes=accept_changes)
@@ -78,7 +80,7 @@ def start(
     reached("resume-loaded", progress.step)
     if not parts.open_features(heart.at, lambda: bool(stop)):
         return leave(folder, runtime, journal, lease, progress, stop, done=False)
-    tracker = _tracker(folder, parts, progress, journal) if runtime.main else None
+    tracker = _tracker(folder, parts, progress, journal, memory) if runtime.main else None
     saver = _saver(store, tracker, parts) if tracker else None
     try:
         job = assemble(run, parts, progress, tracker, saver, stop, heart, lease)
@@ -139,7 +141,7 @@ def find(store: Store, runtime: Runtime) -> Loaded | None:
     return found
 
 
-def _tracker(folder: RunDir, parts: building.Parts, progress: Progress, journal: Journal) -> Tracker:
+def _tracker(folder: RunDir, parts: building.Parts, progress: Progress, journal: Journal, memory: Memory) -> Tracker:
     val = parts.splits.val
     pictures = None
     if val is not None:
@@ -150,7 +152,8 @@ def _tracker(folder: RunDir, parts: building.Parts, progress: Progress, journal:
     return Tracker(
         folder, parts.run, progress,
         wall=journal.wall, attempt=journal.attempt, total_samples=parts.steps * parts.run.train.global_batch,
-        epoch_samples=parts.epoch_samples, parameters=asdict(parts.summary), pictures=pictures,
+        epoch_samples=parts.epoch_samples, parameters=asdict(parts.summary), memory=memory.peak,
+        pictures=pictures,
     )  # fmt: skip
 
 

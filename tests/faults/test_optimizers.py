@@ -17,6 +17,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prodigy": {"optimizer": {"kind": "prodigy"}, "schedule": {"kind": "one_cycle"}},
     "plateau": {"optimizer": {"kind": "timm", "name": "lamb", "lr": 0.02},
                 "schedule": {"kind": "plateau", "metric": "val/loss", "patience": 0, "min_delta": 0.2, "gamma": 0.5}},
+    "8-bit": {"optimizer": {"kind": "timm", "name": "bnbadamw8bit", "lr": 0.01, "args": {"min_8bit_size": 64}}},
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def test_a_state_goes_on_to_the_bit(given: dict[str, Any]) -> None:
         ({"kind": "timm", "name": "lamb", "lr": 1.0, "args": {"trust_clp": 1}}, "no 'trust_clp'; did you mean 'trust_clip'"),
         ({"kind": "timm", "name": "kron", "lr": 0.1}, "random state of its own"),
         ({"kind": "prodigy"}, "one learning rate for all"),
-        ({"kind": "timm", "name": "bnbadamw8bit", "lr": 0.1}, "needs bitsandbytes, which is not installed here"),
+        ({"kind": "timm", "name": "fusedlamb", "lr": 0.1}, "needs NVIDIA's apex, which is not installed here"),
+        ({"kind": "timm", "name": "bnbadamw8bit", "lr": 0.1, "args": {"min_8bit": 1}}, "did you mean 'min_8bit_size'"),
         ({"kind": "torch", "name": "Nadam", "lr": 0.1}, "torch.optim has no 'Nadam'; did you mean 'NAdam'"),
         ({"kind": "torch", "name": "LBFGS", "lr": 0.1}, "several times a step"),
         ({"kind": "torch", "name": "Rprop", "lr": 0.1, "weight_decay": 0.1}, "weight_decay: torch.optim.Rprop has none"),
@@ -103,6 +105,21 @@ def test_a_state_goes_on_to_the_bit(given: dict[str, Any]) -> None:
 def test_what_a_library_does_not_know_is_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         build_optimizer(config(given), (alike if "lr" in str(given.get("args")) else grouped)(network()))
+
+
+def test_without_bitsandbytes_its_optimizers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bitsandbytes", "bitsandbytes.optim"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match="bnblion8bit needs bitsandbytes, which is not installed here"):
+        build_optimizer(config({"kind": "timm", "name": "bnblion8bit", "lr": 0.1}), grouped(network()))
+
+
+def test_eight_bit_states_are_eight_bit() -> None:
+    net = network()
+    given = {"kind": "timm", "name": "bnbsgd8bit", "lr": 0.01, "args": {"min_8bit_size": 4}}
+    optimizer = build_optimizer(config(given), grouped(net))
+    steps(net, optimizer, 0, 2)
+    assert {state["state1"].dtype for state in optimizer.state.values()} >= {torch.uint8}
 
 
 def test_muon_of_timm_takes_all_parameters() -> None:

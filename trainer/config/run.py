@@ -218,6 +218,8 @@ class Run(Section):
                 raise ValueError("optimizer.kind: schedule_free has no schedule; write schedule: {kind: constant}, with a warmup")
             if self.train.ema is not None:
                 raise ValueError("optimizer.kind: schedule_free averages the weights itself; leave train.ema out")
+        if (held := self.losses.of("start")) and self.model.weights == "none" and not self.model.source.startswith("python:"):
+            raise ValueError(f"losses.add.{held[0]} holds to what came with the weights, and model.weights is none; leave it out")
         balance = self.losses.balance.kind
         if balance == "adatask":
             if self.optimizer.kind not in ("adam", "adamw"):

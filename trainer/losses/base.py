@@ -42,8 +42,8 @@ class Ground:
     taps: Taps
     blocks: Sequence[str]
     references: dict[str, Reference] = field(default_factory=dict)
-    held: list[tuple[nn.Parameter, torch.Tensor]] = field(default_factory=list)
-    new: list[nn.Parameter] = field(default_factory=list)
+    held: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    new: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from trainer.config import UserError
 from trainer.config.losses.l2_sp import Config
@@ -36,7 +35,7 @@ class L2SP(Loss):
         return (0.5 * (self._alpha * far + self._beta * new)).expand(len(seen.logits))
 
 
-def _squares(tensors: list[torch.Tensor] | list[nn.Parameter], device: torch.device) -> torch.Tensor:
+def _squares(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     if not tensors:
         return torch.zeros((), device=device)
     return torch.stack([tensor.float().square().sum() for tensor in tensors]).sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -104,21 +105,34 @@ def _timm(config: Timm, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     if config.name not in known:
         raise UserError(f"optimizer.name: timm has no optimizer '{config.name}'{nearest(config.name, known)}")
     info = get_optimizer_info(config.name)
-    if isinstance(info.opt_class, type):  # else the name of what another library would have to give
+    if isinstance(info.opt_class, type):
         _check(info.opt_class, f"timm's {config.name}", config)
+    elif info.opt_class.startswith("bitsandbytes."):  # which timm takes on GPUs alone, although it works on CPUs as well
+        kind = _bitsandbytes(info.opt_class, config.name)
+        defaults = {"momentum": 0.9, **(info.defaults or {})} if info.has_momentum else {}
+        return _made(
+            kind, f"bitsandbytes' {kind.__name__}", config.model_copy(update={"args": {**defaults, **config.args}}), groups
+        )
     try:
         made: torch.optim.Optimizer = create_optimizer_v2(
             groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, **_arguments(config)
         )
     except (AssertionError, ImportError, ModuleNotFoundError, NameError) as error:  # how timm says that a library is missing
-        packages = {"bnb": "bitsandbytes", "fused": "NVIDIA's apex"}
-        package = next((package for begin, package in packages.items() if config.name.startswith(begin)), None)
-        if package is None:
+        if not config.name.startswith("fused"):
             raise
-        raise UserError(f"optimizer.name: {config.name} needs {package}, which is not installed here") from error
+        raise UserError(f"optimizer.name: {config.name} needs NVIDIA's apex, which is not installed here") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer: {config.name}: {error}") from error
     return made
+
+
+def _bitsandbytes(path: str, name: str) -> Any:
+    """The class that a dotted path names."""
+    module, _, kind = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), kind)
+    except ImportError as error:
+        raise UserError(f"optimizer.name: {name} needs bitsandbytes, which is not installed here") from error
 
 
 def _made(kind: Any, called: str, config: Named, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

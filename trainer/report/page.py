@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from trainer.report.evaluation import evaluation
+from trainer.report.losses import parts
 from trainer.report.read import Json, View, flat
 from trainer.report.style import CSS
 from trainer.report.svg import SIZE, Series, line_chart
@@ -89,6 +90,8 @@ def _header(view: View) -> str:
         tiles.append((f"{int(step or 0):,}", "steps"))
     if isinstance(summary.get("productive_seconds"), int | float):
         tiles.append((duration(summary["productive_seconds"]), "of training"))
+    if isinstance(summary.get("peak_bytes"), int):
+        tiles.append((f"{summary['peak_bytes'] / 2**20:,.0f} MiB", "of memory at most"))
     attempts = _attempts(view)
     if attempts:
         ettr = summary.get("ettr")
@@ -201,11 +204,14 @@ def _curves(views: Sequence[View]) -> str:
         _card("Loss" + (f" <span class='soft'>(dashed: training{faint})</span>" if many else ""), loss, runs),
         _card("Validation", accuracy, runs, percent=True),
     ]
+    if not many:
+        cards += [_card("Losses, each by itself", parts(views[0], "loss"), None)]
+        cards += [_card("What each loss weighs", parts(views[0], "weight"), None)]
     drawn = [card for card in cards if card]
     if not drawn:
         return ""
-    below = _card("Learning rate", rate, runs if many else [], size=(1100, 190) if len(drawn) == 2 else SIZE)
-    if len(drawn) == 2:
+    below = _card("Learning rate", rate, runs if many else [], size=(1100, 190) if len(drawn) % 2 == 0 else SIZE)
+    if len(drawn) % 2 == 0:
         return f'<h2>Curves</h2><div class="stack"><div class="two">{"".join(drawn)}</div>{below}</div>'
     return f'<h2>Curves</h2><div class="two">{"".join(drawn)}{below}</div>'
 

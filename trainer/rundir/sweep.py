@@ -27,7 +27,8 @@ _STATES = {"DONE": "done", "REQUEUE": "stopped", "FAILED": "failed"}
 class Row:
     """One member and what became of it.
 
-    `best` is its best value of the sweep's metric, `metrics` are those of its last evaluation, `seconds` it trained for.
+    `best` is its best value of the sweep's metric, `metrics` are those of its last evaluation, `seconds` it trained for,
+    `peak_bytes` a rank had at most while it did.
     """
 
     index: int
@@ -38,6 +39,7 @@ class Row:
     best: float | None
     metrics: dict[str, float | None]
     seconds: float | None
+    peak_bytes: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -109,16 +111,16 @@ def keys(rows: list[Row]) -> list[str]:
 
 
 def as_csv(metric: str, rows: list[Row]) -> str:
-    """The table as CSV: name, settings, state, step, best value, metrics of the last evaluation, seconds."""
+    """The table as CSV: name, settings, state, step, best value, metrics of the last evaluation, seconds, bytes."""
     settings = keys(rows)
     metrics = list(dict.fromkeys(key for row in rows for key in row.metrics))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", *settings, "state", "step", f"best {metric}", *metrics, "seconds"])
+    writer.writerow(["name", *settings, "state", "step", f"best {metric}", *metrics, "seconds", "peak_bytes"])
     for row in rows:
         values = [as_text(row.settings[key]) if key in row.settings else "" for key in settings]
         last = [row.metrics.get(key) for key in metrics]
-        writer.writerow([row.name, *values, row.state, row.step, row.best, *last, row.seconds])
+        writer.writerow([row.name, *values, row.state, row.step, row.best, *last, row.seconds, row.peak_bytes])
     return text.getvalue()
 
 
@@ -141,7 +143,7 @@ def _row(index: int, folder: RunDir, settings: dict[str, Any], metric: str) -> R
         evaluated: dict[str, Any] = next((p for p in reversed(points) if any(key.startswith("val/") for key in p)), {})
         last = {key: value for key, value in evaluated.items() if key.startswith("val/")} or last
     seconds = summary.get("productive_seconds")
-    return Row(index, folder.name, settings, _state(folder), step, best, last, seconds)
+    return Row(index, folder.name, settings, _state(folder), step, best, last, seconds, summary.get("peak_bytes"))
 
 
 def _beats(folder: RunDir) -> bool:

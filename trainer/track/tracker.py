@@ -35,7 +35,7 @@ class Tracker:
 
     def __init__(
         self, folder: RunDir, run: Run, progress: Progress, *, wall: Callable[[], float], attempt: int, total_samples: int,
-        epoch_samples: int, parameters: Any, pictures: Pictures | None,
+        epoch_samples: int, parameters: Any, memory: Callable[[], int | None], pictures: Pictures | None,
     ) -> None:  # fmt: skip
         self._folder = folder
         self._run = run
@@ -44,6 +44,7 @@ class Tracker:
         self._total = total_samples
         self._epoch_samples = epoch_samples
         self._parameters = parameters
+        self._memory = memory
         self._pictures = pictures
         self._began = time.time()
         self._record = Record(folder.metrics, points=progress.points)
@@ -121,6 +122,7 @@ class Tracker:
             "step": progress.best_step, "metrics": progress.best_metrics}, "skipped_steps": progress.skipped,
             "attempts": self._attempt, "wall_seconds": round(wall, 2), "productive_seconds": round(progress.productive, 2),
             "ettr": round(progress.productive / wall, 4) if wall > 0 else None, "parameters": self._parameters,
+            "peak_bytes": self._memory(),
         }  # fmt: skip
         write_atomically(self._folder.summary, json.dumps(summary, indent=1) + "\n")
         return summary

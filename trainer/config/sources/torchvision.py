@@ -27,6 +27,7 @@ _TREES = {  # folders of classes: the folder of each split below the root
     "RenderedSST2": {"train": "rendered-sst2/train", "val": "rendered-sst2/valid", "test": "rendered-sst2/test"},
     "GTSRB": {"train": "gtsrb/GTSRB/Training"},
 }
+_NO_CLASS = ("BACKGROUND_Google",)  # of Caltech101; torchvision leaves it out as well
 _TWO, _THREE = ("train", "test"), ("train", "val", "test")
 SPLITS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((*_MNIST, "EMNIST", "CIFAR10", "CIFAR100", "STL10", "USPS", "Food101"), _TWO), "SVHN": (*_TWO, "extra"),
@@ -174,7 +175,10 @@ def _usps(path: Path, *, labels: bool) -> Any:
 def _tree(name: str, root: Path, base: Path) -> Listing:
     _there(name, root, base)
     found = folders.listing(str(base))
-    return Listing("torchvision", base, found.classes, found.items)
+    names = tuple(label for label in found.classes if label not in _NO_CLASS)
+    place = {label: index for index, label in enumerate(names)}
+    items = [(item.key, place.get(found.classes[item.label])) for item in found.items]
+    return Listing("torchvision", base, names, tuple(Item(key, label) for key, label in items if label is not None))
 
 
 def _listed(name: str, root: Path, base: Path, rows: list[tuple[str, str]], names: Sequence[str]) -> Listing:

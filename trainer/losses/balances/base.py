@@ -38,6 +38,11 @@ class Balance(nn.Module):
     those of the step, for the record. `settle` comes once a step, when the gradients are there and before the optimizer moves.
     """
 
+    def __call__(self, losses: torch.Tensor) -> torch.Tensor:
+        """[n]."""
+        total: torch.Tensor = super().__call__(losses)
+        return total
+
     @property
     def weights(self) -> torch.Tensor:
         """[k]."""
