@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import eval_batches, train_batches
 from trainer.data.order import mix
 from trainer.evaluate import evaluate
-from trainer.features.choose import choose
+from trainer.features.choose import Choice, choose
 from trainer.features.kept import Features
 from trainer.learning import build_objective, gradients_apart, learnt_by, named_parameters, references, unchanged
 from trainer.losses.objective import Learner, Objective, Plain
@@ -186,15 +187,25 @@ def frozen(
     run: Run, runtime: Runtime, built: Built, groups: Sequence[ParamGroup], steps: int, samples: int
 ) -> Features | None:  # fmt: skip
     """What is kept of the first part that never learns; none where nothing is. Raises UserError where it is asked for in vain."""
+    choice = chosen(run, built, groups, steps, samples, runtime.autocast, runtime.device)
+    log.info("features of the frozen first part: %s", choice)
+    if choice.cut is None:
+        return None
     learning = [parameter for group in groups for _, parameter in group.parameters]
+    return Features(run, runtime, built.network, learning, built.spec, choice)
+
+
+def chosen(
+    run: Run, built: Built, groups: Sequence[ParamGroup], steps: int, samples: int,
+    autocast: Callable[[], AbstractContextManager[Any]], device: torch.device,
+) -> Choice:  # fmt: skip
+    """Whether and where features are kept. Raises UserError where it is asked for in vain."""
     looking = run.losses.at_images
-    choice = choose(
-        run, built.network, learning, built.spec, samples=samples, seen=steps * run.train.global_batch,
-        train_mode=strategies.train_mode, autocast=runtime.autocast, device=runtime.device,
+    return choose(
+        run, built.network, [parameter for group in groups for _, parameter in group.parameters], built.spec,
+        samples=samples, seen=steps * run.train.global_batch, train_mode=strategies.train_mode, autocast=autocast, device=device,
         against=f"losses.add.{looking[0]} needs the images" if looking else "",
     )  # fmt: skip
-    log.info("features of the frozen first part: %s", choice)
-    return None if choice.cut is None else Features(run, runtime, built.network, learning, built.spec, choice)
 
 
 def by_turns(runtime: Runtime, make: Callable[[], Made]) -> Made:

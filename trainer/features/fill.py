@@ -16,6 +16,7 @@ from trainer.config import GraftError
 from trainer.data import Batch, ImageDataset
 from trainer.data.loader import load
 from trainer.data.order import Key
+from trainer.faultpoints import reached
 from trainer.features.identity import Ids
 from trainer.features.store import Store
 from trainer.runtime import Runtime
@@ -111,6 +112,7 @@ class _Mine:
         self._held: list[tuple[NDArray[np.int64], torch.Tensor]] = []
         self._bytes, self._flushed = 0, time.monotonic()
         self._written: list[str] = []
+        self._passes = 0
         self.rows = 0
         self.bad: dict[int, tuple[str, str]] = {}
         self.problem, self.code, self.full = "", 0, False
@@ -145,6 +147,8 @@ class _Mine:
             self._held.append((numbers[keep], rows[chosen]))
             self._bytes += rows.nbytes
         self.rows += int(keep.sum())
+        self._passes += 1
+        reached("features-computed", self._passes)
         if self._bytes >= _MOST or time.monotonic() - self._flushed > _FLUSH:
             self.flush()
 

@@ -103,15 +103,15 @@ class Features:
             try:
                 if not self._wait(turn, store, ids):
                     return None
-                which, _, _ = self._look(store, ids)
-                work = fill.Work(dataset, views, ids, which < 0)
-                outcome = self._fill(store, work, bad)
-                if outcome.stopped and not outcome.problem:
-                    return None
                 which, row, names = self._look(store, ids)
+                if (which < 0).any():
+                    outcome = self._fill(store, fill.Work(dataset, views, ids, which < 0), bad)
+                    if outcome.stopped:
+                        return None
+                    unread = outcome.bad
+                    which, row, names = self._look(store, ids)
             finally:
                 turn.give()
-            unread = outcome.bad
         lost = {int(number) % len(dataset) for number in np.flatnonzero(which < 0)} - unread.keys()
         if lost:
             raise NotKeptError(f"{store.folder} does not hold what was just written; is somebody clearing it?")
@@ -265,18 +265,23 @@ class Features:
 
     def _check(self, dataset: ImageDataset, samples: FeatureSamples) -> None:
         """Send a few samples through the whole network as well: whatever a key may have missed shows here."""
-        runtime, problem = self._runtime, ""
-        if runtime.main:
-            keys = [(0, index) for index in range(min(_CHECKED, len(dataset)))]
-            images, kept = dataset.fetch(keys).to(runtime.device, self._spec), samples.fetch(keys).to(runtime.device, None)
-            with torch.no_grad(), runtime.autocast():
-                wanted, given = (_first(call) for call in (self._network(images.images), self.tail(kept.images)))
-            near = 1e-3 if self._choice.dtype == torch.float32 == wanted.dtype else 0.1
-            if wanted.shape != given.shape or not bool((wanted - given).abs().max() <= near * wanted.abs().max() + 1e-6):
-                problem = f"those in {samples.place} are not those of this network and these images; remove that folder"
-        problem = runtime.from_main(problem)
-        if problem:
-            raise NotKeptError(problem)
+        if self._runtime.from_main(self._differs(dataset, samples) if self._runtime.main else None):
+            raise NotKeptError(f"those in {samples.place} are not those of this network and these images; remove that folder")
+
+    def _differs(self, dataset: ImageDataset, samples: FeatureSamples) -> bool:
+        keys, device = [(0, index) for index in range(min(_CHECKED, len(dataset)))], self._runtime.device
+        try:
+            images = dataset.fetch(keys)
+        except GraftError:  # what was computed once need not be readable any more
+            return False
+        kept = samples.fetch(keys)
+        if not len(kept.labels) or not torch.equal(images.indices, kept.indices):
+            return False
+        with torch.no_grad(), self._runtime.autocast():
+            wanted = _first(self._network(images.to(device, self._spec).images))
+            given = _first(self.tail(kept.to(device, None).images))
+        near = 1e-3 if self._run.train.precision == "fp32" and self._choice.dtype == torch.float32 else 0.1
+        return not bool((wanted - given).abs().max() <= near * wanted.abs().max() + 1e-6)
 
 
 def _first(output: Any) -> torch.Tensor:

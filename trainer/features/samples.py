@@ -42,11 +42,11 @@ class Rows:
         if self._held is not None:
             found = self._held.index_select(0, torch.from_numpy(numbers))
         else:
-            width = torch.Size(self._shape).numel() * self._stored.itemsize
-            raw = np.empty((len(numbers), width), np.uint8)
+            found = torch.empty(len(numbers), torch.Size(self._shape).numel(), dtype=self._stored)
+            raw = found.view(torch.uint8).numpy()
             for place, (which, row) in enumerate(zip(self._which[numbers].tolist(), self._row[numbers].tolist(), strict=True)):
                 raw[place] = self._maps[which][row]
-            found = torch.from_numpy(raw).view(self._stored).view(-1, *self._shape)
+            found = found.view(len(numbers), *self._shape)
         return found.to(self._dtype)
 
 
