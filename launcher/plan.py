@@ -8,18 +8,19 @@ from typing import Any, Literal
 from launcher.machine import Machine
 from trainer.config import Run, UserError
 from trainer.config.arithmetic import micro_batches, occasions, rank_shares, total_steps
+from trainer.config.targets import Facts
 
 Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Samples a class for training, and in all for validation (none without validation data)."""
+    """Samples for training and for validation (none without validation data), and what the former say."""
 
-    classes: tuple[str, ...]
-    train: tuple[int, ...]
+    train: int
     val: int | None
-    sampled: tuple[float, ...] | None = None  # how many samples of each class an epoch has, where it is not `train`
+    facts: Facts
+    sampled: dict[str, float] | None = None  # how many samples of each class an epoch has, where they do not come once each
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,9 @@ class Plan:
     model: str
     weights: str
     learns: str
-    classes: int
+    task: str
     train_samples: int
-    fewest: int
-    most: int
-    class_counts: dict[str, int]
+    targets: list[dict[str, Any]]
     sampling: str
     sampled: dict[str, float] | None
     held_back: str | None
@@ -71,14 +70,15 @@ class Plan:
 
 
 def plan(run: Run, counts: Counts, machine: Machine) -> Plan:
-    """Work a run out for a machine; raises UserError where the numbers cannot be met."""
+    """Work a run out for a machine; raises UserError where the data is not the task's or the numbers cannot be met."""
+    run.fits(counts.facts)
     device, local = processes(run, machine)
     nodes = run.resources.nodes
     world_size = nodes * local
     train = run.train
     if train.precision == "fp16" and device == "cpu":
         raise UserError("train.precision is fp16, which a CPU cannot train in; write train.precision=bf16 (or fp32)")
-    n = sum(counts.train)
+    n = counts.train
     shares = rank_shares(train.global_batch, world_size)
     passes = micro_batches(shares[0], train.micro_batch)
     steps = total_steps(train, n)
@@ -96,9 +96,8 @@ def plan(run: Run, counts: Counts, machine: Machine) -> Plan:
         name=run.name, device=device, precision=train.precision, nodes=nodes, world_size=world_size,
         threads=run.parallel.threads or max(1, machine.cores // local), model=run.model.source,
         weights=run.model.weights, learns=run.strategy.kind,
-        classes=len(counts.classes), train_samples=n, fewest=min(counts.train), most=max(counts.train),
-        class_counts=dict(zip(counts.classes, counts.train, strict=True)), sampling=run.data.sampling.kind,
-        sampled=None if counts.sampled is None else dict(zip(counts.classes, counts.sampled, strict=True)),
+        task=run.task.kind, train_samples=n, targets=counts.facts.as_json(), sampling=run.data.sampling.kind,
+        sampled=counts.sampled,
         held_back=run.data.val if (run.data.val or "").startswith(("split:", "fold:")) else None, mix=_mix(run),
         losses=_losses(run),
         val_samples=counts.val,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -37,11 +40,10 @@ def plan_rows(plan: Plan, happens: str) -> list[tuple[str, str]]:
     batch += f", in {plan.accumulation} micro-batches of {plan.micro_batch}" if plan.accumulation > 1 else ""
     tail = f"; the last batch is full and takes {plan.tail:,} from the next epoch" if plan.tail else ""
     val = f"{plan.val_samples:,} for validation" if plan.val_samples is not None else "no validation"
-    each = f"{plan.fewest:,}" if plan.fewest == plan.most else f"{plan.fewest:,} to {plan.most:,}"
     rows = [
         ("run", f"{plan.name}: {happens}"),
         ("processes", f"{where}, {plan.threads} CPU thread{'s' if plan.threads > 1 else ''} each, {plan.precision}"),
-        ("data", f"{plan.train_samples:,} samples of {plan.classes} classes ({each} a class), {val}"),
+        ("data", f"{plan.train_samples:,} samples{_of_classes(plan)}, {val}"),
         *_data_rows(plan),
         ("batch", batch),
         ("steps", f"{plan.steps:,} = {plan.samples:,} samples = {plan.epochs:.4g} epochs{tail}"),
@@ -59,17 +61,49 @@ def plan_rows(plan: Plan, happens: str) -> list[tuple[str, str]]:
 
 def _data_rows(plan: Plan) -> list[tuple[str, str]]:
     """The classes, how often they come, what is held back and what is mixed, where there is something to say."""
-    counts = list(plan.class_counts.items())
-    more = f", and {len(counts) - _CLASSES} more" if len(counts) > _CLASSES else ""
-    rows = [("classes", ", ".join(f"{name} {count:,}" for name, count in counts[:_CLASSES]) + more)]
+    rows = [(target["name"] or "classes", _target(target, plan.train_samples)) for target in plan.targets]
     if plan.sampled is not None:
-        shown = [f"{name} {often:,.4g}" for name, often in list(plan.sampled.items())[:_CLASSES]]
-        rows.append(("sampling", f"{plan.sampling}; an epoch has {', '.join(shown)}{more}"))
+        shown = _few([f"{name} {often:,.4g}" for name, often in plan.sampled.items()])
+        rows.append(("sampling", f"{plan.sampling}; an epoch has {shown}" if shown else plan.sampling))
     if plan.held_back is not None:
-        rows.append(("held back", f"{plan.held_back} of data.train, stratified by class"))
+        kinds = [target["kind"] for target in plan.targets]
+        how = "stratified by class" if "class" in kinds else "stratified by label" if "labels" in kinds else "by chance"
+        rows.append(("held back", f"{plan.held_back} of data.train, {how}"))
     if plan.mix is not None:
         rows.append(("mixing", plan.mix))
     return rows
+
+
+def _of_classes(plan: Plan) -> str:
+    """The classes and the images of each, where a class is all that is said."""
+    counts = plan.targets[0]["counts"]
+    if len(plan.targets) > 1 or plan.targets[0]["kind"] != "class":
+        return ""
+    fewest, most = min(counts), max(counts)
+    return f" of {len(counts)} classes ({fewest:,}{'' if fewest == most else f' to {most:,}'} a class)"
+
+
+def _target(target: dict[str, Any], samples: int) -> str:
+    """How often each class or label comes, or where numbers lie; and of how many samples that is known, if not of all."""
+    kind, labels, known = target["kind"], target["labels"], target["known"]
+    if kind == "values":
+        spans = zip(labels, target["mean"], target["std"], known, strict=True)
+        named = [("" if name == target["name"] else f"{name} ", *rest) for name, *rest in spans]
+        return _few([f"{name}{mean:.4g} ± {std:.3g}{_known(count, samples)}" for name, mean, std, count in named])
+    if kind == "class":
+        counts = zip(labels, target["counts"], strict=True)
+        return _few([f"{name} {count:,}" for name, count in counts]) + _known(known[0], samples)
+    each = zip(labels, target["counts"], known, strict=True)
+    return f"{len(labels)} labels: " + _few([f"{name} {count:,}{_known(whole, samples)}" for name, count, whole in each])
+
+
+def _known(count: int, samples: int) -> str:
+    return "" if count == samples else f" (known of {count:,})"
+
+
+def _few(texts: Sequence[str]) -> str:
+    more = f", and {len(texts) - _CLASSES} more" if len(texts) > _CLASSES else ""
+    return ", ".join(texts[:_CLASSES]) + more
 
 
 def _times(count: int | None) -> str:

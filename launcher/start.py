@@ -124,9 +124,10 @@ def counts(run: Run) -> Counts:
 
     splits = open_splits(run.data, run.train.seed)
     often = sampling.rates(splits.train, run.data)
+    expected = () if often is None else zip(splits.train.classes, sampling.expected(splits.train, often), strict=True)
     return Counts(
-        splits.train.classes, tuple(splits.train.counts()), None if splits.val is None else len(splits.val.items),
-        None if often is None else tuple(sampling.expected(splits.train, often)),
+        len(splits.train.items), None if splits.val is None else len(splits.val.items), splits.train.facts(),
+        None if often is None else dict(expected),
     )  # fmt: skip
 
 

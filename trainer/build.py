@@ -131,14 +131,12 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     """
     rank_shares(run.train.global_batch, runtime.world)  # refuses more ranks than samples before anything is downloaded
     splits = open_splits(run.data, run.train.seed)
-    classes = splits.train.classes
-    task = build_task(run.task, classes, splits.train.counts())
+    task = build_task(run.task, splits.train.facts())
     if splits.val is not None:
         known = [f"val/{name}" for name in task.measure(0, torch.device("cpu")).result().metrics]
-        if run.checkpoint.best not in known:
-            raise UserError(
-                f"checkpoint.best is '{run.checkpoint.best}', which is not measured{nearest(run.checkpoint.best, known)}"
-            )
+        for key, metric in run.watched.items():
+            if metric not in known:
+                raise UserError(f"{key} is '{metric}', which is not measured{nearest(metric, known)}")
     # what losses hold the network to is read again, also when a checkpoint comes over it
     as_it_came = saved is None or bool(run.losses.of("start"))
     model = partial(

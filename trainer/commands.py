@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import EXIT_DONE, GraftError
+from trainer.config import EXIT_DONE, GraftError, UserError
 from trainer.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def evaluate(argv: list[str]) -> int:
     parser = _parser("evaluate", "Measure a run's weights on its validation data or on other data.")
     parser.add_argument("data", nargs="?", help="a source such as folder:PATH; left out: the validation data of the run")
     _checkpoint(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object with the confusion matrix")
+    parser.add_argument("--json", action="store_true", help="one JSON object with the details: confusion matrix, tables")
     arguments = parser.parse_intermixed_args(argv)
 
     from trainer.measuring import measure
@@ -121,7 +121,6 @@ def forgetting(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     arguments = parser.parse_intermixed_args(argv)
 
-    from trainer.config import UserError
     from trainer.forgetting import forgetting, note
     from trainer.restored import device_of, restore
 
@@ -141,19 +140,23 @@ def _show(result: Evaluation, title: str, bad: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from trainer.answers.figures import figures_of
+
     out = Console(highlight=False)
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    told = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     skipped = f", {bad} unreadable left out" if bad else ""
-    out.print(f"{title}: {result.details['samples']:,} samples{skipped}\n{figures}", markup=False)
-    table = Table("class", *("precision", "recall", "f1", "samples"))
-    for row in result.details["per_class"]:
-        table.add_row(row["name"], *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1")), f"{row['support']:,}")
-    out.print(table)
+    out.print(f"{title}: {result.details['samples']:,} samples{skipped}\n{told}", markup=False)
+    for name, (figures, rows) in figures_of(result.details).items():
+        table = Table(figures.of, *figures.columns.values(), "samples", title=name or None)
+        for row in rows:
+            numbers = ("–" if row[column] is None else f"{row[column]:.4f}" for column in figures.columns)
+            table.add_row(row["name"], *numbers, f"{row['support']:,}")
+        out.print(table)
 
 
 def predict(argv: list[str]) -> int:
-    """Classify files and folders of images."""
-    parser = _parser("predict", "Classify images with a run's weights.")
+    """Say of files and folders of images what the network learnt to say."""
+    parser = _parser("predict", "Say what a run's weights make of images: classes, labels or numbers.")
     parser.add_argument("files", nargs="+", type=Path, help="images, or folders of images")
     _checkpoint(parser)
     parser.add_argument("--top", type=int, default=3, help="classes shown for an image (default: 3)")
@@ -169,6 +172,8 @@ def predict(argv: list[str]) -> int:
     from trainer.predict import predict_files, show
     from trainer.restored import device_of, restore
 
+    if arguments.top < 1:
+        raise UserError("--top must be at least 1")
     restored = restore(RunDir(arguments.run.resolve()), arguments.checkpoint)
     spec, device = restored.spec, device_of(arguments.device)
     transform = evaluation(restored.run.data, spec)
@@ -178,9 +183,8 @@ def predict(argv: list[str]) -> int:
         return Batch(images, nothing, nothing).to(device, spec).images
 
     rows = predict_files(
-        restored.network.to(device), restored.classes, arguments.files,
-        lambda path: transform(read(path, spec.in_channels, restored.run.data.max_pixels)), normalise,
-        top=arguments.top, batch=arguments.batch,
+        restored.network.to(device), lambda logits: restored.task.predictions(logits, arguments.top), arguments.files,
+        lambda path: transform(read(path, spec.in_channels, restored.run.data.max_pixels)), normalise, batch=arguments.batch,
     )  # fmt: skip
     return show(rows, arguments.json)
 
@@ -193,6 +197,7 @@ def export(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from trainer.export import export as write
+    from trainer.export import fold
     from trainer.restored import restore
 
     folder = RunDir(arguments.run.resolve())
@@ -200,8 +205,10 @@ def export(argv: list[str]) -> int:
     evaluation: dict[str, Any] = folder.read_json(folder.samples / "evaluation.json")
     if evaluation.get("step") != restored.step and restored.run.data.val is not None:
         evaluation = _again(restored, arguments.device)
+    if restored.task.scale is not None:
+        fold(restored.network, restored.head, restored.task.scale, restored.spec)
     out = write(
-        folder, arguments.out or folder.export, network=restored.network, spec=restored.spec, classes=restored.classes,
+        folder, arguments.out or folder.export, network=restored.network, spec=restored.spec, outputs=restored.task.outputs,
         run=restored.run, summary=folder.read_json(folder.summary), evaluation=evaluation,
     )  # fmt: skip
     print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")

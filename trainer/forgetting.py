@@ -20,6 +20,7 @@ from trainer.models.given import as_given
 from trainer.restored import Restored, restore
 from trainer.rundir import RunDir, write_atomically
 from trainer.spec import Output
+from trainer.tasks import build_task
 
 log = logging.getLogger("graft")
 METRICS = ("accuracy", "loss")
@@ -61,8 +62,10 @@ def forgetting(restored: Restored, source: str, device: torch.device) -> Forgett
     if run.model.weights == "none":
         raise UserError(f"{run.name} was trained from scratch (model.weights: none): there is no source task to forget")
     listing = open_source(source)
+    if not listing.plain:
+        raise UserError(f"{source}: forgetting is measured on one class of each image; name a source that says nothing else")
     built = _as_it_came(run.model, listing, source, restored)
-    task = classify.Config()
+    task = build_task(classify.Config(), listing.facts())
 
     def measured() -> tuple[dict[str, float], int]:
         evaluation, _ = figures(run, task, listing, built.network, restored.spec, device)

@@ -1,9 +1,10 @@
-"""Pictures of predictions: a contact sheet at each evaluation, single right and wrong examples at the end."""
+"""Pictures of predictions: a contact sheet at each evaluation, single telling examples at the end."""
 
 from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
+from trainer.answers import Teller
+
 Fetch = Callable[[int], torch.Tensor]  # the sample's pixels as the network sees them: uint8 [c, h, w]
-TILE, CAPTION = 128, 30
-RIGHT, WRONG = (22, 128, 60), (190, 30, 45)
+TILE, LINE, LETTERS = 128, 14, 20
+RIGHT, WRONG, PLAIN = (22, 128, 60), (190, 30, 45), (60, 60, 60)
 
 
 def picture(pixels: torch.Tensor) -> Image.Image:
@@ -31,58 +34,55 @@ def choose(answers: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]
     return list(answers[::stride][:count])
 
 
-def contact_sheet(answers: Sequence[dict[str, Any]], classes: Sequence[str], fetch: Fetch, path: Path) -> None:
-    """Tiles with what each sample was taken for (green: right, red: wrong, with the truth below)."""
+def contact_sheet(teller: Teller, answers: Sequence[dict[str, Any]], fetch: Fetch, path: Path) -> str:
+    """Tiles with what was said of each sample (green: right, red: wrong, with the truth behind); returns a caption."""
+    told = [teller.lines(answer) for answer in answers]
     columns = min(8, len(answers))
     rows = math.ceil(len(answers) / columns)
-    sheet = Image.new("RGB", (columns * TILE, rows * (TILE + CAPTION)), "white")
+    high = TILE + LINE * max(2, *(len(lines) for lines in told)) + 2
+    sheet = Image.new("RGB", (columns * TILE, rows * high), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, answer in enumerate(answers):
-        x, y = place % columns * TILE, place // columns * (TILE + CAPTION)
+    for place, (answer, lines) in enumerate(zip(answers, told, strict=True)):
+        x, y = place % columns * TILE, place // columns * high
         image = picture(fetch(answer["index"])).convert("RGB")
         filter_ = Image.Resampling.NEAREST if image.width < TILE // 2 else Image.Resampling.BILINEAR
         sheet.paste(image.resize((TILE - 4, TILE - 4), filter_), (x + 2, y + 2))
-        right = answer["truth"] == answer["predicted"]
-        text = f"{classes[answer['predicted']][:14]} {answer['confidence']:.0%}"
-        draw.text((x + 4, y + TILE), text, fill=RIGHT if right else WRONG)
-        if not right:
-            draw.text((x + 4, y + TILE + 14), f"is {classes[answer['truth']][:17]}", fill=(60, 60, 60))
+        for number, line in enumerate(lines):
+            colour = PLAIN if line.right is None else RIGHT if line.right else WRONG
+            draw.text((x + 4, y + TILE + LINE * number), line.text[:LETTERS], fill=colour)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+    judged = [all(marks) for lines in told if (marks := [line.right for line in lines if line.right is not None])]
+    return f"{sum(judged)} of {len(judged)} right" if judged else f"{len(answers)} samples"
 
 
 def examples(
-    answers: Sequence[dict[str, Any]], classes: Sequence[str], fetch: Fetch, folder: Path, count: int = 12
+    teller: Teller, answers: Sequence[dict[str, Any]], fetch: Fetch, folder: Path, count: int = 12
 ) -> list[dict[str, Any]]:
-    """Save the most confident right and wrong answers as single pictures below `folder`; returns their description."""
+    """Save the most telling answers as single pictures below `folder`; returns their description."""
     (folder / "examples").mkdir(parents=True, exist_ok=True)
     for old in (folder / "examples").glob("*.png"):
         old.unlink()
     found = []
-    for correct in (True, False):
-        group = [a for a in answers if (a["truth"] == a["predicted"]) is correct]
-        # Spread over the classes: the best of each class before the second best of any.
-        seen: dict[int, int] = {}
-        ranked = []
-        for answer in sorted(group, key=lambda a: (-a["confidence"], a["index"])):
-            turn = seen[answer["truth"]] = seen.get(answer["truth"], 0) + 1
-            ranked.append((turn, -answer["confidence"], answer["index"], answer))
-        for place, (*_, answer) in enumerate(sorted(ranked, key=lambda r: r[:3])[:count]):
-            name = f"examples/{'right' if correct else 'wrong'}-{place:02d}.png"
-            picture(fetch(answer["index"])).save(folder / name)
-            found.append(
-                {
-                    "file": name, "truth": classes[answer["truth"]], "predicted": classes[answer["predicted"]],
-                    "confidence": answer["confidence"], "correct": correct,
-                }
-            )  # fmt: skip
+    places: dict[str, int] = {}
+    for example in teller.examples(answers, count):
+        place = places[example.group] = places.get(example.group, -1) + 1
+        word = re.sub(r"[^a-z0-9]+", "-", example.group.lower()).strip("-")
+        name = f"examples/{list(places).index(example.group):02d}-{word}-{place:02d}.png"
+        picture(fetch(example.index)).save(folder / name)
+        found.append(
+            {
+                "file": name, "group": example.group, "truth": example.truth, "predicted": example.predicted,
+                "confidence": example.confidence, "correct": example.correct,
+            }
+        )  # fmt: skip
     return found
 
 
-def table(answers: Sequence[dict[str, Any]], classes: Sequence[str], keys: Sequence[str], path: Path) -> None:
-    """What each validation sample was taken for, as CSV."""
+def table(teller: Teller, answers: Sequence[dict[str, Any]], keys: Sequence[str], path: Path) -> None:
+    """What was said of each validation sample, as CSV."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["sample", "truth", "predicted", "confidence"])
-        for a in answers:
-            writer.writerow([keys[a["index"]], classes[a["truth"]], classes[a["predicted"]], f"{a['confidence']:.6f}"])
+        writer.writerow(["sample", *teller.columns()])
+        for answer in answers:
+            writer.writerow([keys[answer["index"]], *teller.cells(answer)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import nn
 
 from trainer.config import Run, UserError
-from trainer.config.base import Kind
 from trainer.config.sources import Listing, open_source, open_splits
 from trainer.data import Batch
 from trainer.data.dataset import BadCount, ImageDataset
@@ -18,35 +16,34 @@ from trainer.data.loader import eval_batches
 from trainer.evaluate import measured
 from trainer.restored import Restored
 from trainer.spec import InputSpec
-from trainer.tasks import build_task
-from trainer.tasks.base import Evaluation
+from trainer.tasks.base import Evaluation, Task
 
 BATCH = 64
 
 
 def listing_of(restored: Restored, source: str | None) -> Listing:
-    """The samples of a source with the classes of the run, or the run's own validation samples."""
+    """The samples of a source with the targets of the run, or the run's own validation samples."""
+    targets = [known.target for known in restored.facts.targets]
     if source is not None:
-        return open_source(source, restored.classes)
+        return open_source(source, targets)
     val = restored.run.data.val
     if val is None:
         raise UserError(f"{restored.run.name} has no validation data; name a source, such as folder:PATH")
-    if val.startswith("split:"):
+    if val.startswith(("split:", "fold:")):
         held = open_splits(restored.run.data, restored.run.train.seed).val
         assert held is not None
         return held
-    return open_source(val, restored.classes)
+    return open_source(val, targets)
 
 
 def measure(restored: Restored, source: str | None, device: torch.device) -> tuple[Evaluation, int]:
     """The figures over exactly the readable samples of a source, and how many were not readable."""
     run, listing = restored.run, listing_of(restored, source)
-    return figures(run, run.task, listing, restored.network, restored.spec, device, restored.counts)
+    return figures(run, restored.task, listing, restored.network, restored.spec, device)
 
 
 def figures(
-    run: Run, config: Kind, listing: Listing, network: nn.Module, spec: InputSpec, device: torch.device,
-    counts: Sequence[int] = (),
+    run: Run, task: Task, listing: Listing, network: nn.Module, spec: InputSpec, device: torch.device
 ) -> tuple[Evaluation, int]:  # fmt: skip
     """The figures of a network for a task over exactly the readable samples of a listing, and how many were not readable."""
     dataset = ImageDataset(listing, run.data, spec, train=False, seed=run.train.seed)
@@ -59,7 +56,6 @@ def figures(
         return batch.to(device, spec)
 
     network = network.to(device)
-    task = build_task(config, listing.classes, counts or listing.counts())
     batches = eval_batches(dataset, batch=BATCH, rank=0, world=1, workers=run.data.workers, pin=device.type == "cuda")
     with precision(run.train.precision, device):
         result = measured(network, task.measure(len(dataset), device), batches, prepare)

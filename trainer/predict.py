@@ -1,21 +1,23 @@
-"""Classes for pictures: files in, a table or JSON lines out."""
+"""What a network says of pictures: files in, a table or JSON lines out."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from torch import nn
 
+from trainer.answers import kind_of, module_of
 from trainer.config import EXIT_DONE, EXIT_FAULT, GraftError, UserError, nearest
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 Read = Callable[[Path], torch.Tensor]
 Normalise = Callable[[torch.Tensor], torch.Tensor]
+Say = Callable[[torch.Tensor], list[dict[str, Any]]]
 
 
 def expand(files: Iterable[Path]) -> list[Path]:
@@ -43,15 +45,15 @@ def _hidden(path: Path, root: Path) -> bool:
 
 
 def predict_files(
-    network: nn.Module, classes: Sequence[str], files: Sequence[Path], read: Read, normalise: Normalise, *, top: int, batch: int
+    network: nn.Module, say: Say, files: Sequence[Path], read: Read, normalise: Normalise, *, batch: int
 ) -> list[dict[str, Any]]:
-    """A row a file, in their order: {file, class, probability, top: [{class, probability}, …]}, or {file, error} for a bad one.
+    """A row a file, in their order: {file, …} with what `say` makes of its logits, or {file, error} for a bad one.
 
     `network` in eval mode; `read` gives a picture ready as uint8 [c, h, w]; `normalise` takes a stack [n, c, h, w] of them to
-    the network's device and to float. `top` is cut to the number of classes. Raises UserError as `expand` does.
+    the network's device and to float; `say` gives a dict for each of the logits [n, labels]. Raises UserError as `expand` does.
     """
-    if top < 1 or batch < 1:
-        raise UserError("--top and --batch must be at least 1")
+    if batch < 1:
+        raise UserError("--batch must be at least 1")
     rows: list[dict[str, Any]] = []
     waiting: list[tuple[dict[str, Any], torch.Tensor]] = []
     for path in expand(files):
@@ -62,10 +64,10 @@ def predict_files(
         except (GraftError, OSError, ValueError) as error:
             row["error"] = _reason(error, path)
         if len(waiting) == batch:
-            _classify(network, classes, waiting, normalise, top)
+            _answer(network, say, waiting, normalise)
             waiting = []
     if waiting:
-        _classify(network, classes, waiting, normalise, top)
+        _answer(network, say, waiting, normalise)
     return rows
 
 
@@ -75,17 +77,11 @@ def _reason(error: Exception, path: Path) -> str:
     return text.removeprefix(f"{path}: ")
 
 
-def _classify(
-    network: nn.Module, classes: Sequence[str], waiting: list[tuple[dict[str, Any], torch.Tensor]], normalise: Normalise, top: int
-) -> None:
+def _answer(network: nn.Module, say: Say, waiting: list[tuple[dict[str, Any], torch.Tensor]], normalise: Normalise) -> None:
     with torch.inference_mode():
-        logits = network(normalise(torch.stack([image for _, image in waiting])))
-        probabilities = logits.float().softmax(1).cpu()
-    values, indices = probabilities.topk(min(top, len(classes)), dim=1)
-    for (row, _), chances, numbers in zip(waiting, values.tolist(), indices.tolist(), strict=True):
-        ranked = [{"class": classes[i], "probability": p} for i, p in zip(numbers, chances, strict=True)]
-        row |= ranked[0]
-        row["top"] = ranked
+        said = say(network(normalise(torch.stack([image for _, image in waiting]))).float())
+    for (row, _), answer in zip(waiting, said, strict=True):
+        row |= answer
 
 
 def show(rows: Sequence[dict[str, Any]], as_json: bool, stream: TextIO | None = None) -> int:
@@ -104,28 +100,28 @@ def _table(rows: Sequence[dict[str, Any]], out: TextIO) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    several = any(len(row.get("top", ())) > 1 for row in rows)
+    headings, lines = _cells(rows)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("file", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    if several:
-        table.add_column("then")
-    for row, cells in zip(rows, _cells(rows), strict=True):
+    for place, heading in enumerate(headings):
+        table.add_column(heading, overflow="fold" if place == 0 else "ellipsis")
+    for row, cells in zip(rows, lines, strict=True):
         texts = [Text(cell) for cell in cells]
         if "error" in row:
             texts[1].stylize("red")
-        table.add_row(*texts[: len(table.columns)])
+        table.add_row(*texts)
     # Without a terminal nothing is cut: whoever reads the lines has no width.
-    widest = [max(map(len, column)) for column in zip(*_cells(rows), strict=True)]
+    widest = [max(map(len, column)) for column in zip(headings, *lines, strict=True)]
     width = None if out.isatty() else 40 + sum(widest)
     Console(file=out, highlight=False, width=width).print(table)
 
 
-def _cells(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+def _cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(headings, the cells of each row)."""
+    kind = next((kind_of(row) for row in rows if "error" not in row), "classify")
+    said = module_of(kind)
+    headings = ["file", *said.headings(rows)]
+    lines = []
     for row in rows:
-        if "error" in row:
-            yield [row["file"], f"not read: {row['error']}", "", ""]
-        else:
-            others = ", ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in row["top"][1:])
-            yield [row["file"], row["class"], f"{row['probability']:.1%}", others]
+        cells = [row["file"], f"not read: {row['error']}"] if "error" in row else [row["file"], *said.cells(row)]
+        lines.append([*cells, *[""] * len(headings)][: len(headings)])
+    return headings, lines

@@ -12,23 +12,28 @@ from torch import nn
 from trainer import strategies
 from trainer.checkpoint import Store, fill
 from trainer.config import RefusedError, Run, UserError
+from trainer.config.targets import Facts
 from trainer.models import build_model
 from trainer.models import run as run_source
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec
 from trainer.tasks import build_task
+from trainer.tasks.base import Task
 
 
 @dataclass(frozen=True)
 class Restored:
-    """The network on the CPU in eval mode, with its averaged weights where the run kept an average."""
+    """The network on the CPU in eval mode, with its averaged weights where the run kept an average; `head` are the names of its
+    output layers.
+    """
 
     folder: RunDir
     run: Run
     network: nn.Module
     spec: InputSpec
-    classes: tuple[str, ...]
-    counts: tuple[int, ...]
+    task: Task
+    facts: Facts
+    head: tuple[str, ...]
     step: int
 
 
@@ -37,9 +42,10 @@ def restore(folder: RunDir, which: str) -> Restored:
     run = folder.load()
     loaded = Store(folder.checkpoints, keep=run.checkpoint.keep).named(which)
     state = loaded.state
-    classes = tuple(state["classes"])
-    outputs = build_task(run.task, classes, tuple(state["counts"])).outputs
-    built = build_model(run.model, run.data.normalize, outputs, 0, load_weights=False)
+    # before there were other tasks a checkpoint said the classes and their counts
+    facts = Facts.from_json(state["facts"]) if "facts" in state else Facts.plain(state["classes"], state["counts"])
+    task = build_task(run.task, facts)
+    built = build_model(run.model, run.data.normalize, task.outputs, 0, load_weights=False)
     strategies.inject(run.strategy, built.network, built.head, tuple(state["fresh"]))
     weights = load_file(loaded.path / "model.safetensors")
     average = loaded.path / "model-average.safetensors"
@@ -51,7 +57,7 @@ def restore(folder: RunDir, which: str) -> Restored:
         raise RefusedError(f"{loaded.path} does not fit the network of {folder.config}: {error}") from None
     network = strategies.merge(run.strategy, built.network).eval().requires_grad_(False)
     spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})
-    return Restored(folder, run, network, spec, classes, tuple(state["counts"]), loaded.step)
+    return Restored(folder, run, network, spec, task, facts, tuple(built.head), loaded.step)
 
 
 def _tensors(folder: RunDir, which: str) -> dict[str, torch.Tensor]:

@@ -146,9 +146,7 @@ def _tracker(folder: RunDir, parts: building.Parts, progress: Progress, journal:
     pictures = None
     if val is not None:
         dataset = parts.dataset(val, train=False)
-        pictures = Pictures(
-            fetch=lambda index: dataset.fetch([(0, index)]).images[0], keys=[item.key for item in val.items], classes=val.classes
-        )
+        pictures = Pictures(fetch=lambda index: dataset.fetch([(0, index)]).images[0], keys=[item.key for item in val.items])
     return Tracker(
         folder, parts.run, progress,
         wall=journal.wall, attempt=journal.attempt, total_samples=parts.steps * parts.run.train.global_batch,
@@ -188,7 +186,7 @@ def assemble(
         state.points = tracker.points
         extra: dict[str, Any] = {
             "progress": state.as_dict(), "step": state.step, "samples": state.samples, "world": runtime.world,
-            "classes": list(parts.splits.train.classes), "counts": parts.splits.train.counts(),
+            "facts": parts.splits.train.facts().as_json(),
             "outputs": [[output.name, list(output.labels)] for output in parts.task.outputs],
             "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
             "optimizer": run.optimizer_identity, "optimizer_state": building.packed(parts)[1],

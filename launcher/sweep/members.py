@@ -74,9 +74,10 @@ def load_sweep(path: Path, overrides: list[str], runs: Path) -> Sweep:
         )
     texts: dict[str, str] = {}
     members = _members(plan, folder, texts)
-    metrics = [f"val/{metric}" for metric in members[0].run.task.metrics]
+    names = members[0].run.task.measured()
+    metrics = [f"val/{metric}" for metric in names or ()]
     best = plan.file.best or members[0].run.checkpoint.best
-    if best not in metrics:
+    if names is not None and best not in metrics:
         raise UserError(
             f"{plan.document.where(('best',))}: best is '{best}', which the run does not measure{nearest(best, metrics)}"
         )

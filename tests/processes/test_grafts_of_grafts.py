@@ -45,11 +45,11 @@ def test_a_graft_of_a_graft_of_a_graft(tmp_path: Path, zygote: Zygote) -> None:
     for name in trunk:  # only heads learnt after the first
         torch.testing.assert_close(three.network.state_dict()[name], one.network.state_dict()[name], rtol=0, atol=0)
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    again = build_model(Model(source=f"run:{third.path}", adapt=Adapt(in_channels=1)), "auto", (Output("", three.classes),), 0)
+    again = build_model(Model(source=f"run:{third.path}", adapt=Adapt(in_channels=1)), "auto", three.task.outputs, 0)
     assert not again.fresh
     with torch.no_grad():
         torch.testing.assert_close(again.network.eval()(images), three.network(images), rtol=0, atol=0)
-    shared = build_model(Model(source=f"run:{first.path}", adapt=Adapt(in_channels=1)), "auto", (Output("", two.classes),), 0)
+    shared = build_model(Model(source=f"run:{first.path}", adapt=Adapt(in_channels=1)), "auto", two.task.outputs, 0)
     head = shared.network.state_dict()[f"{shared.head[0]}.weight"]
     torch.testing.assert_close(head[:2], one.network.state_dict()[f"{shared.head[0]}.weight"][3:], rtol=0, atol=0)
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
 from trainer.config import UserError
+from trainer.config.targets import Facts
 from trainer.config.tasks.classify import Config
 from trainer.losses.classes import ClassLoss, Kind, class_weights
 from trainer.tasks.classify import Classify
@@ -77,4 +78,4 @@ def test_class_weights_keep_their_mean_over_the_samples() -> None:
 
 def test_a_weight_of_an_unknown_class_is_refused() -> None:
     with pytest.raises(UserError, match="the task has no class 'cta'; did you mean 'cat'"):
-        Classify(Config(class_weights={"cta": 2.0}), ["cat", "dog"], [1, 1])
+        Classify(Config(class_weights={"cta": 2.0}), Facts.plain(["cat", "dog"], [1, 1]))

@@ -19,11 +19,12 @@ from launcher.request import container, job_of, merged, node_of
 from launcher.script import Job, template
 from launcher.snapshot import Code
 from trainer.config import Run, UserError, schema
+from trainer.config.targets import Facts
 from trainer.config.yamlfile import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "configs" / "clusters" / "examples").glob("*.yaml"))
-COUNTS = Counts(("a", "b"), (60, 40), 30)
+COUNTS = Counts(100, 30, Facts.plain(("a", "b"), (60, 40)))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tests.unit.folders import bare
 from trainer.config import Run, UserError, load
 from trainer.export import export
 from trainer.rundir import RunDir
-from trainer.spec import InputSpec
+from trainer.spec import InputSpec, Output
 
 CLASSES = ("five", "six'\"", "<script>", "ñandú")
 OWN = """
@@ -42,7 +42,7 @@ def written(root: Path, run: Run, network: nn.Module, spec: InputSpec, **more: A
     torch.manual_seed(0)
     facts: dict[str, Any] = {"summary": {}, "evaluation": {}, **more}
     folder = RunDir(root / "runs" / "tiny")
-    return export(folder, root / "export", network=network.eval(), spec=spec, classes=CLASSES, run=run, **facts)
+    return export(folder, root / "export", network=network.eval(), spec=spec, outputs=(Output("", CLASSES),), run=run, **facts)
 
 
 def pictures(root: Path) -> list[Path]:

@@ -266,7 +266,7 @@ def exported(root: Path, source: str, **adapt: Any) -> tuple[Path, Built]:
         root / "export",
         network=one.network.eval(),
         spec=one.spec,
-        classes=FEWER,
+        outputs=(Output("", FEWER),),
         run=run,
         **facts,
     )

@@ -17,9 +17,10 @@ from trainer.config import Run, UserError
 from trainer.config.amounts import Amount
 from trainer.config.arithmetic import micro_batches, occasions, rank_shares, total_steps
 from trainer.config.run import Train
+from trainer.config.targets import Facts
 
 CPU = Machine(gpus=0, cores=8)
-COUNTS = Counts(("a", "b"), (60, 40), 30)
+COUNTS = Counts(100, 30, Facts.plain(("a", "b"), (60, 40)))
 
 
 def run(**sections: Any) -> Run:
@@ -87,7 +88,7 @@ def test_a_plan_on_a_cpu() -> None:
 def test_evaluations_are_counted_with_the_one_at_the_start() -> None:
     made = plan(run(train={"epochs": 2, "global_batch": 50}, evaluate={"every": "1 epoch", "at_start": True}), COUNTS, CPU)
     assert made.evaluations == 3
-    without = plan(run(data={"train": "folder:t"}), Counts(("a", "b"), (60, 40), None), CPU)
+    without = plan(run(data={"train": "folder:t"}), Counts(100, None, Facts.plain(("a", "b"), (60, 40))), CPU)
     assert (without.evaluations, without.evaluate_every, without.best) == (0, None, None)
     assert "no validation" in dict(plan_rows(without, "starts"))["data"]
 

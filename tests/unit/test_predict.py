@@ -11,8 +11,11 @@ import torch
 from torch import nn
 
 from trainer.config import UserError
-from trainer.predict import predict_files, show
+from trainer.config.targets import Facts
+from trainer.config.tasks.classify import Config
+from trainer.predict import Say, predict_files, show
 from trainer.restored import device_of
+from trainer.tasks.classify import Classify
 
 CLASSES = ("dark", "middle", "light")
 
@@ -28,6 +31,11 @@ class Brightness(nn.Module):
         self.batches.append(len(images))
         mean = images.mean(dim=(1, 2, 3))
         return torch.stack([-mean, -(mean - 0.5).abs() * 2, mean - 1], dim=1) * 20
+
+
+def say(top: int) -> Say:
+    task = Classify(Config(), Facts.plain(CLASSES, [1, 1, 1]))
+    return lambda logits: task.predictions(logits, top)
 
 
 def read(path: Path) -> torch.Tensor:
@@ -58,7 +66,7 @@ def folder(tmp_path: Path) -> Path:
 def test_rows_in_order_with_folders_expanded_and_a_bad_file_named(folder: Path) -> None:
     network = Brightness()
     files = [folder / "b.png", folder, folder / "n.txt"]
-    rows = predict_files(network, CLASSES, files, read, normalise, top=2, batch=2)
+    rows = predict_files(network, say(2), files, read, normalise, batch=2)
     names = [str(Path(row["file"]).relative_to(folder)) for row in rows]
     assert names == ["b.png", "a.png", "b.png", "sub/bad.png", "sub/c.JPG", "n.txt"]
     assert [row.get("class") for row in rows] == ["light", "dark", "light", None, "middle", "dark"]
@@ -69,13 +77,13 @@ def test_rows_in_order_with_folders_expanded_and_a_bad_file_named(folder: Path) 
 
 
 def test_json_lines_and_exit_codes(folder: Path) -> None:
-    good = predict_files(Brightness(), CLASSES, [folder / "a.png"], read, normalise, top=9, batch=8)
+    good = predict_files(Brightness(), say(9), [folder / "a.png"], read, normalise, batch=8)
     out = io.StringIO()
     assert show(good, True, out) == 0
     line = json.loads(out.getvalue())
     assert line["class"] == "dark"
     assert sum(entry["probability"] for entry in line["top"]) == pytest.approx(1)
-    bad = predict_files(Brightness(), CLASSES, [folder], read, normalise, top=1, batch=8)
+    bad = predict_files(Brightness(), say(1), [folder], read, normalise, batch=8)
     out = io.StringIO()
     assert show(bad, True, out) == 1
     assert [json.loads(text).get("error") for text in out.getvalue().splitlines()].count("the file is empty") == 1
@@ -85,7 +93,7 @@ def test_the_table_is_whole_without_a_terminal(folder: Path) -> None:
     (folder / "[red]").mkdir()
     long = folder / "[red]" / ("x" * 150 + ".png")
     long.write_text("3")
-    rows = predict_files(Brightness(), CLASSES, [long, folder / "sub"], read, normalise, top=3, batch=8)
+    rows = predict_files(Brightness(), say(3), [long, folder / "sub"], read, normalise, batch=8)
     out = io.StringIO()
     assert show(rows, False, out) == 1
     assert str(long) in out.getvalue()
@@ -113,5 +121,5 @@ def test_what_is_not_there_is_said_before_anything_is_read(folder: Path) -> None
     network = Brightness()
     for files, words in (([folder / "a.pmg"], "no such file; did you mean"), ([folder / "none"], "no picture in this folder")):
         with pytest.raises(UserError, match=words):
-            predict_files(network, CLASSES, [folder / "b.png", *files], read, normalise, top=1, batch=1)
+            predict_files(network, say(1), [folder / "b.png", *files], read, normalise, batch=1)
     assert network.batches == []

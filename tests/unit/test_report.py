@@ -15,7 +15,7 @@ from tests.unit.folders import bare, trained
 from trainer.commands import report
 from trainer.config import UserError
 from trainer.report import default_output, svg, write_report
-from trainer.report.page import smoothed
+from trainer.report.curves import smoothed
 from trainer.rundir import RunDir
 
 DIGITS = ["five", "six", "seven", "eight", "nine"]

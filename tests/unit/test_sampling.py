@@ -18,6 +18,7 @@ from trainer.config.data import Data
 from trainer.config.folds import fraction
 from trainer.config.sampling import rates
 from trainer.config.sources import Splits, open_splits
+from trainer.config.targets import Facts
 from trainer.config.tasks.classify import Config
 from trainer.data import Batch, ImageDataset, train_batches
 from trainer.data.augment import Erase
@@ -240,14 +241,16 @@ def test_probability_and_switch(root: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 def test_soft_targets_agree_with_labels(loss: str) -> None:
-    task = Classify(Config.model_validate({"loss": loss, "label_smoothing": 0.1, "class_weights": "balanced"}), "abc", [1, 2, 9])
+    task = Classify(
+        Config.model_validate({"loss": loss, "label_smoothing": 0.1, "class_weights": "balanced"}), Facts.plain("abc", [1, 2, 9])
+    )
     logits, labels = torch.randn(8, 3), torch.arange(8) % 3
     hard = torch.nn.functional.one_hot(labels, 3).float()
-    assert torch.allclose(task._criterion(logits, labels, hard), task._criterion(logits, labels), atol=1e-6)
+    assert torch.allclose(task.criterion(logits, labels, hard), task.criterion(logits, labels), atol=1e-6)
     if loss == "cross_entropy":  # linear in the targets, as the papers have it
         soft = 0.3 * hard + 0.7 * hard.roll(1, 0)
-        wanted = 0.3 * task._criterion(logits, labels) + 0.7 * task._criterion(logits, labels.roll(1))
-        assert torch.allclose(task._criterion(logits, labels, soft), wanted, atol=1e-6)
+        wanted = 0.3 * task.criterion(logits, labels) + 0.7 * task.criterion(logits, labels.roll(1))
+        assert torch.allclose(task.criterion(logits, labels, soft), wanted, atol=1e-6)
 
 
 # --- augmentation

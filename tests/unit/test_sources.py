@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from trainer.config import GraftError, RefusedError, UserError
 from trainer.config.run import Data
 from trainer.config.sources import Item, Listing, Splits, open_source, open_splits
+from trainer.config.targets import Target
 
 
 def tree(root: Path, **counts: int) -> Path:
@@ -126,7 +127,7 @@ def test_csv_columns_by_name_and_numbers_in_order(tmp_path: Path) -> None:
     source = table(tmp_path, 'my image,grade\na.jpg,10\nb.jpg,9\n"sub/c.jpg",-1\n')
     listing = open_source(source + "?image=my+image&label=grade")
     assert listing.classes == ("-1", "9", "10")
-    refused(lambda: open_source(source + "?image=my+image&lable=grade"), "unknown 'lable'", "did you mean 'label'?")
+    refused(lambda: open_source(source + "?image=my+image&lable=grade"), "unknown 'lable'", "did you mean 'label'")
     refused(lambda: open_source(source), "row 1", "no column image or path or file or filename", "my image, grade")
 
 
@@ -222,9 +223,9 @@ def test_named_classes(tmp_path: Path) -> None:
     refused(lambda: splits(train, classes=["ant", "ant"]), "'ant' twice")
     refused(lambda: splits(train, classes=["ant"]), "only one class, 'ant'")
     refused(lambda: splits(train, classes=[]), "data.classes is empty")
-    source = open_source(f"folder:{train}", ("cow", "bee", "ant"))
+    source = open_source(f"folder:{train}", [Target("", "class", ("cow", "bee", "ant"))])
     assert by_class(source) == {"cow": 0, "bee": 3, "ant": 3}
-    refused(lambda: open_source(f"folder:{train}", ("ant", "beet")), "class 'bee'", "did you mean 'beet'?")
+    refused(lambda: open_source(f"folder:{train}", [Target("", "class", ("ant", "beet"))]), "class 'bee'", "did you mean 'beet'?")
 
 
 def test_too_few_images(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
-from typing import Annotated, Any, ClassVar, Union
+from typing import Annotated, Any, Union
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,12 +17,8 @@ class Section(BaseModel):
 
 
 class Kind(Section):
-    """A section that is chosen by its `kind`; a subclass fixes it with `kind: Literal["name"]`.
+    """A section that is chosen by its `kind`; a subclass fixes it with `kind: Literal["name"]`."""
 
-    A task also names the `metrics` that its evaluation gives.
-    """
-
-    metrics: ClassVar[tuple[str, ...]] = ()
     kind: str
 
 

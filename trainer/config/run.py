@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trainer.config.amounts import Amount, Interval, Seconds
-from trainer.config.base import Kind, Section, one_of
+from trainer.config.base import Section, kinds, one_of
 from trainer.config.data import Augment as Augment
 from trainer.config.data import Data as Data
 from trainer.config.data import Normalize as Normalize
-from trainer.config.errors import nearest
+from trainer.config.errors import UserError, nearest
 from trainer.config.learning import Strategy
 from trainer.config.model import Model as Model
 from trainer.config.objective import Losses
 from trainer.config.optimizers import AnyOptimizer, ScheduleFree
 from trainer.config.schedules import AnySchedule, Constant, Cosine, Plateau
+from trainer.config.targets import Facts
+from trainer.config.task import Task
 from trainer.config.tasks import classify
 
 if TYPE_CHECKING:
-    AnyTask = Kind
+    AnyTask = Task
     AnyStrategy = Strategy
 else:
     AnyTask = one_of("trainer.config.tasks")
@@ -102,12 +104,16 @@ class Checkpoint(Section):
 
     every: Interval = Field(default_factory=lambda: _every("10 min"))
     keep: int = Field(3, ge=1, description="newest checkpoints to keep, beside the best")
-    best: str = Field("val/accuracy", description="the metric that chooses the best; lowest for a loss, else highest")
+    best: str = Field(
+        "val/accuracy",
+        description="the metric that chooses the best, lowest for a loss or an error, else highest; left out: accuracy of "
+        "classes, map of labels, mae of numbers, loss of several heads",
+    )
 
     @field_validator("best")
     @classmethod
     def _metric(cls, value: str) -> str:
-        if not re.fullmatch(r"val/[a-z0-9_]+", value):
+        if not re.fullmatch(r"val/[A-Za-z0-9_]+", value):
             raise ValueError("write a metric of the evaluation, such as val/accuracy, val/f1 or val/loss")
         return value
 
@@ -187,6 +193,20 @@ class Run(Section):
         return self.model_copy(update=found)
 
     @property
+    def watched(self) -> dict[str, str]:
+        """The metrics that decide something, by their keys in the run file."""
+        plateau = self.schedule.metric if isinstance(self.schedule, Plateau) else None
+        return {"checkpoint.best": self.checkpoint.best} | ({} if plateau is None else {"schedule.metric": plateau})
+
+    def fits(self, facts: Facts) -> None:
+        """Raises UserError where the training data, or the metrics that are asked for, are not of the task."""
+        self.task.learnt(facts)
+        known = [f"val/{metric}" for metric in self.task.measured(facts) or ()]
+        for key, metric in self.watched.items():
+            if metric not in known:
+                raise UserError(f"{key} is '{metric}', which is not measured{nearest(metric, known)}")
+
+    @property
     def optimizer_identity(self) -> str:
         """Which optimizer it is: another one cannot go on with its state."""
         return self.optimizer.identity + ("+adatask" if self.losses.balance.kind == "adatask" else "")
@@ -198,21 +218,33 @@ class Run(Section):
             raise ValueError("1 to 100 letters, digits, dots, dashes or underscores, beginning with a letter or a digit")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_task(cls, value: Any) -> Any:
+        """A task without a kind classifies; the best is chosen by the task's own metric, where none is named."""
+        task = value.get("task", {}) if isinstance(value, dict) else None
+        checkpoint = value.get("checkpoint", {}) if isinstance(value, dict) else None
+        if not isinstance(task, dict):
+            return value
+        task = {"kind": "classify", **task}
+        value = {**value, "task": task}
+        known = kinds("trainer.config.tasks").get(str(task["kind"]))
+        if isinstance(checkpoint, dict) and "best" not in checkpoint and known is not None:
+            assert issubclass(known, Task)
+            value["checkpoint"] = {**checkpoint, "best": f"val/{known.best}"}
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Run:
         if self.evaluate.early_stop is not None and self.data.val is None:
             raise ValueError("evaluate.early_stop needs validation data; set data.val")
-        known = [f"val/{metric}" for metric in self.task.metrics]
-        if self.checkpoint.best not in known:
-            near = nearest(self.checkpoint.best, known)
-            raise ValueError(f"checkpoint.best is '{self.checkpoint.best}', which {self.task.kind} does not measure{near}")
-        if isinstance(self.schedule, Plateau):
-            if self.data.val is None:
-                raise ValueError("schedule.kind: plateau needs validation data; set data.val")
-            watched = self.schedule.metric
-            if watched is not None and watched not in known:
-                near = nearest(watched, known)
-                raise ValueError(f"schedule.metric is '{watched}', which {self.task.kind} does not measure{near}")
+        names = self.task.measured()
+        known = [f"val/{metric}" for metric in names or ()]
+        for key, metric in self.watched.items():
+            if names is not None and metric not in known:
+                raise ValueError(f"{key} is '{metric}', which {self.task.kind} does not measure{nearest(metric, known)}")
+        if isinstance(self.schedule, Plateau) and self.data.val is None:
+            raise ValueError("schedule.kind: plateau needs validation data; set data.val")
         if isinstance(self.optimizer, ScheduleFree):
             if not isinstance(self.schedule, Constant):
                 raise ValueError("optimizer.kind: schedule_free has no schedule; write schedule: {kind: constant}, with a warmup")

@@ -12,18 +12,25 @@ from trainer.config.sources.listing import Listing
 def rates(listing: Listing, data: Data) -> list[float] | None:
     """How often each sample comes in an epoch on average, with sum n; none for a plain epoch, where each comes once.
 
-    Raises UserError for a class that there is not, or that would never come.
+    Where there are several targets, the classes are those of the first with classes, and samples without one count as a class of
+    their own. Raises UserError for a class that there is not, or that would never come.
     """
     sampling = data.sampling
     counts = listing.counts()
     if isinstance(sampling, Balanced):
+        if not listing.classes:
+            raise UserError(
+                "data.sampling: balanced makes classes come alike, and data.train has no classes; write a weight for each image "
+                "in a column, and sampling: {kind: weighted} with csv:FILE?weight=COLUMN"
+            )
+        counts.append(len(listing.items) - sum(counts))  # label -1
         weights = [count ** (sampling.power - 1) if count else 0.0 for count in counts]
         wanted = [weights[item.label] for item in listing.items]
     elif isinstance(sampling, Weighted):
         for name in sampling.classes:
             if name not in listing.classes:
                 raise UserError(f"data.sampling.classes: '{name}' is not in data.train{nearest(name, listing.classes)}")
-        weights = [sampling.classes.get(name, 1.0) for name in listing.classes]
+        weights = [*(sampling.classes.get(name, 1.0) for name in listing.classes), 1.0]
         wanted = [weights[item.label] * item.weight for item in listing.items]
         if not sampling.classes and all(item.weight == 1.0 for item in listing.items):
             raise UserError(
@@ -48,7 +55,7 @@ def rates(listing: Listing, data: Data) -> list[float] | None:
 
 def expected(listing: Listing, found: list[float]) -> list[float]:
     """Samples of each class in an epoch, on average."""
-    sums = [0.0] * len(listing.classes)
+    sums = [0.0] * (len(listing.classes) + 1)
     for item, rate in zip(listing.items, found, strict=True):
         sums[item.label] += rate
-    return sums
+    return sums[:-1]

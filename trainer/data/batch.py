@@ -18,7 +18,8 @@ class Batch:
 
     `bad` lists (path, reason) of files that could not be read: in training another sample took their place, in evaluation
     they are left out, so that n may even be 0. `targets` [n, classes] float32 are the shares of the classes where images were
-    mixed; `labels` then are those of the first images.
+    mixed; `labels` then are those of the first images. `values` [n, v] float32, where a source says more of an image than its
+    class, are `Item.values`: NaN where something is not known.
     """
 
     images: torch.Tensor
@@ -26,11 +27,12 @@ class Batch:
     indices: torch.Tensor
     bad: list[tuple[str, str]] = field(default_factory=list)
     targets: torch.Tensor | None = None
+    values: torch.Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory, from which a copy to a GPU need not be waited for."""
-        targets = None if self.targets is None else self.targets.pin_memory()
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices, self.bad, targets)
+        targets, values = (None if given is None else given.pin_memory() for given in (self.targets, self.values))
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices, self.bad, targets, values)
 
     def to(self, device: torch.device, spec: InputSpec | None) -> Batch:
         """Copy to the device as uint8, a quarter of the bytes, and normalise there: (x / 255 - mean) / std.
@@ -41,8 +43,8 @@ class Batch:
         if spec is not None:
             scale, shift = _affine(spec, device)
             images = torch.addcmul(shift, images, scale)
-        targets = None if self.targets is None else self.targets.to(device, non_blocking=True)
-        return Batch(images, self.labels.to(device, non_blocking=True), self.indices, self.bad, targets)
+        more = (None if given is None else given.to(device, non_blocking=True) for given in (self.targets, self.values))
+        return Batch(images, self.labels.to(device, non_blocking=True), self.indices, self.bad, *more)
 
 
 @lru_cache(maxsize=16)

@@ -56,6 +56,8 @@ class ImageDataset:
         self._max_bad = data.max_bad
         self._transforms = (transforms.training if train else transforms.evaluation)(data, spec)
         self._labels = torch.tensor([item.label for item in listing.items], dtype=torch.int64)
+        said = None if listing.plain else [item.values for item in listing.items]
+        self._values = None if said is None else torch.tensor(said, dtype=torch.float32)
         self._rates = rates(listing, data) if train else None
         self._mix = data.mix if train else None
         self._order = self.order(seed)
@@ -133,7 +135,8 @@ class ImageDataset:
 
     def batch(self, images: torch.Tensor, indices: torch.Tensor, bad: list[tuple[str, str]]) -> Batch:
         """Images (or what stands in for them) of these indices with all else that is known of the samples."""
-        return Batch(images, self._labels.index_select(0, indices), indices, bad)
+        values = None if self._values is None else self._values.index_select(0, indices)
+        return Batch(images, self._labels.index_select(0, indices), indices, bad, values=values)
 
     @property
     def random(self) -> bool:

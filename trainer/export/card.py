@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
+from trainer.answers.figures import Figures, figures_of
 from trainer.config import Run
-from trainer.spec import InputSpec
-
-_SHARES = ("accuracy", "top5", "f1", "precision", "recall")
+from trainer.export.words import about
+from trainer.rundir.metric import is_share
+from trainer.spec import InputSpec, Output
 
 
 def card(
     run: Run,
     spec: InputSpec,
-    classes: tuple[str, ...],
+    outputs: tuple[Output, ...],
     manifest: dict[str, Any],
     summary: dict[str, Any],
     evaluation: dict[str, Any],
@@ -22,12 +23,12 @@ def card(
 ) -> str:
     """README.md of an export; what the run did not measure is said to be missing."""
     parts = [
-        f"---\nlicense: unknown\nlibrary_name: pytorch\npipeline_tag: image-classification\n---\n\n# {_cell(run.name)}\n",
-        _what(run, spec, classes),
+        f"---\nlicense: unknown\nlibrary_name: pytorch\n{_tag(outputs)}---\n\n# {_cell(run.name)}\n",
+        _what(run, spec, outputs),
         _use(code),
         _measured(summary, evaluation),
         _training(run, manifest, summary),
-        _limits(run, classes),
+        _limits(run, outputs),
     ]
     return "\n".join(parts)
 
@@ -40,19 +41,25 @@ def _cell(value: Any) -> str:
     return text
 
 
-def _what(run: Run, spec: InputSpec, classes: tuple[str, ...]) -> str:
+def _what(run: Run, spec: InputSpec, outputs: tuple[Output, ...]) -> str:
     weights = run.model.weights
     given = f"fine-tuned with graft from the weights {_cell(PurePath(weights).name)}"
     made = "trained with graft from random weights" if weights == "none" else given
     kind = {1: "grey", 3: "RGB"}.get(spec.in_channels, f"{spec.in_channels}-channel")
-    names = ", ".join(_cell(name) for name in classes[:50]) + (f" and {len(classes) - 50} more" if len(classes) > 50 else "")
     learnt = {"head": "Only its head learnt; the trunk is as it was.", "full": "All its parameters learnt."}
+    named = "".join(f"- {_cell(output.name)}: {_names(output)}\n" for output in outputs if output.name)
+    what = "An image classifier" if all(output.kind == "class" for output in outputs) else "A network for images"
     return (
-        f"An image classifier: `{_source(run)}`, {made}. "
+        f"{what}: `{_source(run)}`, {made}. "
         f"{learnt.get(run.strategy.kind, f'Strategy: {run.strategy.kind}.')}\n\n"
-        f"It takes {kind} pictures of {spec.image_size} x {spec.image_size} pixels and gives one of {len(classes)} classes: "
-        f"{names}.\n"
+        f"It takes {kind} pictures of {spec.image_size} x {spec.image_size} pixels and gives "
+        + (f"several things of each:\n\n{named}" if named else f"{about(outputs)}: {_names(outputs[0])}.\n")
     )
+
+
+def _names(output: Output) -> str:
+    labels = output.labels
+    return ", ".join(_cell(name) for name in labels[:50]) + (f" and {len(labels) - 50} more" if len(labels) > 50 else "")
 
 
 def _source(run: Run) -> str:
@@ -72,34 +79,40 @@ def _use(code: str) -> str:
 
 def _number(key: str, value: Any) -> str:
     if not isinstance(value, int | float):
-        return _cell(value)
-    return f"{value:.2%}" if key.rsplit("/", 1)[-1] in _SHARES else f"{value:.4g}"
+        return "–" if value is None else _cell(value)
+    return f"{value:.2%}" if is_share(key) or key == "ap" else f"{value:.4g}"
 
 
 def _measured(summary: dict[str, Any], evaluation: dict[str, Any]) -> str:
-    matrix = evaluation.get("confusion") or []
-    count = sum(map(sum, matrix))
     best = summary.get("best") or {}
     values = evaluation.get("metrics") or best.get("metrics") or summary.get("final") or {}
-    values = {key: value for key, value in values.items() if key.startswith("val/")}
-    if not count and not values:
+    values = {key.removeprefix("val/"): value for key, value in values.items() if not key.startswith("source/")}
+    tables = [line for name, found in figures_of(evaluation).items() for line in _table(evaluation, name, *found)]
+    if not tables and not values:
         return "## What was measured\n\nNothing: the run had no validation samples.\n"
     lines = ["## What was measured", ""]
     if values:
         lines += ["| measure | value |", "|---|---|"]
-        lines += [f"| {_cell(key.removeprefix('val/'))} | {_number(key, value)} |" for key, value in values.items()]
+        lines += [f"| {_cell(key)} | {_number(key, value)} |" for key, value in values.items()]
         lines.append("")
-    if count:
-        right = sum(row[i] for i, row in enumerate(matrix))
-        step = f" of step {evaluation['step']}" if "step" in evaluation else ""
-        lines += [f"The table below is the evaluation{step} on {count:,} validation samples, of which {right:,} were right.", ""]
-    if evaluation.get("per_class"):
-        lines += ["| class | precision | recall | F1 | samples |", "|---|---|---|---|---|"]
-        for entry in evaluation["per_class"]:
-            shares = " | ".join(_number(key, entry.get(key)) for key in ("precision", "recall", "f1"))
-            lines.append(f"| {_cell(entry.get('name'))} | {shares} | {entry.get('support')} |")
-        lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *tables])
+
+
+def _table(evaluation: dict[str, Any], name: str, figures: Figures, rows: list[dict[str, Any]]) -> list[str]:
+    """The figures of every class, label or value of a head."""
+    found = evaluation["heads"][name] if name else evaluation
+    matrix = found.get("confusion") or []
+    samples = int(found.get("samples") or sum(map(sum, matrix)))
+    right = found.get("right", sum(row[i] for i, row in enumerate(matrix)) if matrix else None)
+    judged = f", of which {right:,} were right" if right is not None else ", in the units of the data"
+    at = f" of step {evaluation['step']}" if "step" in evaluation else ""
+    of = f"{_cell(name)}: the" if name else "The"
+    lines = [f"{of} table below is the evaluation{at} on {samples:,} validation samples{judged}.", ""]
+    lines += [f"| {figures.of} | {' | '.join(figures.columns.values())} | samples |", "|" + "---|" * (len(figures.columns) + 2)]
+    for entry in rows:
+        cells = " | ".join(_number(column, entry.get(column)) for column in figures.columns)
+        lines.append(f"| {_cell(entry.get('name'))} | {cells} | {entry.get('support')} |")
+    return [*lines, ""]
 
 
 def _training(run: Run, manifest: dict[str, Any], summary: dict[str, Any]) -> str:
@@ -127,7 +140,14 @@ def _training(run: Run, manifest: dict[str, Any], summary: dict[str, Any]) -> st
     return "\n".join(["## How it was trained", "", "| | |", "|---|---|", *lines, ""])
 
 
-def _limits(run: Run, classes: tuple[str, ...]) -> str:
+_WARNINGS = {
+    "class": "- Every picture gets one of the {count} classes{of}, also one that shows none of them.\n",
+    "labels": "- Only the {count} labels{of} are looked for.\n",
+    "values": "- Every picture gets its numbers{of}, also one that they make no sense for.\n",
+}
+
+
+def _limits(run: Run, outputs: tuple[Output, ...]) -> str:
     start = (
         "The licence of the code applies to the architecture."
         if run.model.weights == "none"
@@ -136,9 +156,20 @@ def _limits(run: Run, classes: tuple[str, ...]) -> str:
     )
     return (
         "## Limits\n\n"
-        f"- Every picture gets one of the {len(classes)} classes, also one that shows none of them.\n"
-        "- The numbers hold for pictures like the validation samples; on others they were not measured.\n"
-        "- The probabilities were not calibrated: a high one is no proof.\n\n"
-        "## Licence\n\n"
-        f"To be filled in by whoever publishes this model. {start} The training data may set terms too.\n"
+        + "".join(
+            _WARNINGS[output.kind].format(count=len(output.labels), of=f" of {_cell(output.name)}" if output.name else "")
+            for output in outputs
+        )
+        + "- The figures hold for pictures like the validation samples; on others they were not measured.\n"
+        + ("- The probabilities were not calibrated: a high one is no proof.\n" if _probable(outputs) else "")
+        + "\n"
+        "## Licence\n\n" + f"To be filled in by whoever publishes this model. {start} The training data may set terms too.\n"
     )
+
+
+def _tag(outputs: tuple[Output, ...]) -> str:
+    return "pipeline_tag: image-classification\n" if _probable(outputs) else ""
+
+
+def _probable(outputs: tuple[Output, ...]) -> bool:
+    return any(output.kind != "values" for output in outputs)

@@ -18,10 +18,12 @@ from trainer.config import Run, UserError
 from trainer.export.card import card
 from trainer.export.library import FORMATS, write
 from trainer.export.snippet import build_code, make, program
+from trainer.export.words import threshold, words
+from trainer.models.build import labels_of
 from trainer.models.run import root
 from trainer.rundir import RunDir
 from trainer.rundir.folder import fsync_folder
-from trainer.spec import InputSpec
+from trainer.spec import InputSpec, Output
 
 TOLERANCE = 1e-5
 
@@ -32,7 +34,7 @@ def export(
     *,
     network: nn.Module,
     spec: InputSpec,
-    classes: tuple[str, ...],
+    outputs: tuple[Output, ...],
     run: Run,
     summary: dict[str, Any],
     evaluation: dict[str, Any],
@@ -52,7 +54,8 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as name:
         new = Path(name) / "new"
         new.mkdir()
-        settings = _settings(run, spec, classes)
+        classes = labels_of(outputs)
+        settings = _settings(run, spec, outputs)
         first = run.model_copy(update={"model": root(run.model)})
         loaded = first.model.source.partition(":")[0] in FORMATS
         if loaded:
@@ -60,13 +63,13 @@ def export(
         else:
             build = build_code(first, network, spec, len(classes), _copy_factory(first, new), new)
             save_model(network, str(new / "model.safetensors"), {key: _text(value) for key, value in settings.items()})
-        code = program(build, run, spec, classes, loaded=loaded)
+        code = program(build, run, spec, words(run.task, outputs), loaded=loaded)
         _check(build, new, network, spec, loaded=loaded)
         shutil.rmtree(new / "__pycache__", ignore_errors=True)  # of the factory's file, which the check has just imported
         text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
         (new / ("graft.json" if loaded else "config.json")).write_text(text, encoding="utf-8")
         (new / "predict.py").write_text(code, encoding="utf-8")
-        text = card(run, spec, classes, folder.read_json(folder.manifest), summary, evaluation, code)
+        text = card(run, spec, outputs, folder.read_json(folder.manifest), summary, evaluation, code)
         (new / "README.md").write_text(text, encoding="utf-8")
         _commit(new, out, Path(name) / "old")
     return out
@@ -79,14 +82,15 @@ def _version() -> str:
         return "unknown"
 
 
-def _settings(run: Run, spec: InputSpec, classes: tuple[str, ...]) -> dict[str, Any]:
+def _settings(run: Run, spec: InputSpec, outputs: tuple[Output, ...]) -> dict[str, Any]:
     """All that is needed to load the weights and to prepare a picture for them."""
     return {
         "graft": _version(),
         "name": run.name,
         "source": run.model.source,
         "args": dict(run.model.args),
-        "classes": list(classes),
+        "task": run.task.kind,
+        **_named(run, outputs),
         "in_channels": spec.in_channels,
         "image_size": spec.image_size,
         "mean": list(spec.mean),
@@ -98,6 +102,17 @@ def _settings(run: Run, spec: InputSpec, classes: tuple[str, ...]) -> dict[str, 
             "pixels": "x / 255, then (x - mean) / std",
         },
     }
+
+
+def _named(run: Run, outputs: tuple[Output, ...]) -> dict[str, Any]:
+    """The names of what the network gives: classes, where that is all; else head by head, in the order of the logits."""
+    if len(outputs) == 1 and outputs[0].kind == "class" and not outputs[0].name:
+        return {"classes": list(outputs[0].labels)}
+    told: list[dict[str, Any]] = []
+    for output in outputs:
+        more = {"threshold": threshold(run.task, output)} if output.kind == "labels" else {}
+        told.append({"name": output.name, "kind": output.kind, "labels": list(output.labels), **more})
+    return {"outputs": told}
 
 
 def _text(value: Any) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trainer.config import Run, UserError
+from trainer.export.words import Words
 from trainer.spec import InputSpec
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -133,7 +134,7 @@ def _replacement(name: str, network: nn.Module, reference: nn.Module) -> str:
     return f"setattr(network.get_submodule({parent!r}), {child!r}, {fresh})"
 
 
-PROGRAM = '''"""Gives pictures one of {count} classes: python predict.py PICTURE …
+PROGRAM = '''"""Gives a picture {about}: python predict.py PICTURE …
 
 Needs torch, torchvision, pillow and safetensors.
 """
@@ -148,7 +149,7 @@ from safetensors.torch import load_file
 
 
 FOLDER = Path(__file__).resolve().parent  # of model.safetensors
-CLASSES = {classes}
+{constants}
 MEAN, STD = {mean}, {std}
 
 
@@ -166,6 +167,8 @@ def read(path):
     return ((pixels / 255 - mean) / std).unsqueeze(0)
 
 
+{tell}
+
 def main():
     network, failed = load(), 0
     for path in sys.argv[1:]:
@@ -177,8 +180,7 @@ def main():
             continue
         with torch.inference_mode():
             logits = network(picture)
-        probability, index = logits.softmax(1).max(1)
-        print(f"{{path}}\\t{{CLASSES[int(index)]}}\\t{{float(probability):.6f}}")
+        print(path, *tell(logits), sep="\\t")
     return failed
 
 
@@ -205,8 +207,8 @@ _FILL = """    network = build()
 """
 
 
-def program(build: str, run: Run, spec: InputSpec, classes: tuple[str, ...], *, loaded: bool = False) -> str:
-    """The whole program: build, load, the evaluation's pre-processing, class and probability of each picture.
+def program(build: str, run: Run, spec: InputSpec, words: Words, *, loaded: bool = False) -> str:
+    """The whole program: build, load, the evaluation's pre-processing, what is said of each picture.
 
     `loaded`: `build()` reads the weights itself, as the library of the network does.
     """
@@ -223,7 +225,8 @@ def program(build: str, run: Run, spec: InputSpec, classes: tuple[str, ...], *, 
         convert += '    if image.mode not in ("1", "L"):\n        image = image.convert("RGB")\n'
     convert += f'    image = image.convert("{channels}")\n'
     return PROGRAM.format(
-        count=len(classes), build=build.rstrip("\n"), classes=repr(list(classes)), mean=list(spec.mean), std=list(spec.std),
+        about=words.about, build=build.rstrip("\n"), constants=words.constants, tell=words.tell, mean=list(spec.mean),
+        std=list(spec.std),
         channels=spec.in_channels, size=size, mode=convert, resize=resize,
         fill="    return build().eval()\n" if loaded else _FILL,
     )  # fmt: skip

@@ -32,7 +32,7 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
     `spec`, for a state that is loaded over it; `fresh` then leaves out what the checkpoint turned out to lack.
     Raises UserError.
     """
-    (classes,) = (output.labels for output in outputs)
+    classes = labels_of(outputs)
     source = origin_of(config)
     adapt = config.adapt
     size = adapt.image_size or source.image_size
@@ -70,6 +70,13 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
     mean, std = _normalisation(normalize, source, adapt)
     spec = InputSpec(adapt.in_channels, size, mean, std, source.interpolation or "bilinear")
     return Built(network, anatomy.head, tuple(made), spec, report)
+
+
+def labels_of(outputs: tuple[Output, ...]) -> tuple[str, ...]:
+    """The labels of all heads, side by side; those of several heads with the heads' names before them."""
+    if len(outputs) == 1:
+        return outputs[0].labels
+    return tuple(f"{output.name}/{label}" for output in outputs for label in output.labels)
 
 
 def needs(config: Model) -> list[Need]:

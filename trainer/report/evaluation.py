@@ -1,15 +1,16 @@
-"""The last evaluation of a run: confusion, classes, examples."""
+"""The last evaluation of a run: what was said of its samples, and examples."""
 
 from __future__ import annotations
 
 import base64
 from html import escape
 from io import BytesIO
-from typing import Any
 
+from trainer.report.multilabel import of_labels
 from trainer.report.read import Json, View, picture
+from trainer.report.regress import of_values
 from trainer.report.reliability import reliability_card
-from trainer.report.svg import heat_map
+from trainer.report.svg import heat_map, meter
 
 MAX_CLASSES = 100
 MAX_PICTURE = 60_000
@@ -18,26 +19,45 @@ TINY = 64
 
 
 def evaluation(view: View, *, heading: str = "") -> str:
-    """HTML of what samples/evaluation.json holds; empty when there is none."""
+    """HTML of what samples/evaluation.json holds, head by head where there are several; empty when there is none."""
     found = view.evaluation
     if not found:
         return ""
+    title = f"{escape(heading)}: " if heading else ""
+    when = f"step {found['step']:,}, " if isinstance(found.get("step"), int) else ""
+    examples = [e for e in found.get("examples", []) if isinstance(e, dict)]
+    pictures = _examples(view, examples, title) if examples else ""
+    if "heads" in found:
+        sections = [_section(head, f"{title}{escape(str(name))}: ", when) for name, head in found["heads"].items()]
+        return "".join([*sections, pictures])
+    if found.get("kind", "classify") == "classify":  # its table of classes may be long: it comes last
+        return _of_classes(found, title, when) + pictures + _of_each_class(found, title)
+    return _section(found, title, when) + pictures
+
+
+def _section(found: Json, title: str, when: str) -> str:
+    kind = found.get("kind", "classify")
+    if kind == "multilabel":
+        return of_labels(found, title, when)
+    if kind == "regress":
+        return of_values(found, title, when)
+    return _of_classes(found, title, when) + _of_each_class(found, title)
+
+
+def _of_classes(found: Json, title: str, when: str) -> str:
     matrix, classes = found["confusion"], [str(c) for c in found["classes"]]
     total = sum(map(sum, matrix))
     right = sum(row[i] for i, row in enumerate(matrix))
-    when = f"step {found['step']:,}, " if isinstance(found.get("step"), int) else ""
-    title = f"{escape(heading)}: " if heading else ""
     share = f" ({right / total:.1%})" if total else ""
     intro = f'<p class="soft">{when}{total:,} validation samples, {right:,} right{share}.</p>'
     blocks = [f"<h2>{title}What was mistaken for what</h2>{intro}", _confusion(matrix, classes)]
     if found.get("reliability"):
         blocks.append(f"<h2>{title}Calibration</h2>" + reliability_card(found["reliability"]))
-    examples = [e for e in found.get("examples", []) if isinstance(e, dict)]
-    if examples:
-        blocks.append(_examples(view, examples, title))
-    if found.get("per_class"):
-        blocks.append(f"<h2>{title}Classes</h2>" + _classes(found["per_class"]))
     return "".join(blocks)
+
+
+def _of_each_class(found: Json, title: str) -> str:
+    return f"<h2>{title}Classes</h2>" + _classes(found["per_class"]) if found.get("per_class") else ""
 
 
 def _confusion(matrix: list[list[int]], classes: list[str]) -> str:
@@ -70,26 +90,22 @@ def _confusion(matrix: list[list[int]], classes: list[str]) -> str:
 def _classes(per_class: list[Json]) -> str:
     rows = []
     for entry in per_class:
-        cells = "".join(_meter(entry.get(key)) for key in ("precision", "recall", "f1"))
+        cells = "".join(meter(entry.get(key)) for key in ("precision", "recall", "f1"))
         rows.append(f"<tr><td>{escape(str(entry.get('name')))}</td>{cells}<td>{int(entry.get('support') or 0):,}</td></tr>")
     head = "<tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>samples</th></tr>"
     return f'<div class="card"><div class="scroll"><table>{head}{"".join(rows)}</table></div></div>'
 
 
-def _meter(value: Any) -> str:
-    if not isinstance(value, int | float):
-        return "<td>–</td>"
-    low = ' class="low"' if value < 0.5 else ""
-    return f'<td><span class="meter"><i{low} style="width:{max(0.0, min(1.0, value)):.0%}"></i></span>{value:.1%}</td>'
-
-
 def _examples(view: View, examples: list[Json], prefix: str) -> str:
+    groups: dict[str, list[Json]] = {}
+    for example in examples:
+        usual = "Right" if example.get("correct") else "Wrong, the most confident"
+        groups.setdefault(str(example.get("group") or usual), []).append(example)
     parts = []
-    for name, correct in (("Wrong, the most confident", False), ("Right", True)):
-        figures = [_figure(view, e) for e in examples if bool(e.get("correct")) is correct]
-        drawn = "".join(figures)
+    for name in sorted(groups, key=lambda name: name.startswith("Right")):  # stable: what is wrong comes first
+        drawn = "".join(_figure(view, example) for example in groups[name])
         if drawn:
-            parts.append(f'<h2>{prefix}{name}</h2><div class="pictures">{drawn}</div>')
+            parts.append(f'<h2>{prefix}{escape(name)}</h2><div class="pictures">{drawn}</div>')
     return "".join(parts)
 
 
@@ -101,12 +117,12 @@ def _figure(view: View, example: Json) -> str:
     truth, predicted = escape(str(example.get("truth"))), escape(str(example.get("predicted")))
     confidence = example.get("confidence")
     sure = f' <span class="soft">{confidence:.0%}</span>' if isinstance(confidence, int | float) else ""
-    right = bool(example.get("correct"))
+    right = example.get("correct")
     text = f"<b>{predicted}</b>{sure}" + ("" if right else f"<br>is {truth}")
-    kind = "right" if right else "wrong"
+    kind = "" if right is None else ' class="right"' if right else ' class="wrong"'
     look = ' class="tiny"' if tiny else ""
     alt = f"{truth}, taken for {predicted}"
-    return f'<figure class="{kind}"><img{look} src="{source}" alt="{alt}"><figcaption>{text}</figcaption></figure>'
+    return f'<figure{kind}><img{look} src="{source}" alt="{alt}"><figcaption>{text}</figcaption></figure>'
 
 
 def _embedded(data: bytes) -> tuple[str, bool]:

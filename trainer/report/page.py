@@ -8,22 +8,21 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from trainer.report.curves import curves
 from trainer.report.evaluation import evaluation
-from trainer.report.losses import parts
 from trainer.report.read import Json, View, flat
 from trainer.report.style import CSS
-from trainer.report.svg import SIZE, Series, line_chart
-from trainer.rundir.metric import lower_is_better
+from trainer.rundir.metric import is_share, leading, lower_is_better
 from trainer.track.console import duration
 
-SMOOTH_FROM = 60
+_TILES = 5  # metrics beside the best
 
 
 def page(views: Sequence[View]) -> str:
     """The whole HTML text."""
     many = len(views) > 1
     title = " · ".join(v.label for v in views) if len(views) <= 3 else f"{len(views)} runs"
-    body = [_header(views[0]) if not many else _comparison(views), _curves(views)]
+    body = [_header(views[0]) if not many else _comparison(views), curves(views)]
     for view in views:
         body.append(evaluation(view, heading=view.label if many else ""))
     body.append("<h2>Facts</h2>")
@@ -48,8 +47,7 @@ def metric_text(key: str, value: float | None) -> str:
     """`97.3%` for shares (accuracy, F1 and the like), four significant digits for the rest, a dash for none."""
     if value is None or not math.isfinite(value):
         return "–"
-    share = key.rsplit("/", 1)[-1] in ("accuracy", "top5", "f1", "precision", "recall")
-    return f"{value:.1%}" if share else f"{value:.4g}"
+    return f"{value:.1%}" if is_share(key) else f"{value:.4g}"
 
 
 def _name(key: str) -> str:
@@ -79,7 +77,7 @@ def _header(view: View) -> str:
     if best:
         value, point = best
         tiles.append((metric_text(view.best_metric, value), f"best {_name(view.best_metric)}, at step {point.get('step', 0):,}"))
-    for key in ("val/accuracy", "val/loss"):
+    for key in leading(view.measured())[:_TILES]:
         if key != view.best_metric and view.last(key) is not None:
             tiles.append((metric_text(key, view.last(key)), f"last validation {_name(key)}"))
     if best is None and view.last("train/loss") is not None:
@@ -123,7 +121,7 @@ def _millions(count: int) -> str:
 
 def _comparison(views: Sequence[View]) -> str:
     """A table of several runs; the best value of a column stands out when there is one."""
-    keys = list(dict.fromkeys([v.best_metric for v in views] + ["val/accuracy", "val/loss"]))
+    keys = list(dict.fromkeys([v.best_metric for v in views] + leading(key for v in views for key in v.measured())))
     keys = [k for k in keys if any(v.last(k) is not None for v in views)]
     rows: list[list[str]] = []
     measured: list[list[float | None]] = []
@@ -162,80 +160,6 @@ def _comparison(views: Sequence[View]) -> str:
     )
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """An exponential average over about 3% of the points, unbiased at its start (as in Adam); gaps stay gaps."""
-    strength = 1 - 1 / max(3.0, 0.03 * len(values))
-    total = weight = 0.0
-    result = []
-    for value in values:
-        if math.isfinite(value):
-            total = strength * total + (1 - strength) * value
-            weight = strength * weight + (1 - strength)
-        result.append(total / weight if math.isfinite(value) else math.nan)
-    return result
-
-
-def _curves(views: Sequence[View]) -> str:
-    many = len(views) > 1
-    loss: list[Series] = []
-    accuracy: list[Series] = []
-    rate: list[Series] = []
-    noisy = False
-    for number, view in enumerate(views):
-        name = view.label + " " if many else ""
-        x, y = view.series("train/loss")
-        if len(x) >= SMOOTH_FROM:
-            noisy = True
-            loss.append(Series(f"{name}train", x, y, number, faint=True))
-            y = smoothed(y)
-        loss.append(Series(f"{name}train", x, y, number, dashed=many))
-        colour = number if many else 1
-        loss.append(Series(f"{name}validation", *view.series("val/loss"), colour, dots=True))
-        accuracy.append(Series(f"{name}accuracy", *view.series("val/accuracy"), colour, dots=True))
-        if not many:
-            accuracy.append(Series("F1", *view.series("val/f1"), 2, dots=True))
-            top5 = view.series("val/top5")
-            if any(v < 0.9995 for v in top5[1]):
-                accuracy.append(Series("top 5", *top5, 3, dots=True))
-        rate.append(Series(f"{name}learning rate", *view.series("lr"), number))
-    runs = [(v.label, i, False) for i, v in enumerate(views)] if many else None
-    faint = "; faint: as measured" if noisy else ""
-    cards = [
-        _card("Loss" + (f" <span class='soft'>(dashed: training{faint})</span>" if many else ""), loss, runs),
-        _card("Validation", accuracy, runs, percent=True),
-    ]
-    if not many:
-        cards += [_card("Losses, each by itself", parts(views[0], "loss"), None)]
-        cards += [_card("What each loss weighs", parts(views[0], "weight"), None)]
-    drawn = [card for card in cards if card]
-    if not drawn:
-        return ""
-    below = _card("Learning rate", rate, runs if many else [], size=(1100, 190) if len(drawn) % 2 == 0 else SIZE)
-    if len(drawn) % 2 == 0:
-        return f'<h2>Curves</h2><div class="stack"><div class="two">{"".join(drawn)}</div>{below}</div>'
-    return f'<h2>Curves</h2><div class="two">{"".join(drawn)}{below}</div>'
-
-
-def _card(
-    title: str,
-    series: list[Series],
-    legend: list[tuple[str, int, bool]] | None,
-    *,
-    percent: bool = False,
-    size: tuple[int, int] = SIZE,
-) -> str:
-    chart = line_chart(series, title=title.split(" <")[0], y_percent=percent, size=size)
-    if not chart:
-        return ""
-    shown = [(s.name, s.colour, s.dashed) for s in series if not s.faint and len(s.x)] if legend is None else legend
-    marks = "".join(
-        f'<span><i {"class=dash " if dash else ""}style="border-color:var(--s{colour % 8})"></i>{escape(name)}</span>'
-        for name, colour, dash in shown
-    )
-    bar = f'<div class="legend">{marks}</div>' if marks else ""
-    return f'<div class="card"><h3>{title}</h3>{bar}{chart}</div>'
-
-
 def _table(rows: Sequence[tuple[str, Any]]) -> str:
     return (
         '<table class="facts">'
@@ -250,8 +174,9 @@ def _facts(view: View, many: bool) -> str:
     data = manifest.pop("data", None) or {}
     for part, facts in data.items():
         if isinstance(facts, dict):
-            classes = facts.get("classes") or {}
-            rows.append((f"{part} data", f"{facts.get('samples')} samples in {len(classes)} classes"))
+            classes, targets = facts.get("classes") or {}, facts.get("targets") or []
+            said = ", ".join(str(target["name"]) for target in targets) or f"{len(classes)} classes"
+            rows.append((f"{part} data", f"{facts.get('samples')} samples: {said}"))
             rows.append((f"{part} fingerprint", str(facts.get("fingerprint"))))
     rows += flat(manifest)
     attempts = [

@@ -38,6 +38,10 @@ class View:
         found = [(p["samples"], p[key]) for p in self.points if key in p and "samples" in p]
         return [float(x) for x, _ in found], [float("nan") if y is None else float(y) for _, y in found]
 
+    def measured(self) -> list[str]:
+        """The metrics of the evaluations."""
+        return list(dict.fromkeys(key for point in self.points for key in point if key.startswith("val/")))
+
     def best(self) -> tuple[float, Json] | None:
         """The best value of the metric that chooses the best checkpoint, and the point where it was measured."""
         key = self.best_metric
@@ -87,8 +91,10 @@ def read_runs(folders: list[RunDir]) -> list[View]:
 
 
 def _evaluation(folder: RunDir) -> Json:
-    """samples/evaluation.json if its matrix fits its classes, else nothing."""
+    """samples/evaluation.json if it is whole: of classes, if its matrix fits them; else nothing."""
     value = folder.read_json(folder.samples / "evaluation.json")
+    if value.get("kind", "classify") != "classify":
+        return value
     classes, matrix = value.get("classes", []), value.get("confusion", [])
     square = len(matrix) == len(classes) and all(len(row) == len(classes) for row in matrix)
     return value if square else {}

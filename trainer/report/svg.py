@@ -145,6 +145,14 @@ def shortened(text: str, length: int) -> str:
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
 
 
+def meter(value: object) -> str:
+    """A cell of a table with a share and its bar; a dash for none."""
+    if not isinstance(value, int | float):
+        return "<td>–</td>"
+    low = ' class="low"' if value < 0.5 else ""
+    return f'<td><span class="meter"><i{low} style="width:{max(0.0, min(1.0, value)):.0%}"></i></span>{value:.1%}</td>'
+
+
 def heat_map(matrix: Sequence[Sequence[int]], classes: Sequence[str], *, width: int = 680) -> str:
     """A confusion matrix for up to 100 classes: rows the truth; blue what is right, red what is wrong, by share of the row."""
     n = len(matrix)

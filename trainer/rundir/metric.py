@@ -1,10 +1,30 @@
-"""Which way a metric is better, by its name."""
+"""What a metric's name says: which way is better, and whether it is a share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _LOWER = {"loss", "error", "ece", "brier", "mae", "rmse", "mse", "forgetting"}
+_SHARES = {"accuracy", "top5", "f1", "precision", "recall", "map", "exact"}
+_FIRST = ("accuracy", "map", "mae")  # what a task is judged by, if by nothing else
+
+
+def word(metric: str) -> str:
+    """The metric without where it was measured and of which head: `mae` of `val/age_mae`."""
+    return metric.rsplit("/", 1)[-1].rsplit("_", 1)[-1]
 
 
 def lower_is_better(metric: str) -> bool:
     """Whether the lowest value of a metric is its best: `val/loss`, `val/age_mae`."""
-    return metric.rsplit("/", 1)[-1].rsplit("_", 1)[-1] in _LOWER
+    return word(metric) in _LOWER
+
+
+def is_share(metric: str) -> bool:
+    """Whether it is told in percent."""
+    return word(metric) in _SHARES
+
+
+def leading(metrics: Iterable[str]) -> list[str]:
+    """The validation metrics to show first: accuracy, mean average precision or mean error, of each head; then the loss."""
+    known = [metric for metric in dict.fromkeys(metrics) if metric.startswith("val/")]
+    return [metric for metric in known if word(metric) in _FIRST] + [metric for metric in known if metric == "val/loss"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,8 @@ _LINEAR_ONLY = ("oft",)
 
 def inject(config: Config, network: nn.Module, head: Sequence[str], fresh: Sequence[str], seed: int) -> None:
     """Put the adapters in, drawn from `seed`; the network computes the same as before. Raises UserError."""
+    # peft imports it where it is installed, and it warns of kernels that nobody asked for
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import peft
 
     targets = _targets(config, network, head, fresh)

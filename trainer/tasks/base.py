@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import torch
 from torch import nn
@@ -13,11 +13,14 @@ from trainer.spec import Output
 
 
 class Batch(Protocol):
-    """A micro-batch on the device: normalised images [n, c, h, w], targets, and which samples of the listing they are."""
+    """A micro-batch on the device: normalised images [n, c, h, w], classes [n], which samples of the listing they are, and what
+    else is known of them [n, v] (NaN where it is not), which is none where a class is all.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     indices: torch.Tensor
+    values: torch.Tensor | None
 
 
 LossFunction = Callable[[nn.Module, Any], torch.Tensor]
@@ -58,7 +61,10 @@ class Measure(Protocol):
     """Accumulates an evaluation over batches, and over ranks by summing its tensors."""
 
     def update(self, network: nn.Module, batch: Batch) -> None:
-        """Add a batch."""
+        """Send a batch through the network and add it."""
+
+    def add(self, logits: torch.Tensor, batch: Batch) -> None:
+        """Add a batch that has these logits [n, labels]."""
 
     def tensors(self) -> Sequence[torch.Tensor]:
         """What is to be summed over the ranks, in place."""
@@ -69,10 +75,35 @@ class Measure(Protocol):
 
 @dataclass
 class Evaluation:
-    """The figures of an evaluation: `metrics` for the curves (named without a prefix), `details` for the report (JSON)."""
+    """The figures of an evaluation: `metrics` for the curves (named without a prefix), `details` for the report (JSON), whose
+    `answers` are `Answers`.
+    """
 
     metrics: dict[str, float]
     details: dict[str, Any]
+
+
+class Answers(Sequence[dict[str, Any]]):
+    """What was said of samples, and what is known of them: `make(row)` makes a row's answer when it is looked at.
+
+    `indices` are the places of the samples in their listing, row by row.
+    """
+
+    def __init__(self, indices: Sequence[int], make: Callable[[int], dict[str, Any]]) -> None:
+        self.indices, self._make = indices, make
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, row: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, row: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(row, slice):
+            return [self[place] for place in range(*row.indices(len(self)))]
+        place = range(len(self))[row]
+        return {"index": self.indices[place], **self._make(place)}
 
 
 class Task(Protocol):
@@ -94,6 +125,15 @@ class Task(Protocol):
 
     def measure(self, samples: int, device: torch.device) -> Measure:
         """A fresh measure for an evaluation of so many samples."""
+
+    def predictions(self, logits: torch.Tensor, top: int) -> list[dict[str, Any]]:
+        """What the logits [n, all labels] of some images say, as JSON; of classes the `top` most probable."""
+
+    @property
+    def scale(self) -> torch.Tensor | None:
+        """[2, all labels] in double precision, where the network's numbers are not those that are told: these are
+        `scale[0] * logits + scale[1]`.
+        """
 
 
 def without_gradient(phase: Phase) -> str:

@@ -3,83 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
 
+from trainer.config.targets import Facts
 from trainer.config.tasks.classify import Config
 from trainer.losses.classes import ClassLoss, class_weights
 from trainer.spec import Output
-from trainer.tasks.base import Batch, Evaluation
+from trainer.tasks.base import Answers, Batch, Evaluation
 from trainer.tasks.calibration import brier, calibration_error, reliability
+from trainer.tasks.supervised import Supervised, SupervisedMeasure, with_auxiliary
 
 
-def build(config: Config, classes: Sequence[str], counts: Sequence[int]) -> Classify:
-    """The task for these classes."""
-    return Classify(config, classes, counts)
+def build(config: Config, facts: Facts) -> Classify:
+    """The task for the classes of the training data."""
+    return Classify(config, facts)
 
 
-def _logits(output: object) -> list[torch.Tensor]:
-    """The logits of a network's output: its main head first, then the auxiliary ones it has in training."""
-    if isinstance(output, torch.Tensor):
-        return [output]
-    if isinstance(output, tuple | list):
-        return [part for part in output if isinstance(part, torch.Tensor)]
-    raise TypeError(f"a classifier returns logits or a tuple of logits, not {type(output).__name__}")
-
-
-class Classify:
+class Classify(Supervised):
     """One class for each image, by any of the losses of `trainer.losses.classes`."""
 
-    def __init__(self, config: Config, classes: Sequence[str], counts: Sequence[int]) -> None:
+    def __init__(self, config: Config, facts: Facts) -> None:
+        (known,) = config.learnt(facts)
         self._config = config
-        self._classes = tuple(classes)
-        weights = class_weights(config.class_weights, classes, counts, config.beta)
-        self._criterion = ClassLoss(config.loss, config.label_smoothing, config.gamma, weights)
+        self._target = known.target
+        weights = class_weights(config.class_weights, known.target.labels, known.counts, config.beta)
+        self.criterion = ClassLoss(config.loss, config.label_smoothing, config.gamma, weights)
 
     @property
     def outputs(self) -> tuple[Output, ...]:
         """One head with a logit a class."""
-        return (Output("", self._classes),)
-
-    def run(self, module: nn.Module, batch: Batch) -> object:
-        """The logits, with those of auxiliary heads in training."""
-        return module(batch.images)
-
-    def logits(self, output: object) -> torch.Tensor:
-        """Those of the main head, [n, classes]."""
-        return _logits(output)[0]
+        return (Output("", self._target.labels),)
 
     def losses(self, output: object, batch: Batch) -> dict[str, torch.Tensor]:
-        """One loss; auxiliary heads count with `aux_weight` (Szegedy et al. 2015, section 5)."""
-        main, *auxiliary = _logits(output)
+        """One loss."""
         shares = getattr(batch, "targets", None)
-        losses = self._criterion(main, batch.labels, shares)
-        for logits in auxiliary:
-            losses = losses + self._config.aux_weight * self._criterion(logits, batch.labels, shares)
-        return {"task": losses}
+
+        def loss(logits: torch.Tensor) -> torch.Tensor:
+            return self.criterion(logits, batch.labels, shares)
+
+        return {"task": with_auxiliary(output, self._config.aux_weight, loss)}
 
     def measure(self, samples: int, device: torch.device) -> ClassifyMeasure:
         """Counts on the device until the evaluation ends."""
-        return ClassifyMeasure(self, self._classes, samples, device)
+        return ClassifyMeasure(self, self._target.labels, samples, device)
+
+    def predictions(self, logits: torch.Tensor, top: int) -> list[dict[str, Any]]:
+        """{class, probability, top: [{class, probability}, …]} of each image."""
+        classes = self._target.labels
+        values, indices = logits.float().softmax(1).cpu().topk(min(top, len(classes)), dim=1)
+        found = []
+        for chances, numbers in zip(values.tolist(), indices.tolist(), strict=True):
+            ranked = [{"class": classes[i], "probability": p} for i, p in zip(numbers, chances, strict=True)]
+            found.append({**ranked[0], "top": ranked})
+        return found
 
 
-class ClassifyMeasure:
+class ClassifyMeasure(SupervisedMeasure):
     """The confusion matrix and what each sample was taken for."""
 
     def __init__(self, task: Classify, classes: Sequence[str], samples: int, device: torch.device) -> None:
-        self._task = task
+        super().__init__(task)
+        self._criterion = task.criterion
         self._classes = tuple(classes)
         self._confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, hits among the first five, Brier score
         # One row a sample: truth + 1, prediction + 1, confidence. Each rank fills its own rows, the rest stay 0.
         self._answers = torch.zeros(samples, 3, dtype=torch.float64, device=device)
 
-    def update(self, network: nn.Module, batch: Batch) -> None:
-        """Add a batch."""
-        logits = self._task.logits(self._task.run(network, batch)).float()
+    def add(self, logits: torch.Tensor, batch: Batch) -> None:
+        """Add a batch that has these logits."""
         labels = batch.labels
-        losses = self._task._criterion(logits, labels)
+        losses = self._criterion(logits, labels)
         shares = logits.softmax(dim=1)
         confidence, predicted = shares.max(dim=1)
         first = logits.topk(min(5, len(self._classes)), dim=1).indices
@@ -111,7 +107,14 @@ class ClassifyMeasure:
         seen = answers[answers[:, 0] > 0]
         bins = reliability(seen[:, 2], seen[:, 0] == seen[:, 1])
         metrics |= {"ece": calibration_error(bins), "brier": square}
+        rows = (answers[:, 0] > 0).nonzero().squeeze(1)
+
+        def answer(row: int) -> dict[str, Any]:
+            truth, taken, confidence = answers[rows[row]].tolist()
+            return {"truth": int(truth) - 1, "predicted": int(taken) - 1, "confidence": confidence}
+
         details = {
+            "kind": "classify",
             "samples": samples,
             "classes": list(self._classes),
             "reliability": [{"confidence": b.confidence, "accuracy": b.accuracy, "samples": b.samples} for b in bins],
@@ -122,10 +125,6 @@ class ClassifyMeasure:
                     self._classes, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True
                 )
             ],
-            "answers": [
-                {"index": i, "truth": int(t) - 1, "predicted": int(p) - 1, "confidence": c}
-                for i, (t, p, c) in enumerate(answers.tolist())
-                if t > 0
-            ],
+            "answers": Answers(rows.tolist(), answer),
         }
         return Evaluation(metrics, details)

@@ -9,12 +9,15 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TextIO
 
+from trainer.rundir.metric import leading
+
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.progress import Progress, TaskID
 
 PLAIN_EVERY = 10.0
 BAR_EVERY = 0.25
+_MOST = 8  # metrics of an evaluation in one line
 WINDOW = 30.0
 
 
@@ -165,14 +168,17 @@ class Console:
     def evaluation(self, metrics: dict[str, Any]) -> None:
         """The result of an evaluation, with where it was taken when the metrics say so (`step`, `epoch`).
 
-        The mean training loss of the last epoch stands beside it, once.
+        Of the many metrics of several heads the leading ones are shown. The mean training loss of the last epoch stands beside
+        it, once.
         """
+        measured = [key for key in metrics if key.startswith("val/")]
+        shown = measured if len(measured) <= _MOST else leading(measured)
         at = f"step {metrics['step']}  " if "step" in metrics else ""
         at += f"epoch {metrics['epoch']:.2f}  " if "epoch" in metrics else ""
         values = "  ".join(
             f"{key.removeprefix('val/')} {short(float(value))}"
             for key, value in metrics.items()
-            if key.startswith("val/") and isinstance(value, int | float)
+            if key in shown and isinstance(value, int | float)
         )
         learnt = "" if self._epoch_loss is None else f"  (training loss of the epoch {short(float(self._epoch_loss))})"
         self._epoch_loss = None

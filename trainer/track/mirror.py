@@ -58,7 +58,7 @@ class Mirror:
         try:
             if picture.is_file():
                 self.images("val/predictions", [(str(picture), f"step {step:,}")], step)
-            if evaluation.get("step") == step:
+            if evaluation.get("step") == step and "confusion" in evaluation:
                 self.confusion(evaluation["confusion"], evaluation["classes"], step)
         except Exception as error:
             tell("warning", f"W&B: the pictures of step {step} left out: {error}")

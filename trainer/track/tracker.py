@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer import answers as answers_of
 from trainer import gallery
 from trainer.config import Run
 from trainer.progress import Progress
@@ -23,11 +24,10 @@ log = logging.getLogger("graft.track")
 
 @dataclass(frozen=True)
 class Pictures:
-    """How to show a validation sample: its pixels as the network sees them, its name, the classes."""
+    """How to show a validation sample: its pixels as the network sees them, and its name."""
 
     fetch: gallery.Fetch
     keys: Sequence[str]
-    classes: Sequence[str]
 
 
 class Tracker:
@@ -89,20 +89,20 @@ class Tracker:
     def _draw(self, evaluation: Evaluation, point: dict[str, Any], progress: Progress, *, final: bool) -> None:
         samples, details = self._folder.samples, dict(evaluation.details)
         answers = details.pop("answers")
-        self._wandb.confusion(details["confusion"], details["classes"], point)
+        if "confusion" in details:
+            self._wandb.confusion(details["confusion"], details["classes"], point)
         if self._pictures is None:
             return
-        show = self._pictures
+        show, teller = self._pictures, answers_of.teller(details)
         chosen = gallery.choose(answers, self._run.evaluate.show)
         if chosen:
             path = samples / f"step-{progress.step:08d}.png"
-            gallery.contact_sheet(chosen, show.classes, show.fetch, path)
-            right = sum(a["truth"] == a["predicted"] for a in chosen)
-            self._wandb.images("val/predictions", [(path, f"{right} of {len(chosen)} right")], point)
+            caption = gallery.contact_sheet(teller, chosen, show.fetch, path)
+            self._wandb.images("val/predictions", [(path, caption)], point)
         details |= {"step": progress.step, "metrics": evaluation.metrics, "examples": []}
         if final:
-            details["examples"] = gallery.examples(answers, show.classes, show.fetch, samples)
-            gallery.table(answers, show.classes, show.keys, samples / "predictions.csv")
+            details["examples"] = gallery.examples(teller, answers, show.fetch, samples)
+            gallery.table(teller, answers, show.keys, samples / "predictions.csv")
         write_atomically(samples / "evaluation.json", json.dumps(details) + "\n")
 
     def sync(self) -> None:

@@ -1,21 +1,23 @@
-"""`csv:FILE?image=COLUMN&label=COLUMN`: one row a sample, the path of its image relative to the file's folder."""
+"""`csv:FILE?image=COLUMN&label=COLUMN&labels=COLUMN&value=COLUMN`: one row a sample, the path of its image relative to the file's
+folder. What is said of an image (`label`, `labels`, `value`) is read as `formats.query.targets` says.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 from trainer.config.errors import RefusedError, UserError, nearest
+from trainer.config.formats import query
+from trainer.config.formats.query import Query
+from trainer.config.formats.said import Reading, Said
 from trainer.config.sources.listing import Item, Listing
 
-_DEFAULTS = {"image": ("image", "path", "file", "filename"), "label": ("label", "class")}
+_IMAGES, _LABELS = ("image", "path", "file", "filename"), ("label", "class")
 _MORE = ("weight", "group")  # columns that are read when they are asked for
-_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
 def listing(rest: str) -> Listing:
@@ -24,44 +26,55 @@ def listing(rest: str) -> Listing:
     A comma, semicolon or tab separates the columns, whichever the header has most of. Raises UserError for what is wrong and
     RefusedError for a path that leaves the file's folder, both with the row (the header is row 1).
     """
-    name, _, query = rest.partition("?")
+    name, asked = query.parse("csv", rest, ("image", *query.SAID, *_MORE))
     file = Path(name).expanduser()
     if not file.is_file():
         siblings = [p.name for p in file.parent.glob("*.csv")] if file.parent.is_dir() else []
         raise UserError(f"{file}: no such CSV file{nearest(file.name, siblings)}")
     rows = _rows(file)
     _, header = next(rows, (1, []))
-    columns = _columns(file, header, query)
+    places, reading = _columns(file, [name.strip() for name in header], asked)
+    image = places["?image"]
+    spots = {column: places[column] for column in reading.columns}
+    last = max(places.values())
     files = _Files(file)
-    labels: dict[str, str] = {}
+    found: dict[str, tuple[Said, float, str]] = {}
     first: dict[str, int] = {}
-    more: dict[str, tuple[float, str]] = {}
     for row, values in rows:
         at = f"{file}, row {row}"
-        if len(values) <= max(columns.values()):
+        if len(values) <= last:
             raise UserError(f"{at}: {len(values)} columns, the header has {len(header)}")
-        path, label = (values[columns[what]].strip() for what in ("image", "label"))
+        path = values[image].strip()
         if not path:
             raise UserError(f"{at}: the path is empty")
-        if not label:
+        said = reading.row(at, {column: values[spot] for column, spot in spots.items()})
+        if reading.plain and said[0] is None:
             raise UserError(f"{at}: the label of '{path}' is empty")
         key = files.key(path, at)
-        if labels.setdefault(key, label) != label:
-            raise UserError(f"{at}: '{path}' is labelled '{label}', but '{labels[key]}' in row {first[key]}")
+        weight = _weight(values[places["?weight"]], at) if "?weight" in places else 1.0
+        group = values[places["?group"]].strip() if "?group" in places else ""
+        if "?group" in places and not group:
+            raise UserError(f"{at}: the group of '{path}' is empty")
+        before = found.setdefault(key, (said, weight, group))
+        if before != (said, weight, group):
+            _differ(at, path, before, (said, weight, group), first[key])
         first.setdefault(key, row)
-        if len(columns) > 2:
-            weight = _weight(values[columns["weight"]], at) if "weight" in columns else 1.0
-            group = values[columns["group"]].strip() if "group" in columns else ""
-            if "group" in columns and not group:
-                raise UserError(f"{at}: the group of '{path}' is empty")
-            if more.setdefault(key, (weight, group)) != (weight, group):
-                raise UserError(f"{at}: '{path}' has another weight or group than in row {first[key]}")
-    if not labels:
+    if not found:
         raise UserError(f"{file}: no rows")
-    classes = _sorted(set(labels.values()))
-    place = {label: index for index, label in enumerate(classes)}
-    items = tuple(Item(key, place[labels[key]], *more.get(key, (1.0, ""))) for key in sorted(labels))
-    return Listing("csv", file.parent, tuple(classes), items)
+    keys = sorted(found)
+    targets, labels, numbers = reading.finish([found[key][0] for key in keys])
+    items = tuple(Item(key, label, *found[key][1:], values) for key, label, values in zip(keys, labels, numbers, strict=True))
+    classes = next((target.labels for target in targets if target.kind == "class"), ())
+    return Listing("csv", file.parent, classes, items, targets=targets)
+
+
+def _differ(at: str, path: str, before: tuple[Said, float, str], now: tuple[Said, float, str], row: int) -> None:
+    """Raises UserError for a row that says another thing of an image than an earlier one."""
+    if before[0] == now[0]:
+        raise UserError(f"{at}: '{path}' has another weight or group than in row {row}")
+    if len(now[0]) == 1 and isinstance(now[0][0], str):
+        raise UserError(f"{at}: '{path}' is labelled '{now[0][0]}', but '{before[0][0]}' in row {row}")
+    raise UserError(f"{at}: '{path}' is said to be something else than in row {row}")
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -84,24 +97,26 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
 
 
-def _columns(file: Path, header: list[str], query: str) -> dict[str, int]:
-    """The places of the image and label columns."""
-    names = [name.strip() for name in header]
-    asked = dict(parse_qsl(query, keep_blank_values=True))
-    for key in asked:
-        if key not in (*_DEFAULTS, *_MORE):
-            raise UserError(f"csv:{file}?{query}: unknown '{key}'{nearest(key, [*_DEFAULTS, *_MORE])}")
-    found: dict[str, int] = {}
-    for what, defaults in {**_DEFAULTS, **{what: () for what in _MORE if what in asked}}.items():
-        wanted = [asked[what]] if what in asked else list(defaults)
-        name = next((name for name in wanted if name in names), None)
+def _columns(file: Path, header: list[str], asked: Query) -> tuple[dict[str, int], Reading]:
+    """The places of all columns that are read, of the image as `?image`, and how what is said of an image is read."""
+
+    def place(what: str, name: str | None, wanted: str) -> int:
         if name is None:
-            has = "; it has " + ", ".join(names) if any(names) else "; it has no header"
-            raise UserError(f"{file}, row 1: no column {' or '.join(wanted)}{has}; write csv:FILE?{what}=COLUMN")
-        if names.count(name) > 1:
+            has = "; it has " + ", ".join(header) if any(header) else "; it has no header"
+            raise UserError(f"{file}, row 1: no column {wanted}{has}; write csv:FILE?{what}=COLUMN")
+        if header.count(name) > 1:
             raise UserError(f"{file}, row 1: two columns are named '{name}'")
-        found[what] = names.index(name)
-    return found
+        return header.index(name)
+
+    def column(what: str, usual: tuple[str, ...]) -> tuple[str | None, str]:
+        wanted = (asked.values[what],) if what in asked.values else usual
+        return next((name for name in wanted if name in header), None), " or ".join(wanted)
+
+    image = place("image", *column("image", _IMAGES))
+    said = asked.said or (("label", header[place("label", *column("label", _LABELS))]),)
+    reading = Reading(str(file), query.targets(f"{file}, row 1", said, header))
+    found = {name: place("label", name, name) for name in reading.columns}
+    return {**found, "?image": image, **{f"?{w}": place(w, *column(w, ())) for w in _MORE if w in asked.values}}, reading
 
 
 def _weight(text: str, at: str) -> float:
@@ -147,10 +162,3 @@ class _Files:
         if not stat.S_ISREG(mode):
             raise UserError(f"{at}: not a file: {path}")
         return key
-
-
-def _sorted(labels: set[str]) -> list[str]:
-    """By name, or by value where all look like numbers."""
-    if all(_NUMBER.fullmatch(label) for label in labels):
-        return sorted(labels, key=lambda label: (float(label), label))
-    return sorted(labels)

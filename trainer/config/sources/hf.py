@@ -1,4 +1,5 @@
-"""`hf:FOLDER[/split]` or `hf:NAME[/split]`, `?image=COLUMN&label=COLUMN&split=…&config=…&weight=COLUMN&group=COLUMN`.
+"""`hf:FOLDER[/split]` or `hf:NAME[/split]`, `?image=COLUMN&label=COLUMN&split=…&config=…&weight=COLUMN&group=COLUMN`, and
+`labels=` and `value=` as `formats.query.targets` says.
 
 A folder is one that the datasets library's `save_to_disk` wrote, or one of Parquet files; a name is one of the Hugging Face hub,
 looked for in the caches of huggingface_hub and of datasets. No code of a data set is ever run.
@@ -9,15 +10,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.config.errors import UserError, nearest
 from trainer.config.formats import arrow, places, query
+from trainer.config.formats.said import Reading
 from trainer.config.sources.listing import Item, Listing
 
-_KEYS = ("image", "label", "split", "config", "weight", "group")
+_KEYS = ("image", *query.SAID, "split", "config", "weight", "group")
 _IMAGES, _LABELS = ("image", "img", "picture", "jpg", "png"), ("label", "labels", "fine_label", "class", "target")
 _WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "validation", "valid": "validation",
           "validation": "validation", "dev": "validation"}  # fmt: skip
@@ -25,26 +27,35 @@ _WORDS = {"train": "train", "training": "train", "test": "test", "testing": "tes
 
 def listing(rest: str) -> Listing:
     """The rows of a split in their order; ClassLabel's names are the classes, else the labels that occur. Raises UserError."""
-    name, asked = query.parse("hf", rest, _KEYS)
+    name, whole = query.parse("hf", rest, _KEYS)
+    asked = whole.values
     root, files, where = _files(name, asked)
     columns, features = arrow.schema(root / files[0])
-    chosen = {
-        "image": _column(where, "image", asked, columns, features, "Image", _IMAGES),
-        "label": _column(where, "label", asked, columns, features, "ClassLabel", _LABELS),
-    }
-    for what in ("weight", "group"):
-        if what in asked:
-            chosen[what] = _column(where, what, asked, columns, features, "", ())
-    rows: list[tuple[str, Any, Any, Any]] = []
+    image = _column(where, "image", asked, columns, features, "Image", _IMAGES)
+    said = whole.said or (("label", _column(where, "label", asked, columns, features, "ClassLabel", _LABELS)),)
+    named = {column: names for column in columns if (names := _names(features.get(column))) is not None}
+    reading = Reading(where, query.targets(where, said, columns), _order(where, named), tuple(named))
+    more = {what: _column(where, what, asked, columns, features, "", ()) for what in ("weight", "group") if what in asked}
+    rows: list[tuple[str, Any, float, str]] = []
     for file in files:
-        labels = arrow.column(root / file, chosen["label"])
-        more = [arrow.column(root / file, chosen[w]) if w in chosen else [None] * len(labels) for w in ("weight", "group")]
-        rows += [(f"{file}:{row}", *values) for row, values in enumerate(zip(labels, *more, strict=True))]
+        read = {column: arrow.column(root / file, column) for column in {*reading.columns, *more.values()}}
+        for row, cells in enumerate(zip(*read.values(), strict=True)):
+            values = dict(zip(read, cells, strict=True))
+            key = f"{file}:{row}"
+            found = reading.row(f"{where}: {key}", values)
+            if reading.plain and found[0] is None:
+                raise UserError(f"{where}: {key} has no label ({values[reading.columns[0]]}); choose a split with labels")
+            weight = _weight(where, key, values[more["weight"]]) if "weight" in more else 1.0
+            rows.append((key, found, weight, _text(values[more["group"]]) if "group" in more else ""))
     if not rows:
         raise UserError(f"{where}: no rows")
-    classes, place = _classes(where, chosen["label"], features, rows)
-    items = tuple(Item(key, place[label], _weight(where, key, weight), _text(group)) for key, label, weight, group in rows)
-    return Listing("hf", root, classes, items, tuple(files), {"image": chosen["image"]})
+    targets, labels, numbers = reading.finish([row[1] for row in rows])
+    items = tuple(
+        Item(key, label, weight, group, values)
+        for (key, _, weight, group), label, values in zip(rows, labels, numbers, strict=True)
+    )
+    classes = next((target.labels for target in targets if target.kind == "class"), ())
+    return Listing("hf", root, classes, items, tuple(files), {"image": image}, targets)
 
 
 def _weight(where: str, key: str, value: Any) -> float:
@@ -59,22 +70,34 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _classes(where: str, column: str, features: Any, rows: Sequence[tuple[str, Any, Any, Any]]) -> tuple[tuple[str, ...], Any]:
-    """(class names, the place of each value of the label column among them)."""
-    names = (features.get(column) or {}).get("names")
-    for key, label, *_ in rows:
-        if label is None or label == -1:
-            raise UserError(f"{where}: {key} has no label ({label}); choose a split with labels")
-        if isinstance(label, list | dict | float):
-            raise UserError(f"{where}: {key}: the label is {str(label)[:40]}; write ?label= with a column of one class a row")
-        if names and isinstance(label, int) and not 0 <= label < len(names):
-            raise UserError(f"{where}: {key}: label {label} is out of range, there are {len(names)} classes")
-    if names and len(set(names)) < len(names):
-        raise UserError(f"{where}: two classes of '{column}' have the same name")
-    if names:
-        return tuple(names), {**{n: i for i, n in enumerate(names)}, **{i: i for i in range(len(names))}}
-    values = sorted({row[1] for row in rows})
-    return tuple(str(value) for value in values), {value: index for index, value in enumerate(values)}
+def _names(feature: Any) -> list[str] | None:
+    """The names of a ClassLabel, or of a list of them."""
+    while isinstance(feature, list | dict):
+        if isinstance(feature, list):
+            feature = feature[0] if feature else None
+        elif feature.get("names") is not None:
+            return list(feature["names"])
+        else:
+            feature = feature.get("feature")
+    return None
+
+
+def _order(where: str, named: Mapping[str, list[str]]) -> Any:
+    def order(column: str, labels: Iterable[Any]) -> tuple[tuple[str, ...], Mapping[Any, int]]:
+        names = named.get(column)
+        if names is None:
+            values = set(labels)
+            ordered = sorted(values) if len({type(value) for value in values}) == 1 else sorted(values, key=str)
+            return tuple(str(value) for value in ordered), {value: index for index, value in enumerate(ordered)}
+        if len(set(names)) < len(names):
+            raise UserError(f"{where}: two classes of '{column}' have the same name")
+        place: dict[Any, int] = {**{n: i for i, n in enumerate(names)}, **{i: i for i in range(len(names))}}
+        for label in labels:
+            if label not in place:
+                raise UserError(f"{where}: '{column}': label {label} is out of range, there are {len(names)} classes")
+        return tuple(names), place
+
+    return order
 
 
 def _column(where: str, what: str, asked: dict[str, str], columns: list[str], features: Any, kind: str, usual: Any) -> str:

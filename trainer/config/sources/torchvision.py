@@ -60,7 +60,8 @@ def listing(rest: str) -> Listing:
 
 def parse(rest: str) -> tuple[str, Path, str, str]:
     """(name, root, split, part) of a source. Raises UserError."""
-    name, asked = query.parse("torchvision", rest, KEYS)
+    name, found = query.parse("torchvision", rest, KEYS)
+    asked = found.values
     if name not in SPLITS:
         raise UserError(f"torchvision:{rest}: unknown data set '{name}'{nearest(name, SPLITS)}; known: {', '.join(SPLITS)}")
     splits = SPLITS[name]

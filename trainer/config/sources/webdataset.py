@@ -1,5 +1,7 @@
 """`webdataset:PATTERN?image=jpg;png&label=cls&classes=FILE`: samples in tar shards, `shards/{000..009}.tar`.
 
+What is said of an image is one member (`label=cls`), or fields of its JSON: `label=json.species&labels=json.tags&value=json.age`.
+
 Members that share the name up to the first dot are one sample. Each shard is indexed once (where its members lie), so that any
 sample can be read at any time and the order is the run's own; the index is kept in the user's cache.
 """
@@ -11,11 +13,13 @@ import json
 import os
 import re
 import tarfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.config.errors import UserError, nearest
 from trainer.config.formats import places, query
+from trainer.config.formats.said import Reading, Said, by_name
 from trainer.config.sources.listing import Item, Listing
 
 _IMAGES = "jpg;jpeg;png;webp;ppm;pgm;bmp;tif;tiff;gif"
@@ -24,12 +28,17 @@ _MOST = 65_536  # bytes of a label
 
 def listing(rest: str) -> Listing:
     """The samples of all shards, shard by shard. Raises UserError that names the shard and the sample."""
-    pattern, asked = query.parse("webdataset", rest, ("image", "label", "classes"))
+    pattern, asked = query.parse("webdataset", rest, ("image", *query.SAID, "classes"))
     shards = expand(pattern)
     root = Path(os.path.commonpath([shard.parent for shard in shards]))
-    endings, label = asked.get("image", _IMAGES).lower().split(";"), asked.get("label", "cls")
-    ending, _, field = label.partition(".")
-    found: list[tuple[str, str]] = []
+    endings = asked.values.get("image", _IMAGES).lower().split(";")
+    where = f"webdataset:{pattern}"
+    targets = query.targets(where, asked.said or (("label", "cls"),))
+    fields = list(dict.fromkeys(column for one in targets for column in one.columns))
+    ending = _ending(where, fields)
+    order = _Order(root, asked.values.get("classes"), sum(one.kind == "class" for one in targets))
+    reading = Reading(where, targets, order)
+    found: list[tuple[str, Said]] = []
     spots: dict[str, tuple[str, int, int]] = {}
     for shard in shards:
         name = shard.relative_to(root).as_posix()
@@ -40,13 +49,28 @@ def listing(rest: str) -> Listing:
             if text is None:
                 raise UserError(f"{shard}: sample '{sample}' has no label '{ending}'{nearest(ending, list(members))}")
             key = f"{name}/{sample}.{image}"
-            found.append((key, _label(shard, sample, text, ending, field)))
+            said = reading.row(f"{shard}: sample '{sample}'", _cells(shard, sample, text, ending, fields, reading))
+            if reading.plain:
+                order.keys.setdefault(said[0], key)
+                if said[0] is None:
+                    raise UserError(f"{shard}: the label of '{sample}' is empty")
+            found.append((key, said))
             spots[key] = (name, *members[image])
     if not found:
-        raise UserError(f"webdataset:{pattern}: the shards hold no samples")
-    classes, place = _classes(root, asked.get("classes"), found)
-    items = tuple(Item(key, place[text]) for key, text in found)
-    return Listing("webdataset", root, classes, items, tuple(s.relative_to(root).as_posix() for s in shards), {"places": spots})
+        raise UserError(f"{where}: the shards hold no samples")
+    made, labels, numbers = reading.finish([said for _, said in found])
+    items = tuple(Item(key, label, values=v) for (key, _), label, v in zip(found, labels, numbers, strict=True))
+    classes = next((target.labels for target in made if target.kind == "class"), ())
+    stored = tuple(s.relative_to(root).as_posix() for s in shards)
+    return Listing("webdataset", root, classes, items, stored, {"places": spots}, made)
+
+
+def _ending(where: str, fields: list[str]) -> str:
+    """The one member that everything is read from: what stands before the first dot."""
+    endings = {field.partition(".")[0] for field in fields}
+    if len(endings) > 1:
+        raise UserError(f"{where}: {' and '.join(sorted(endings))} are several members; what is said stands in one: json.FIELD")
+    return endings.pop()
 
 
 def expand(pattern: str) -> list[Path]:
@@ -134,44 +158,58 @@ def _broken(shard: Path, error: Exception) -> str:
     return "compressed; unpack it to a plain tar" if packed else f"truncated or no tar: {error}"
 
 
-def _label(shard: Path, sample: str, text: str, ending: str, field: str) -> str:
+def _cells(shard: Path, sample: str, text: str, ending: str, fields: list[str], reading: Reading) -> dict[str, Any]:
+    """What the sample's member says, by field; a field that a JSON object has not is unknown where there are several targets."""
     if ending != "json":
-        found = text.strip()
-    else:
-        try:
-            value: Any = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{shard}: the json of '{sample}' cannot be read: {error}") from None
-        for name in (field or "label").split("."):
+        return {field: text.strip() for field in fields}
+    try:
+        whole: Any = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{shard}: the json of '{sample}' cannot be read: {error}") from None
+    cells: dict[str, Any] = {}
+    for field in fields:
+        value = whole
+        for name in (field.partition(".")[2] or "label").split("."):
             if not isinstance(value, dict) or name not in value:
+                if isinstance(value, dict) and not reading.plain:
+                    value = None
+                    break
                 near = nearest(name, list(value)) if isinstance(value, dict) else ""
                 raise UserError(f"{shard}: the json of '{sample}' has no '{name}'{near}; write ?label=json.FIELD")
             value = value[name]
-        if isinstance(value, list | dict | float) or value is None:
-            raise UserError(f"{shard}: the label of '{sample}' is {str(value)[:40]}, no class")
-        found = str(value)
-    if not found:
-        raise UserError(f"{shard}: the label of '{sample}' is empty")
-    return found
+        cells[field] = value
+    return cells
 
 
-def _classes(root: Path, file: str | None, found: list[tuple[str, str]]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """(class names, place by label's text): of `?classes=FILE` or of classes.txt beside the shards, else the labels."""
-    path = Path(file).expanduser() if file else root / "classes.txt"
-    path = path if path.is_absolute() or path.is_file() else root / path
-    labels = {text for _, text in found}
-    numbers = all(re.fullmatch(r"\d+", text) for text in labels)
-    if not path.is_file():
-        if file:
-            raise UserError(f"webdataset: {path}: no such file of class names")
-        names = sorted(labels, key=int) if numbers else sorted(labels)
-        return tuple(names), {name: index for index, name in enumerate(names)}
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}: a class name stands there twice")
-    place = {name: index for index, name in enumerate(names)}
-    for key, text in found:
-        if text not in place and not (numbers and int(text) < len(names)):
-            why = f"out of range, there are {len(names)} classes" if numbers else f"none of them{nearest(text, names)}"
-            raise UserError(f"{path}: the label '{text}' of {key} is {why}")
-    return tuple(names), {text: place[text] if text in place else int(text) for text in labels}
+class _Order:
+    """Numbers classes by `?classes=FILE` or by classes.txt beside the shards, where there is one target with classes; else by
+    name. `keys`: a sample of each label.
+    """
+
+    def __init__(self, root: Path, file: str | None, targets: int) -> None:
+        path = Path(file).expanduser() if file else root / "classes.txt"
+        self._path = path if path.is_absolute() or path.is_file() else root / path
+        self._used = targets == 1
+        self.keys: dict[Any, str] = {}
+        if file and not self._used:
+            raise UserError(f"webdataset: ?classes={file} names the classes of one target, and there are {targets}")
+        if file and not self._path.is_file():
+            raise UserError(f"webdataset: {self._path}: no such file of class names")
+
+    def __call__(self, column: str, labels: Iterable[Any]) -> tuple[tuple[str, ...], Mapping[Any, int]]:
+        found = set(labels)
+        path = self._path
+        if not self._used or not path.is_file():
+            return by_name(column, found)
+        numbers = all(re.fullmatch(r"\d+", str(label)) for label in found)
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if len(set(names)) < len(names):
+            raise UserError(f"{path}: a class name stands there twice")
+        place = {name: index for index, name in enumerate(names)}
+        for label in sorted(found, key=str):
+            text = str(label)
+            if text not in place and not (numbers and int(text) < len(names)):
+                why = f"out of range, there are {len(names)} classes" if numbers else f"none of them{nearest(text, names)}"
+                of = f" of {self.keys[label]}" if label in self.keys else ""
+                raise UserError(f"{path}: the label '{text}'{of} is {why}")
+        return tuple(names), {label: place[str(label)] if str(label) in place else int(str(label)) for label in found}

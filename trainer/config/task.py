@@ -1,0 +1,33 @@
+"""What the config classes of tasks have in common."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from trainer.config.base import Kind
+from trainer.config.targets import Facts, Known
+
+
+class Task(Kind):
+    """What a run learns of an image: a subclass names the `metrics` that its evaluation gives, and the one that is the `best`'s
+    when the run file names none.
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ()
+    best: ClassVar[str] = "loss"
+
+    def measured(self, facts: Facts | None = None) -> tuple[str, ...] | None:
+        """The metrics that may be asked for; none where only the data can tell and is not given."""
+        return self.metrics
+
+    def learnt(self, facts: Facts) -> tuple[Known, ...]:
+        """The targets that the task learns, of those that the training data has. Raises UserError for data of another kind."""
+        raise NotImplementedError
+
+
+class Supervised(Task):
+    """A task that compares what a network says of an image with what is known of it."""
+
+    aux_weight: float = Field(0.3, ge=0, description="weight of auxiliary heads in the loss (GoogLeNet, Inception v3)")

@@ -1,0 +1,107 @@
+"""The curves of a run, or of several laid over one another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from trainer.report.losses import parts
+from trainer.report.read import View
+from trainer.report.svg import SIZE, Series, line_chart
+from trainer.rundir.metric import is_share, leading, word
+
+SMOOTH_FROM = 60
+_NAMES = {
+    "f1": "F1", "micro_f1": "F1 over all answers", "top5": "top 5", "map": "mean average precision", "exact": "nothing wrong",
+    "mae": "mean absolute error", "rmse": "root mean square error",
+}  # fmt: skip
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """An exponential average over about 3% of the points, unbiased at its start (as in Adam); gaps stay gaps."""
+    strength = 1 - 1 / max(3.0, 0.03 * len(values))
+    total = weight = 0.0
+    result = []
+    for value in values:
+        if math.isfinite(value):
+            total = strength * total + (1 - strength) * value
+            weight = strength * weight + (1 - strength)
+        result.append(total / weight if math.isfinite(value) else math.nan)
+    return result
+
+
+def curves(views: Sequence[View]) -> str:
+    many = len(views) > 1
+    loss: list[Series] = []
+    shares: list[Series] = []
+    errors: list[Series] = []
+    rate: list[Series] = []
+    noisy = False
+    for number, view in enumerate(views):
+        name = view.label + " " if many else ""
+        x, y = view.series("train/loss")
+        if len(x) >= SMOOTH_FROM:
+            noisy = True
+            loss.append(Series(f"{name}train", x, y, number, faint=True))
+            y = smoothed(y)
+        loss.append(Series(f"{name}train", x, y, number, dashed=many))
+        colour = number if many else 1
+        loss.append(Series(f"{name}validation", *view.series("val/loss"), colour, dots=True))
+        measured = _shown(view.measured(), many=many)
+        for place, key in enumerate(measured):
+            line = Series(f"{name}{_name(key)}", *view.series(key), number if many else place + 1, dots=True)
+            if not (word(key) == "top5" and all(v >= 0.9995 for v in line.y)):
+                (shares if is_share(key) else errors).append(line)
+        rate.append(Series(f"{name}learning rate", *view.series("lr"), number))
+    runs = [(v.label, i, False) for i, v in enumerate(views)] if many else None
+    faint = "; faint: as measured" if noisy else ""
+    cards = [
+        _card("Loss" + (f" <span class='soft'>(dashed: training{faint})</span>" if many else ""), loss, runs),
+        _card("Validation", shares, runs, percent=True),
+        _card("Validation errors", errors, runs),
+    ]
+    if not many:
+        cards += [_card("Losses, each by itself", parts(views[0], "loss"), None)]
+        cards += [_card("What each loss weighs", parts(views[0], "weight"), None)]
+    drawn = [card for card in cards if card]
+    if not drawn:
+        return ""
+    below = _card("Learning rate", rate, runs if many else [], size=(1100, 190) if len(drawn) % 2 == 0 else SIZE)
+    if len(drawn) % 2 == 0:
+        return f'<h2>Curves</h2><div class="stack"><div class="two">{"".join(drawn)}</div>{below}</div>'
+    return f'<h2>Curves</h2><div class="two">{"".join(drawn)}{below}</div>'
+
+
+def _shown(metrics: Sequence[str], *, many: bool) -> list[str]:
+    """The metrics that are drawn: of several runs the first, of one task all shares and errors, of several heads the leading."""
+    first = [metric for metric in leading(metrics) if metric != "val/loss"]
+    if many:
+        return first[:1]
+    drawn = {"accuracy", "f1", "top5", "map", "exact", "mae", "rmse"}
+    return first if len(first) > 1 else [metric for metric in metrics if word(metric) in drawn]
+
+
+def _name(metric: str) -> str:
+    name = metric.removeprefix("val/")
+    return _NAMES.get(name, name.replace("_", " "))
+
+
+def _card(
+    title: str,
+    series: list[Series],
+    legend: list[tuple[str, int, bool]] | None,
+    *,
+    percent: bool = False,
+    size: tuple[int, int] = SIZE,
+) -> str:
+    chart = line_chart(series, title=title.split(" <")[0], y_percent=percent, size=size)
+    if not chart:
+        return ""
+    shown = [(s.name, s.colour, s.dashed) for s in series if not s.faint and len(s.x)] if legend is None else legend
+    marks = "".join(
+        f'<span><i {"class=dash " if dash else ""}style="border-color:var(--s{colour % 8})"></i>{escape(name)}</span>'
+        for name, colour, dash in shown
+    )
+    bar = f'<div class="legend">{marks}</div>' if marks else ""
+    return f'<div class="card"><h3>{title}</h3>{bar}{chart}</div>'
