@@ -182,7 +182,7 @@ def cache(
     keys: Annotated[list[str] | None, typer.Argument(metavar="KEY…", help="only these (or all that begin so)")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="remove the named ones, or those of --older")] = False,
     older: Annotated[float | None, typer.Option("--older", metavar="DAYS", min=0, help="only what is unused for so long")] = None,
-    folder: Annotated[Path | None, typer.Option("--path", metavar="DIR", help="the data.cache.path of runs that have one")] = None,
+    folder: Annotated[Path | None, typer.Option("--path", metavar="DIR", help="the data.cache.path of these runs")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
     """List the features that runs kept of frozen networks, and remove what is not needed any more."""

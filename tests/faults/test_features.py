@@ -307,6 +307,41 @@ def test_unreadable_pictures_are_skipped_as_without_features(trainers: Zygote, t
     assert any("the file is not an image" in rank.text() or "02.png" in rank.text() for rank in trainers.started[-world:])
 
 
+def test_several_heads_with_losses_that_learn_themselves(trainers: Zygote, tmp_path: Path) -> None:
+    """What is said of a sample besides its class comes with its features; the balance's parameters stand beside the network's."""
+    root = pictures(tmp_path / "pictures") / "train"
+    rows = [
+        f"{path.relative_to(root)},{path.parent.name},{place / 24}" for place, path in enumerate(sorted(root.glob("*/*.png")))
+    ]
+    (root / "said.csv").write_text("\n".join(["path,kind,size", *rows]) + "\n")
+    source = f"csv:{root}/said.csv?image=path&label=kind&value=size"
+    sections = {
+        "task": {"kind": "multi"}, "data": {"train": source, "val": "split:0.25", "augment": STILL},
+        "losses": {"balance": {"kind": "uncertainty"}}, "checkpoint": {"best": "val/loss"},
+        "train": {"steps": 12, "global_batch": 8}, "evaluate": {"every": "6 steps"}, "args": {"dropout": 0.0, "norm": False},
+    }  # fmt: skip
+    found = {}
+    for cache, world in (("none", 1), ("features", 1), ("features", 2)):
+        folder = tmp_path / f"{cache}-{world}"
+        assert trainers.run(file(folder, cache, **sections), folder, world=world) == [0] * world
+        found[cache, world] = [
+            value for p in points(folder / "run") for key, value in p.items() if key.startswith(("train/loss", "val/", "weight/"))
+        ]
+    assert "features: " in log(tmp_path / "features-1")
+    assert len(found["none", 1]) > 12 * 3
+    assert found["features", 1] == pytest.approx(found["none", 1], abs=1e-5)
+    assert found["features", 2] == pytest.approx(found["none", 1], abs=1e-5)
+
+
+def test_losses_that_look_at_the_images_keep_them(trainers: Zygote, tmp_path: Path) -> None:
+    losses = {"add": {"held": {"kind": "features", "of": "start"}}}
+    sections = {"strategy": {"kind": "blocks", "last": 1}, "losses": losses}
+    assert trainers.run(file(tmp_path / "auto", "auto", **sections), tmp_path / "auto") == [0]
+    assert "not kept: losses.add.held needs the images" in log(tmp_path / "auto")
+    assert trainers.run(file(tmp_path / "asked", **sections), tmp_path / "asked") == [2]
+    assert "losses.add.held needs the images" in trainers.started[-1].text()
+
+
 def test_a_changed_picture_is_computed_again_and_the_others_are_not(trainers: Zygote, tmp_path: Path) -> None:
     root = pictures(tmp_path / "pictures")
     data = {"train": f"folder:{root}/train", "val": f"folder:{root}/val", "augment": STILL}
