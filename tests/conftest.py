@@ -12,7 +12,7 @@ from tests.trainers import Zygote
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def users_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The caches of the user's own are neither read nor filled."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(folder)
@@ -20,7 +20,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def zygote(cache: Path) -> Iterator[Zygote]:
+def zygote(users_cache: Path) -> Iterator[Zygote]:
     started = Zygote()
     yield started
     started.close()

@@ -24,7 +24,7 @@ from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import eval_batches, train_batches
 from trainer.data.order import mix
 from trainer.evaluate import evaluate
-from trainer.features.choose import Choice, choose
+from trainer.features.choose import Choice, choose, granted
 from trainer.features.kept import Features
 from trainer.learning import build_objective, gradients_apart, learnt_by, named_parameters, references, unchanged
 from trainer.losses.objective import Learner, Objective, Plain
@@ -186,6 +186,9 @@ def frozen(
 ) -> Features | None:  # fmt: skip
     """What is kept of the first part that never learns; none where nothing is. Raises UserError where it is asked for in vain."""
     choice = chosen(run, built, groups, steps, samples, runtime.autocast, runtime.device)
+    if len(set(runtime.everyone(str(choice)))) > 1:
+        choice = Choice(None, "the ranks do not find the same place to cut the network at")
+    granted(run, choice)
     log.info("features of the frozen first part: %s", choice)
     if choice.cut is None:
         return None
@@ -197,7 +200,7 @@ def chosen(
     run: Run, built: Built, groups: Sequence[ParamGroup], steps: int, samples: int,
     autocast: Callable[[], AbstractContextManager[Any]], device: torch.device,
 ) -> Choice:  # fmt: skip
-    """Whether and where features are kept. Raises UserError where it is asked for in vain."""
+    """Whether and where features are kept."""
     looking = run.losses.at_images
     return choose(
         run, built.network, [parameter for group in groups for _, parameter in group.parameters], built.spec,

@@ -18,6 +18,7 @@ from trainer.config.optimizers import SGD
 from trainer.config.sources import open_splits
 from trainer.data.order import mix
 from trainer.features import room
+from trainer.features.choose import granted
 from trainer.measuring import precision
 from trainer.models import Built, build_model
 from trainer.spec import ParamGroup
@@ -92,7 +93,7 @@ def features(run: Run, built: Built, groups: Sequence[ParamGroup], steps: int, s
     Raises UserError where features are asked for and cannot be kept. The room is that of this machine.
     """
     cpu = torch.device("cpu")
-    found = chosen(run, built, groups, steps, samples, lambda: precision(run.train.precision, cpu), cpu)
+    found = granted(run, chosen(run, built, groups, steps, samples, lambda: precision(run.train.precision, cpu), cpu))
     total = (found.views * samples + held) * found.row
     short = "" if found.cut is None else room.lacks(run.data.cache, total, total)
     kept = found.cut is not None and not short

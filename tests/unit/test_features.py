@@ -23,7 +23,7 @@ from trainer.config.run import Augment, Data
 from trainer.config.sources import open_source
 from trainer.data import Batch, ImageDataset
 from trainer.features import identity, samples
-from trainer.features.choose import Choice, choose
+from trainer.features.choose import Choice, choose, granted
 from trainer.features.fill import unreadable
 from trainer.features.samples import FeatureSamples, Rows
 from trainer.features.store import Store, find
@@ -298,5 +298,5 @@ def test_what_is_asked_for_in_vain_is_refused(
     run: Callable[..., Run], changes: tuple[str, ...], learns: tuple[str, ...], reason: str
 ) -> None:
     with pytest.raises(UserError, match=r"data\.cache: features, and they cannot be kept: .*write data\.cache: none") as refused:
-        chosen(run(*changes), network(), learns)
+        granted(run(*changes), chosen(run(*changes), network(), learns))
     assert reason in str(refused.value)

@@ -55,20 +55,8 @@ def choose(
     """Look for the cut of a run with so many training `samples`, of which it sees `seen` in all.
 
     `learning`: all that learns at any time. `against`: a reason from elsewhere that the images are needed, in words.
-    Raises UserError where features are asked for and there is such a reason.
     """
-    config = run.data.cache
-    found = _choose(run, network, set(learning), spec, samples, seen, train_mode, autocast, device, against)
-    if found.cut is None and config.kind == "features":
-        raise UserError(f"data.cache: features, and they cannot be kept: {found.why}; write data.cache: none, or auto")
-    return found
-
-
-def _choose(
-    run: Run, network: nn.Module, learning: set[nn.Parameter], spec: InputSpec, samples: int, seen: int,
-    train_mode: Callable[[nn.Module], None], autocast: Callable[[], AbstractContextManager[Any]], device: torch.device,
-    against: str,
-) -> Choice:  # fmt: skip
+    learning = set(learning)
     config, augment = run.data.cache, training(run.data, spec).random is not None
     if config.kind == "none":
         return Choice(None, "data.cache is none")
@@ -97,3 +85,10 @@ def _choose(
     if config.kind == "auto" and saved < _WORK:
         return Choice(None, "it would save no more than seconds")
     return Choice(cut, found.why, views, DTYPES.get(config.dtype, cut.dtype))
+
+
+def granted(run: Run, choice: Choice) -> Choice:
+    """The choice. Raises UserError where features are asked for and cannot be kept."""
+    if choice.cut is None and run.data.cache.kind == "features":
+        raise UserError(f"data.cache: features, and they cannot be kept: {choice.why}; write data.cache: none, or auto")
+    return choice

@@ -47,8 +47,10 @@ class Search:
         self._image = (spec.in_channels, spec.image_size, spec.image_size)
         images = torch.randn(3, *self._image, generator=torch.Generator().manual_seed(0))
         self._images = images.to(device)
+        with autocast():
+            mixed = torch.is_autocast_enabled(device.type)
         # sums of products are rounded, in another way for another batch
-        self._near = 1e-3 if next(network.parameters()).dtype == torch.float32 else 0.05
+        self._near = 0.05 if mixed or next(network.parameters()).dtype != torch.float32 else 1e-3
 
     def find(self, least: float = 0.0) -> Found:
         """The deepest cut that holds; not looked for where less than `least` of all parameters come before it."""
@@ -164,7 +166,7 @@ class Search:
         tail = Tail(self._network, cut)
         try:
             with self._quiet(training):
-                return tail(features)
+                return self._moved(tail(features)) if training else tail(features)
         except Exception:  # the network is the user's: whatever it does without images, it cannot be cut here
             return None
         finally:
@@ -173,7 +175,7 @@ class Search:
     @contextmanager
     def _quiet(self, training: bool) -> Iterator[None]:
         """The network in training or in evaluation, about to draw the same numbers; afterwards it is as before."""
-        with undisturbed(self._network, self._device), torch.no_grad(), self._autocast():
+        with undisturbed(self._network, self._device), torch.set_grad_enabled(training), self._autocast():
             if training:
                 self._train_mode(self._network)
             else:
@@ -189,12 +191,10 @@ class Search:
         Returns the cut with `whole`, where a module's output is the network's own.
         """
         same = (cut.whole or "").split("\n")
-        given, wanted, wholes = [], [], []
+        given, wanted, wholes = list[Any](), list[Any](), list[Any]()
         for training in (True, False):
-            found, output, outputs = self._pass(cut, same, training)
-            given.append(found)
-            wanted.append(output)
-            wholes.append({name for name, value in outputs.items() if value is output})
+            for into, value in zip((given, wanted, wholes), self._pass(cut, same, training), strict=True):
+                into.append(value)
         if not _close(given[0], given[1], self._near):
             return None
         whole = next((name for name in reversed(same) if all(name in names for names in wholes)), None)
@@ -204,8 +204,8 @@ class Search:
                 return cut
         return None
 
-    def _pass(self, cut: Cut, names: list[str], training: bool) -> tuple[torch.Tensor, Any, dict[str, Any]]:
-        """(features, output of the network, outputs of these modules)."""
+    def _pass(self, cut: Cut, names: list[str], training: bool) -> tuple[torch.Tensor, Any, set[str]]:
+        """(features, what the network gives, those of these modules whose output that is)."""
         outputs: dict[str, Any] = {}
 
         def keep(name: str) -> Callable[..., None]:
@@ -215,10 +215,19 @@ class Search:
         try:
             with self._quiet(training), caught(self._network, cut, go_on=True) as found:
                 output = self._network(self._images)
+                wholes = {name for name, value in outputs.items() if value is output}
+                return found[0], self._moved(output) if training else output, wholes
         finally:
             for handle in handles:
                 handle.remove()
-        return found[0], output, outputs
+
+    def _moved(self, output: Any) -> list[torch.Tensor]:
+        """An output in training, and the gradients that what learns gets from it."""
+        leaves = _tensors(output)
+        total = torch.stack([leaf.float().square().sum() for leaf in leaves if leaf.requires_grad]).sum()
+        learning = [p for p in self._network.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(total, learning, allow_unused=True)
+        return [leaf.detach() for leaf in leaves] + [torch.zeros(1) if g is None else g for g in gradients]
 
     def _agrees(self, cut: Cut, training: bool, features: torch.Tensor, wanted: Any) -> bool:
         output = self._tail(cut, features, training=training)
