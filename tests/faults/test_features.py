@@ -277,6 +277,22 @@ def test_where_there_is_no_room_that_is_said_first(trainers: Zygote, tmp_path: P
     assert "Not a directory" in trainers.started[-1].text()
 
 
+def test_a_folder_that_another_rank_does_not_see_is_refused(
+    trainers: Zygote, straight: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Each rank has a home of its own, as on nodes without a shared one."""
+    sections = {"args": {"norm": False}, "train": {"steps": 40}}
+    constants, env = {"trainer.features.choose._WORK": 0.0}, {"XDG_CACHE_HOME": f"{tmp_path}/home-{{rank}}"}
+    for kind, codes in (("features", [3, 3]), ("auto", [0, 0])):
+        run = file(tmp_path / kind, {"kind": kind, "path": None}, **sections)
+        ranks = trainers.start(run, tmp_path / kind, world=2, constants=constants, env=env)
+        assert [rank.wait() for rank in ranks] == codes
+        said = "".join(rank.text() for rank in ranks)
+        assert re.search(f"does not see {tmp_path}/home-[01]/graft/features/", said)
+        assert "name a folder that all nodes share as data.cache.path" in said
+    assert curve(tmp_path / "auto") == pytest.approx(curve(straight("none", 2, **sections)), abs=1e-5)
+
+
 def pictures(root: Path) -> Path:
     """Two classes of twelve pictures each, and as many to validate."""
     for part in ("train", "val"):

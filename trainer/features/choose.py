@@ -22,7 +22,7 @@ log = logging.getLogger("graft.features")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SHARE = {"auto": 0.25, "features": 0.05}  # of the work of a forward pass that has to come before the cut
 _PARAMETERS = 0.01  # of the network's numbers: with fewer before it, no cut is looked for
-_WORK = 1e11  # operations that are saved at least: a few seconds on a CPU
+_WORK = 3e10  # operations that are saved at least: a second on a CPU, with the decoding some more
 
 
 @dataclass(frozen=True)
