@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -175,6 +177,21 @@ def test_damage_is_found_and_computed_again(
     assert trainers.run(run, tmp_path) == [0]
     same(tmp_path / "run", straight() / "run")
     assert {path: path.read_bytes() for path in kept(tmp_path)} == whole
+
+
+def test_rows_of_another_network_are_noticed(trainers: Zygote, tmp_path: Path) -> None:
+    """As if the key had missed something that makes another feature: whole files, with other numbers in them."""
+    shared = {"kind": "features", "path": str(tmp_path / "kept")}
+    assert trainers.run(file(tmp_path / "one", shared), tmp_path / "one") == [0]
+    for path in kept(tmp_path):
+        content = path.read_bytes()
+        rows = int.from_bytes(content[8:16], "little")
+        start = len(content) - rows * 8 * 4
+        changed = content[:start] + (np.frombuffer(content[start:], np.float32) * np.float32(1.5)).tobytes()
+        path.unlink()
+        path.with_name(f"{hashlib.sha256(changed).hexdigest()}.rows").write_bytes(changed)
+    assert trainers.run(file(tmp_path / "two", shared), tmp_path / "two") == [3]
+    assert "are not those of this network and these images; remove that folder" in trainers.started[-1].text()
 
 
 def _stopped(rank: Rank) -> None:

@@ -154,6 +154,22 @@ def test_known_networks(case: str) -> None:
     holds(network, cut, size)
 
 
+@pytest.mark.parametrize("make", [partial(torchvision, "resnet18"), small_vit], ids=["meta", "position tables"])
+def test_nothing_before_the_cut_is_worked_out(make: Callable[[], nn.Module]) -> None:
+    network = make()
+    cut = cut_of(network, ["fc", "layer4", "encoder.layers.encoder_layer_2", "heads"])
+    ran: list[str] = []
+    for name in cut.before:
+        module = network.get_submodule(name)
+        if next(module.children(), None) is None and name not in cut.skipped:
+            module.register_forward_hook(lambda module, args, output, name=name: ran.append(name))
+        elif name in cut.skipped:
+            module.forward = lambda *args, name=name: ran.append(name)
+    Tail(network, cut)(torch.zeros(2, *cut.shape))
+    assert cut.before
+    assert ran == []
+
+
 class Skip(nn.Module):
     """The last layer sees what the first one gave, past what learns in between."""
 
