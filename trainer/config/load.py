@@ -199,6 +199,8 @@ def _absolute(run: Run, base: Path) -> Run:
         return model
 
     data = run.data.model_copy(update={"train": source(run.data.train), "val": source(run.data.val)})
+    if data.cache.path is not None:
+        data = data.model_copy(update={"cache": data.cache.model_copy(update={"path": path(data.cache.path)})})
     return run.moved(moved).model_copy(update={"data": data})
 
 
@@ -233,7 +235,7 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 _FREE = ("parallel.", "resources.", "track.", "checkpoint.every", "checkpoint.keep", "data.workers", "train.micro_batch",
-         "evaluate.batch", "evaluate.show", "data.max_bad")  # fmt: skip
+         "evaluate.batch", "evaluate.show", "data.max_bad", "data.cache.path", "data.cache.max_gb")  # fmt: skip
 
 
 def learnt(run: Run) -> dict[str, Any]:
@@ -267,5 +269,8 @@ def changes(old: Run, new: Run) -> list[str]:
     return [
         f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
         for key in {**before, **after}
-        if before.get(key) != after.get(key) and not free(key)
+        if before.get(key) != after.get(key)
+        and not free(key)
+        # whether features are kept where that changes nothing
+        and not (key == "data.cache.kind" and {before.get(key), after.get(key)} == {"auto", "none"})
     ]
