@@ -90,13 +90,6 @@ def _examined(source: Origin, adapt: Adapt, classes: int, size: int) -> tuple[nn
         raise UserError(f"{error}{hint}") from error
 
 
-def labels_of(outputs: tuple[Output, ...]) -> tuple[str, ...]:
-    """The labels of all heads, side by side; those of several heads with the heads' names before them."""
-    if len(outputs) == 1:
-        return outputs[0].labels
-    return tuple(f"{output.name}/{label}" for output in outputs for label in output.labels)
-
-
 def needs(config: Model) -> list[Need]:
     """The files that the weights of a model are read from, as its source says. Raises UserError."""
     module, rest = _source(config)
