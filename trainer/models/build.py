@@ -22,7 +22,7 @@ from trainer.models.heads import GRAFTED
 from trainer.models.outputs import check, place
 from trainer.models.probe import Anatomy, examine
 from trainer.models.sizes import nearest_size
-from trainer.spec import InputSpec, Output, labels_of
+from trainer.spec import InputSpec, Output
 
 Norm = Literal["auto", "imagenet", "half", "none"] | Normalize
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
