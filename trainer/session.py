@@ -186,7 +186,7 @@ def assemble(
         state.points = tracker.points
         extra: dict[str, Any] = {
             "progress": state.as_dict(), "step": state.step, "samples": state.samples, "world": runtime.world,
-            "facts": parts.splits.train.facts().as_json(),
+            "facts": parts.splits.train.facts.as_json(),
             "outputs": [[output.name, list(output.labels)] for output in parts.task.outputs],
             "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
             "optimizer": run.optimizer_identity, "optimizer_state": building.packed(parts)[1],

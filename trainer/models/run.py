@@ -120,8 +120,9 @@ class _Source:
             tensors |= read_checkpoint(file).tensors
         if any(".base_layer." in name for name in tensors):  # layers of an adapter: merged into the weights they stand beside
             tensors = merged[0](self.folder, str(self.loaded.step))
-        classes = self.outputs[0].labels if len(self.outputs) == 1 else None
-        return Checkpoint(f"run {self.folder.name}, step {self.loaded.step:,}", tensors, classes)
+        several = self.outputs if any(output.name for output in self.outputs) else ()
+        classes = None if several else self.outputs[0].labels
+        return Checkpoint(f"run {self.folder.name}, step {self.loaded.step:,}", tensors, classes, outputs=several)
 
 
 def _folder(rest: str) -> RunDir:
