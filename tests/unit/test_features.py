@@ -286,6 +286,31 @@ def test_features_are_kept_where_that_is_possible_and_pays(run: Callable[..., Ru
     assert chosen(run("data.cache.dtype=fp16"), network()).row == 16
 
 
+class Odd(nn.Module):
+    """Takes an even number of images only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = deep().get_submodule("stem"), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) % 2:
+            raise RuntimeError("an odd number of images")
+        y: torch.Tensor = self.head(self.body(x).mean(dim=(2, 3)))
+        return y
+
+
+def test_a_network_that_cannot_be_followed_is_trained_as_it_is(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr("trainer.features.choose._WORK", 0.0)
+    made = Odd()
+    found = chosen(run("data.cache=auto"), made)
+    assert found.cut is None
+    assert "the network could not be followed (RuntimeError: an odd number of images)" in found.why
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in made.modules())
+
+
 @pytest.mark.parametrize(
     ("changes", "learns", "reason"),
     [

@@ -74,8 +74,11 @@ def choose(
     numbers = [(p in learning, p.numel()) for p in network.parameters()]
     if all(learns for learns, _ in numbers):
         return Choice(None, "everything learns, sooner or later")
-    search = Search(network, learning, spec, train_mode, autocast, device)
-    found = search.find(least=_PARAMETERS)
+    try:
+        found = Search(network, learning, spec, train_mode, autocast, device).find(least=_PARAMETERS)
+    except Exception as error:  # the network is the user's, and can be trained without this
+        log.info("the network could not be followed", exc_info=True)
+        return Choice(None, f"the network could not be followed ({type(error).__name__}: {error})")
     if found.cut is None:
         return Choice(None, found.why)
     cut, least = found.cut, _SHARE[config.kind]

@@ -112,18 +112,15 @@ class Search:
                 break
             if call.key in kept and call.shape[1:] == other.shape[1:] and call.place == other.place:
                 fit.append(call.key)
-        tries = 0
-        for key in reversed(fit):
-            cut = self._cut(resting[key], moving, still)
+        for key in list(reversed(fit))[:_TRIES]:
+            call = resting[key]
+            cut = self._cut(call, moving, still)
             if cut is None:
                 continue
-            tries += 1
-            if tries > _TRIES:
-                break
-            still_holds = next((c for filler in FILLERS if self._holds_still(c := replace(cut, filler=filler), kept[key])), None)
-            if still_holds is not None and (found := self._holds(still_holds)) is not None:
+            first = next((c for filler in FILLERS if self._holds_still(c := replace(cut, filler=filler), kept[key])), None)
+            if first is not None and (found := self._holds(first, _same(call, still))) is not None:
                 return Found(found, why, work)
-        return Found(None, why, work)
+        return Found(None, f"{why}, and there is no one place before it that all that comes after it begins at", work)
 
     def _cut(self, call: Call, moving: dict[Key, Call], still: Trace) -> Cut | None:
         """The cut at a call, which was not tried yet; none where it is plain that it does not hold."""
@@ -145,10 +142,8 @@ class Search:
         if any(c.key[0] in skipped for c in around):
             return None
         before = dict.fromkeys(c.key[0] for c in still.calls[: call.index] if c.index not in path)
-        chain = [call, *around]
-        same = [c.key[0] for i, c in enumerate(chain) if i == 0 or all(inner.same for inner in chain[:i])]
         return Cut(
-            call.key[0], call.key[1], call.place, call.shape[1:], call.dtype, self._image, "\n".join(same), skipped, "meta",
+            call.key[0], call.key[1], call.place, call.shape[1:], call.dtype, self._image, None, skipped, FILLERS[0],
             tuple(before), tuple(c.key[0] for c in around), self._never(moving, still), call.work / max(1, still.work),
         )  # fmt: skip
 
@@ -159,7 +154,7 @@ class Search:
 
     def _holds_still(self, cut: Cut, features: torch.Tensor) -> bool:
         """A first look, in evaluation: whether the features are all that matters."""
-        output = self._tail(replace(cut, whole=None), features, training=False)
+        output = self._tail(cut, features, training=False)
         return output is not None and not any(leaf.is_meta or bool(leaf.isnan().any()) for leaf in _tensors(output))
 
     def _tail(self, cut: Cut, features: torch.Tensor, *, training: bool) -> Any:
@@ -185,12 +180,12 @@ class Search:
                 torch.cuda.default_generators[self._device.index or 0].manual_seed(1)
             yield
 
-    def _holds(self, cut: Cut) -> Cut | None:
+    def _holds(self, cut: Cut, same: list[str]) -> Cut | None:
         """Whether the network from the cut on gives what the whole gives, in training and in evaluation.
 
-        Returns the cut with `whole`, where a module's output is the network's own.
+        `same`: the modules that are given just what is at the cut. Returns the cut with `whole`, where the output of one of them
+        is the network's own.
         """
-        same = (cut.whole or "").split("\n")
         given, wanted, wholes = list[Any](), list[Any](), list[Any]()
         for training in (True, False):
             for into, value in zip((given, wanted, wholes), self._pass(cut, same, training), strict=True):
@@ -199,7 +194,7 @@ class Search:
             return None
         whole = next((name for name in reversed(same) if all(name in names for names in wholes)), None)
         for option in dict.fromkeys((whole, None)):
-            cut = replace(cut, whole=option or None)
+            cut = replace(cut, whole=option)
             if all(self._agrees(cut, *case) for case in zip((True, False), given, wanted, strict=True)):
                 return cut
         return None
@@ -211,7 +206,7 @@ class Search:
         def keep(name: str) -> Callable[..., None]:
             return lambda module, args, output: outputs.__setitem__(name, output)
 
-        handles = [self._network.get_submodule(name).register_forward_hook(keep(name)) for name in names if name]
+        handles = [self._network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
         try:
             with self._quiet(training), caught(self._network, cut, go_on=True) as found:
                 output = self._network(self._images)
@@ -236,6 +231,17 @@ class Search:
         return len(ours) == len(theirs) > 0 and all(
             torch.equal(a, b) if exact else _close(a, b, self._near) for a, b in zip(ours, theirs, strict=True)
         )
+
+
+def _same(call: Call, still: Trace) -> list[str]:
+    """The module of a call and those around it that were given the very same tensor, from the inside."""
+    found = [call.key[0]]
+    for outer in still.around(call):
+        if not call.same:
+            break
+        found.append(outer.key[0])
+        call = outer
+    return found
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

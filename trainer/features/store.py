@@ -98,9 +98,11 @@ class Store:
         (self.folder / name).unlink(missing_ok=True)
 
     def clean(self) -> None:
-        """Remove what interrupted writes left. Only the one that holds the turn may."""
-        for path in self.folder.glob(".tmp-*"):
-            path.unlink(missing_ok=True)
+        """Remove what interrupted writes left, and files that are none of these. Only the one that holds the turn may."""
+        known = {segment.name for segment in self.read(self.names())}
+        for path in (*self.folder.glob(".tmp-*"), *self.folder.glob("*.rows")):
+            if path.name not in known:
+                path.unlink(missing_ok=True)
 
     def write(self, ids: Ids, rows: torch.Tensor) -> str:
         """Add rows, uint8 [n, bytes a row], with their ids [n, 2]; returns the file's name. Raises OSError."""
