@@ -30,7 +30,7 @@ merged: list[Callable[[RunDir, str], dict[str, torch.Tensor]]] = []
 
 def origin(rest: str, config: Model) -> Origin:
     """The network of a run, and its weights `best` (the default), `last`, of a step, or `none`. Raises UserError."""
-    source = _Source(rest, config)
+    source = Source(rest, config)
     spec = source.spec
     return Origin(
         f"run:{source.folder.name}", partial(source.make, channels=spec.in_channels), sized=False, image_size=spec.image_size,
@@ -41,7 +41,7 @@ def origin(rest: str, config: Model) -> Origin:
 
 def needs(rest: str, config: Model) -> list[Need]:
     """The files of the run that are read."""
-    source = _Source(rest, config)
+    source = Source(rest, config)
     what = f"the run {source.folder.name}"
     return [Need(what, file) for file in [source.folder.config, source.loaded.path / "state.json", *source.files]]
 
@@ -59,7 +59,9 @@ def root(config: Model) -> Model:
 
 
 @dataclass
-class _Source:
+class Source:
+    """A run as a source: its folder, its settings, its checkpoint, each read when it is asked for."""
+
     rest: str
     config: Model
 
