@@ -525,7 +525,10 @@ def test_heads_that_cannot_be_are_refused(tmp_path: Path, outputs: Any, adapt: d
         build(own(tmp_path), outputs, **adapt)
 
 
-def test_what_pools_nothing_is_refused_with_what_to_name() -> None:
+def test_what_pools_nothing_is_refused_with_what_to_name(tmp_path: Path) -> None:
+    body = "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 5))\n"
+    with pytest.raises(UserError, match=r"positions is the image itself, so there is nothing to attend to"):
+        build(own(tmp_path, body), image_size=8, **ATTENTION)
     with pytest.raises(UserError, match=r"pools one position, since layer4\.0\.conv1, .* come after .*pool_from"):
         build("torchvision:resnet18", image_size=32, **ATTENTION)
 

@@ -73,7 +73,10 @@ def find_pool(network: nn.Module, source: str, head: str, features: int, channel
     _, visit, early = max(moments, key=lambda moment: moment[0])
     tensor = visit.given if early else visit.gave
     assert tensor is not None
-    after = sorted(_behind(at.given, parameters) - _behind(tensor, parameters))
+    all_behind, behind = _behind(at.given, parameters), _behind(tensor, parameters)
+    if all_behind and not behind:
+        raise _none(source, "its last tensor of several positions is the image itself")
+    after = sorted(all_behind - behind)
     between = [
         n for n in after if parameters[n].dim() > 1 and not (early and n.startswith(f"{visit.name}.") and visit in pooling)
     ]
