@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -17,12 +18,16 @@ from trainer.config import RefusedError, Run, UserError, nearest
 from trainer.config.amounts import Amount
 from trainer.config.arithmetic import micro_batches, rank_shares, total_steps
 from trainer.config.optimizers import ScheduleFree
+from trainer.config.parallel import CUTS_WEIGHTS
 from trainer.config.sources import Listing, Splits, open_splits
 from trainer.data import Batch
 from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import eval_batches, train_batches
 from trainer.data.order import mix
 from trainer.evaluate import Lockstep, evaluate
+from trainer.export.scale import foldable
+from trainer.features.choose import Choice, choose, granted
+from trainer.features.kept import Features
 from trainer.learning import build_objective, gradients_apart, learnt_by, references, unchanged
 from trainer.losses.objective import Learner, Objective, Plain
 from trainer.models import Built, build_model
@@ -55,6 +60,7 @@ class Parts:
     summary: strategies.Summary
     objective: Objective | None = None  # where there is more than the task's own loss
     references: dict[str, str] = field(default_factory=dict)  # fingerprints of the networks that losses look at
+    features: Features | None = None
 
     @property
     def epoch_samples(self) -> int:
@@ -64,7 +70,8 @@ class Parts:
         """Count what could not be read, copy to the device and normalise there."""
         if batch.bad:
             self.bad.add(batch.bad)
-        return batch.to(self.runtime.device, self.built.spec)
+        features = self.features is not None and self.features.train is not None
+        return batch.to(self.runtime.device, None if features else self.built.spec)
 
     def schedule(self) -> Callable[[int], float]:
         batch = self.run.train.global_batch
@@ -81,12 +88,20 @@ class Parts:
     def dataset(self, listing: Listing, *, train: bool) -> ImageDataset:
         return ImageDataset(listing, self.run.data, self.built.spec, train=train, seed=self.run.train.seed)
 
+    def open_features(self, at: Callable[[str], None], stop: Callable[[], bool], *, val: bool = True) -> bool:
+        """Have the features ready, where some are kept, once the weights are the run's own; false where a stop was wished."""
+        if self.features is None:
+            return True
+        held = self.dataset(self.splits.val, train=False) if val and self.splits.val is not None else None
+        return self.features.open(self.dataset(self.splits.train, train=True), held, self.bad, at=at, stop=stop)
+
     def batches(self, start_step: int) -> Generator[list[Batch], None, None]:
         """The training micro-batches of this rank, step by step."""
         train, runtime = self.run.train, self.runtime
         share = max(rank_shares(train.global_batch, runtime.world))
+        features = None if self.features is None else self.features.train
         return train_batches(
-            self.dataset(self.splits.train, train=True),
+            features or self.dataset(self.splits.train, train=True),
             seed=train.seed, start_step=start_step, steps=self.steps, global_batch=train.global_batch,
             micro_batch=share if train.micro_batch == "auto" else train.micro_batch,
             rank=runtime.rank, world=runtime.world, workers=self.run.data.workers, pin=runtime.device.type == "cuda",
@@ -95,7 +110,8 @@ class Parts:
     def evaluation(self, listing: Listing, at: Callable[[str], None]) -> Callable[[], Evaluation]:
         """A function that measures the network (its average, if there is one) over a listing; `at` hears where it is."""
         runtime, train = self.runtime, self.run.train
-        dataset = self.dataset(listing, train=False)
+        features = self.features.val if self.features is not None and listing is self.splits.val else None
+        dataset = features or self.dataset(listing, train=False)
         share = max(rank_shares(train.global_batch, runtime.world))
         batch = self.run.evaluate.batch or 2 * (share if train.micro_batch == "auto" else train.micro_batch)
         passes = -(-len(range(0, len(dataset), runtime.world)) // batch)
@@ -127,7 +143,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     """
     passes_alike(run, runtime)  # refuses more ranks than samples before anything is downloaded
     splits = open_splits(run.data, run.train.seed)
-    task = build_task(run.task, splits.train.facts())
+    task = build_task(run.task, splits.train.facts)
     if splits.val is not None:
         known = [f"val/{name}" for name in task.measure(0, torch.device("cpu")).result().metrics]
         for key, metric in run.watched.items():
@@ -139,6 +155,8 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
         build_model, run.model, run.data.normalize, task.outputs, mix(run.train.seed, WEIGHTS), load_weights=as_it_came
     )
     built = by_turns(runtime, model)
+    if task.scale is not None and saved is None:
+        foldable(built.network, built.head, task.scale, built.spec)
     given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime))
     fingerprints = given.fingerprints
     if saved is not None:
@@ -149,7 +167,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     samples = partial(samples_of, run, steps, len(splits.train.items))
     strategies.inject(run.strategy, built.network, built.head, built.fresh, mix(run.train.seed, ADAPTERS))
     restless = strategies.restless(run.strategy, built.network)
-    if restless is not None and runtime.kind in ("zero3", "fsdp"):
+    if restless is not None and runtime.cuts_weights:
         raise UserError(
             f"parallel.kind: {runtime.kind} holds pieces of the weights of '{restless}', which {run.strategy.kind} changes in "
             "each forward pass; write parallel.kind: zero2, or name other layers as strategy.targets"
@@ -165,10 +183,12 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     summary = strategies.summary(network)
     learns = sorted([*groups, *extra], key=lambda group: group.start)
     strategies.begin(learns, saved["samples"] if saved is not None else 0)
-    wrapped = network if objective is None or not extra else Learner(network, objective)
+    features = frozen(run, runtime, built, groups, steps, len(splits.train.items))
+    called = network if features is None else features.tail
+    wrapped = called if objective is None or not extra else Learner(called, objective)
     apart = gradients_apart(objective)
     engine = runtime.engine(
-        wrapped, network, learns, lambda given: build_optimizer(run.optimizer, given, apart), units(network, built.head)
+        wrapped, called, learns, lambda given: build_optimizer(run.optimizer, given, apart), units(network, built.head)
     )
     average: Average | FreeAverage | None = None
     if isinstance(run.optimizer, ScheduleFree):
@@ -183,7 +203,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
         phase.stage = partial(_stage, engine, network, average if isinstance(average, Average) else None)
     return Parts(
         run, runtime, splits, built, task, phase, engine, average, steps, BadCount(run.data.max_bad), summary, objective,
-        fingerprints,
+        fingerprints, features,
     )  # fmt: skip
 
 
@@ -209,6 +229,37 @@ def units(network: nn.Module, head: Sequence[str]) -> list[nn.Module]:
 def buffers(network: nn.Module) -> dict[str, torch.Tensor]:
     """Those that are saved."""
     return {name: value for name, value in network.state_dict(keep_vars=True).items() if not isinstance(value, nn.Parameter)}
+
+
+def frozen(
+    run: Run, runtime: Runtime, built: Built, groups: Sequence[ParamGroup], steps: int, samples: int
+) -> Features | None:  # fmt: skip
+    """What is kept of the first part that never learns; none where nothing is. Raises UserError where it is asked for in vain."""
+    choice = chosen(run, built, groups, steps, samples, runtime.autocast, runtime.device, runtime.kind)
+    if len(set(runtime.everyone(str(choice)))) > 1:
+        choice = Choice(None, "the ranks do not find the same place to cut the network at")
+    granted(run, choice)
+    log.info("features of the frozen first part: %s", choice)
+    if choice.cut is None:
+        return None
+    learning = [parameter for group in groups for _, parameter in group.parameters]
+    return Features(run, runtime, built.network, learning, built.spec, choice)
+
+
+def chosen(
+    run: Run, built: Built, groups: Sequence[ParamGroup], steps: int, samples: int,
+    autocast: Callable[[], AbstractContextManager[Any]], device: torch.device, kind: str,
+) -> Choice:  # fmt: skip
+    """Whether and where features are kept under a kind of `parallel`."""
+    looking = run.losses.at_images
+    against = f"losses.add.{looking[0]} needs the images" if looking else ""
+    if kind in CUTS_WEIGHTS:
+        against = f"parallel.kind: {kind} cuts the frozen part as well, which zero2 leaves whole"
+    return choose(
+        run, built.network, [parameter for group in groups for _, parameter in group.parameters], built.spec,
+        samples=samples, seen=steps * run.train.global_batch, train_mode=strategies.train_mode, autocast=autocast, device=device,
+        against=against,
+    )  # fmt: skip
 
 
 def by_turns(runtime: Runtime, make: Callable[[], Made]) -> Made:

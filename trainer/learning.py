@@ -48,6 +48,7 @@ def references(
             losses.teacher,
             run.data.normalize,
             task.outputs,
+            task.scale,
             built.spec,
             runtime.device,
             runtime.autocast,

@@ -39,6 +39,13 @@ class Output:
     kind: Literal["class", "labels", "values"] = "class"  # one of the labels; each of them or not; a number for each
 
 
+def labels_of(outputs: tuple[Output, ...]) -> tuple[str, ...]:
+    """The labels of all heads, side by side; those of several heads with the heads' names before them."""
+    if len(outputs) == 1:
+        return outputs[0].labels
+    return tuple(f"{output.name}/{label}" for output in outputs for label in output.labels)
+
+
 @dataclass(frozen=True)
 class ParamGroup:
     """Parameters that learn alike, by name: `rate` is the factor on the learning rate, `start` the samples that come before;

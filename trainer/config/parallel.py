@@ -10,6 +10,9 @@ from trainer.config.amounts import Seconds
 from trainer.config.base import Section
 
 
+CUTS_WEIGHTS = ("zero3", "fsdp")  # no rank holds the network whole
+
+
 class Parallel(Section):
     """How the ranks work together."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trainer.config.optimizers import Timm, Torch
+from trainer.config.parallel import CUTS_WEIGHTS
 
 if TYPE_CHECKING:
     from trainer.config.run import Run
@@ -44,6 +45,6 @@ def refused(run: Run) -> str | None:
             "or dwa, or parallel.kind: ddp"
         )
     near = [name for name, loss in run.losses.add.items() if loss.kind == "l2_sp"]
-    if near and kind in ("zero3", "fsdp"):
+    if near and kind in CUTS_WEIGHTS:
         return f"{where}: losses.add.{near[0]} looks at the weights, which no rank holds whole; write zero2, or leave it out"
     return None

@@ -14,6 +14,8 @@ from trainer.spec import InputSpec
 class Batch:
     """Images [n, c, h, w] (uint8 until `to`, then normalised float32), labels [n] and indices in the listing [n], both int64.
 
+    Where features of a frozen first part are read, they stand in place of the images, [n, …].
+
     `bad` lists (path, reason) of files that could not be read: in training another sample took their place, in evaluation
     they are left out, so that n may even be 0. `targets` [n, classes] float32 are the shares of the classes where images were
     mixed; `labels` then are those of the first images. `values` [n, v] float32, where a source says more of an image than its
@@ -32,10 +34,15 @@ class Batch:
         targets, values = (None if given is None else given.pin_memory() for given in (self.targets, self.values))
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices, self.bad, targets, values)
 
-    def to(self, device: torch.device, spec: InputSpec) -> Batch:
-        """Copy to the device as uint8, a quarter of the bytes, and normalise there: (x / 255 - mean) / std."""
-        scale, shift = _affine(spec, device)
-        images = torch.addcmul(shift, self.images.to(device, non_blocking=True), scale)
+    def to(self, device: torch.device, spec: InputSpec | None) -> Batch:
+        """Copy to the device as uint8, a quarter of the bytes, and normalise there: (x / 255 - mean) / std.
+
+        Without `spec` (features) nothing is normalised.
+        """
+        images = self.images.to(device, non_blocking=True)
+        if spec is not None:
+            scale, shift = _affine(spec, device)
+            images = torch.addcmul(shift, images, scale)
         more = (None if given is None else given.to(device, non_blocking=True) for given in (self.targets, self.values))
         return Batch(images, self.labels.to(device, non_blocking=True), self.indices, self.bad, *more)
 

@@ -131,7 +131,17 @@ class ImageDataset:
                     generator.manual_seed(mix(self.seed, epoch, index))
                     changed.append(random(image))
             pixels = torch.stack(changed)
-        return Batch(pixels, self._labels.index_select(0, indices), indices, values=self._said(indices))
+        return self.batch(pixels, indices, [])
+
+    def batch(self, images: torch.Tensor, indices: torch.Tensor, bad: list[tuple[str, str]]) -> Batch:
+        """Images (or what stands in for them) of these indices with all else that is known of the samples."""
+        values = None if self._values is None else self._values.index_select(0, indices)
+        return Batch(images, self._labels.index_select(0, indices), indices, bad, values=values)
+
+    @property
+    def random(self) -> bool:
+        """Whether an image is not the same in every epoch."""
+        return self._transforms.random is not None or self._mix is not None
 
     def _fetch_files(self, keys: Sequence[Key]) -> Batch:
         kept: list[int] = []
@@ -147,10 +157,7 @@ class ImageDataset:
                 pixels[len(kept)] = self._transforms(image)
                 kept.append(index)
         indices = torch.tensor(kept, dtype=torch.int64)
-        return Batch(pixels[: len(kept)], self._labels[indices], indices, bad, values=self._said(indices))
-
-    def _said(self, indices: torch.Tensor) -> torch.Tensor | None:
-        return None if self._values is None else self._values.index_select(0, indices)
+        return self.batch(pixels[: len(kept)], indices, bad)
 
     def _read(self, wanted: int, bad: list[tuple[str, str]]) -> tuple[int, torch.Tensor] | None:
         """The image of an index, or in training of the next one that can be read."""

@@ -29,7 +29,7 @@ merged: list[Callable[[RunDir, str], dict[str, torch.Tensor]]] = []
 
 def origin(rest: str, config: Model) -> Origin:
     """The network of a run, and its weights `best` (the default), `last`, of a step, or `none`. Raises UserError."""
-    source = _Source(rest, config)
+    source = Source(rest, config)
     spec = source.spec
     return Origin(
         f"run:{source.folder.name}", partial(source.make, channels=spec.in_channels), sized=False, image_size=spec.image_size,
@@ -40,7 +40,7 @@ def origin(rest: str, config: Model) -> Origin:
 
 def needs(rest: str, config: Model) -> list[Need]:
     """The files of the run that are read."""
-    source = _Source(rest, config)
+    source = Source(rest, config)
     what = f"the run {source.folder.name}"
     return [Need(what, file) for file in [source.folder.config, source.loaded.path / "state.json", *source.files]]
 
@@ -58,7 +58,9 @@ def root(config: Model) -> Model:
 
 
 @dataclass
-class _Source:
+class Source:
+    """A run as a source: its folder, its settings, its checkpoint, each read when it is asked for."""
+
     rest: str
     config: Model
 
@@ -117,8 +119,9 @@ class _Source:
         tensors = averaged(self.loaded.path)
         if any(".base_layer." in name for name in tensors):  # layers of an adapter: merged into the weights they stand beside
             tensors = merged[0](self.folder, str(self.loaded.step))
-        classes = self.outputs[0].labels if len(self.outputs) == 1 else None
-        return Checkpoint(f"run {self.folder.name}, step {self.loaded.step:,}", tensors, classes)
+        several = self.outputs if any(output.name for output in self.outputs) else ()
+        classes = None if several else self.outputs[0].labels
+        return Checkpoint(f"run {self.folder.name}, step {self.loaded.step:,}", tensors, classes, outputs=several)
 
 
 def _folder(rest: str) -> RunDir:

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.config import RefusedError, UserError
-from trainer.config.run import Parallel, Train
+from trainer.config.parallel import CUTS_WEIGHTS, Parallel
+from trainer.config.run import Train
 from trainer.runtime.agreement import Agreement
 from trainer.runtime.engine import Engine, Make, Whole
 from trainer.runtime.pace import Pace
@@ -106,9 +107,14 @@ class Runtime:
         return self.rank == 0
 
     @property
+    def cuts_weights(self) -> bool:
+        """Whether no rank holds the network whole."""
+        return self.kind in CUTS_WEIGHTS
+
+    @property
     def home(self) -> torch.device:
         """Where a network waits for its engine: on the host, where no device is to hold it whole."""
-        return torch.device("cpu") if self.kind in ("zero3", "fsdp") else self.device
+        return torch.device("cpu") if self.cuts_weights else self.device
 
     def engine(
         self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = ()
@@ -212,6 +218,14 @@ class Runtime:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._host_group)
         return box[0]
+
+    def everyone(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order, on every rank."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value, group=self._host_group)
+        return found
 
     def share_buffers(self, network: nn.Module) -> None:
         """Give every rank the buffers of rank 0 (BatchNorm's statistics differ between ranks while training)."""
