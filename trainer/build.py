@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from trainer.optim import Average, FreeAverage, build_momentum, build_optimizer,
 from trainer.runtime import Runtime
 from trainer.spec import ParamGroup
 from trainer.tasks import build_task
-from trainer.tasks.base import Evaluation, Phase, Task
+from trainer.tasks.base import Evaluation, Generates, Phase, Task, wanted
 
 log = logging.getLogger("graft")
 Made = TypeVar("Made")
@@ -115,7 +115,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     teacher that changed since (unless `accept_changes`).
     """
     rank_shares(run.train.global_batch, runtime.world)  # refuses more ranks than samples before anything is downloaded
-    splits = open_splits(run.data, run.train.seed)
+    splits = open_splits(run.data, run.train.seed, flat=run.task.flat)
     task = build_task(run.task, splits.train.facts())
     if splits.val is not None:
         known = [f"val/{name}" for name in task.measure(0, torch.device("cpu")).result().metrics]
@@ -125,9 +125,16 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     # what losses hold the network to is read again, also when a checkpoint comes over it
     as_it_came = saved is None or bool(run.losses.of("start"))
     model = partial(
-        build_model, run.model, run.data.normalize, task.outputs, mix(run.train.seed, WEIGHTS), load_weights=as_it_came
+        build_model, run.model, run.data.normalize, wanted(task), mix(run.train.seed, WEIGHTS), load_weights=as_it_came
     )
     built = by_turns(runtime, model)
+    if isinstance(task, Generates):
+        assert built.beside is not None
+        if saved is not None:  # the schedule that the run began with
+            built.beside = replace(built.beside, schedule=saved["generator"]["schedule"])
+        task.bind(built.beside, run.train.seed)
+        if built.beside.vae is not None:
+            built.beside.vae.to(runtime.device)
     given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime))
     fingerprints = given.fingerprints
     if saved is not None:
@@ -203,6 +210,18 @@ def packed(parts: Parts) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The state of the optimizer by parameter name: tensors, and JSON."""
     named = named_parameters(parts.phase.network, parts.objective)
     return pack(parts.phase.optimizer, {parameter: name for name, parameter in named.items()})
+
+
+def generator_state(parts: Parts) -> dict[str, Any]:
+    """What whoever goes on with a generator must know of it."""
+    task, beside = parts.task, parts.built.beside
+    if not isinstance(task, Generates) or beside is None:
+        return {}
+    asked = task.generator
+    return {
+        "classes": list(asked.classes), "dropped": asked.dropped, "channels": beside.channels, "size": beside.size,
+        "schedule": dict(task.schedule()), "vae": None if beside.vae is None else beside.vae.source,
+    }  # fmt: skip
 
 
 def restore(parts: Parts, files: dict[str, dict[str, torch.Tensor]], extra: dict[str, Any]) -> None:

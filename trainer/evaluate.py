@@ -10,7 +10,7 @@ from torch import nn
 
 from trainer.optim import Average, FreeAverage
 from trainer.runtime import Runtime
-from trainer.tasks.base import Batch, Evaluation, Measure
+from trainer.tasks.base import Batch, Evaluation, Finishing, Measure
 
 
 @torch.no_grad()
@@ -44,6 +44,8 @@ def evaluate(
     try:
         with runtime.autocast():
             measured(network, measure, _told(batches, at), prepare)
+            if isinstance(measure, Finishing):
+                measure.finish(network, runtime.rank, runtime.world, at)
     finally:
         if average is not None:
             average.swap()

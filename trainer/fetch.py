@@ -87,7 +87,7 @@ def _data(run: Run) -> None:
     """Every file is opened: a permission, or a share that is not mounted, is found here and not on a node."""
     for source in (run.data.train, run.data.val):
         bring(source or "")
-    splits = open_splits(run.data, run.train.seed)
+    splits = open_splits(run.data, run.train.seed, flat=run.task.flat)
     for name, listing in (("train", splits.train), ("val", splits.val)):
         if listing is None:
             continue

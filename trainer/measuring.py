@@ -16,24 +16,25 @@ from trainer.data.loader import eval_batches
 from trainer.evaluate import measured
 from trainer.restored import Restored
 from trainer.spec import InputSpec
-from trainer.tasks.base import Evaluation, Task
+from trainer.tasks.base import Evaluation, Finishing, Task
 
 BATCH = 64
 
 
 def listing_of(restored: Restored, source: str | None) -> Listing:
     """The samples of a source with the targets of the run, or the run's own validation samples."""
-    targets = [known.target for known in restored.facts.targets]
+    flat = restored.run.task.flat
+    targets = None if flat else [known.target for known in restored.facts.targets]
     if source is not None:
-        return open_source(source, targets)
+        return open_source(source, targets, flat=flat)
     val = restored.run.data.val
     if val is None:
         raise UserError(f"{restored.run.name} has no validation data; name a source, such as folder:PATH")
     if val.startswith(("split:", "fold:")):
-        held = open_splits(restored.run.data, restored.run.train.seed).val
+        held = open_splits(restored.run.data, restored.run.train.seed, flat=flat).val
         assert held is not None
         return held
-    return open_source(val, targets)
+    return open_source(val, targets, flat=flat)
 
 
 def measure(restored: Restored, source: str | None, device: torch.device) -> tuple[Evaluation, int]:
@@ -59,6 +60,8 @@ def figures(
     batches = eval_batches(dataset, batch=BATCH, rank=0, world=1, workers=run.data.workers, pin=device.type == "cuda")
     with precision(run.train.precision, device):
         result = measured(network, task.measure(len(dataset), device), batches, prepare)
+        if isinstance(result, Finishing):
+            result.finish(network, 0, 1, lambda stage: None)
     return result.result(), len(unreadable)
 
 

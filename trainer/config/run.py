@@ -107,7 +107,7 @@ class Checkpoint(Section):
     best: str = Field(
         "val/accuracy",
         description="the metric that chooses the best, lowest for a loss or an error, else highest; left out: accuracy of "
-        "classes, map of labels, mae of numbers, loss of several heads",
+        "classes, map of labels, mae of numbers, loss of several heads and of what generates",
     )
 
     @field_validator("best")
@@ -233,6 +233,21 @@ class Run(Section):
             assert issubclass(known, Task)
             value["checkpoint"] = {**checkpoint, "best": f"val/{known.best}"}
         return value
+
+    @model_validator(mode="after")
+    def _generates(self) -> Run:
+        if not self.task.generates:
+            return self
+        kind = self.task.kind
+        if self.data.normalize not in ("auto", "half"):
+            raise ValueError(f"data.normalize: task {kind} makes images of pixels from -1 to 1; leave it out")
+        if self.losses.teacher is not None or any(loss.kind != "l2_sp" for loss in self.losses.add.values()):
+            raise ValueError(
+                f"losses: of the further losses only l2_sp goes with task {kind}; leave the others and the teacher out"
+            )
+        if self.evaluate.source is not None:
+            raise ValueError(f"evaluate.source: what task {kind} forgets is not measured by samples of classes; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Run:

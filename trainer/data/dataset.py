@@ -104,7 +104,7 @@ class ImageDataset:
             pixels[place], share = mixing.apply(found, first.images[place], second.images[other])
             targets[place] *= share
             targets[place, second.labels[other]] += 1 - share
-        return Batch(pixels, first.labels, first.indices, first.bad + second.bad, targets)
+        return Batch(pixels, first.labels, first.indices, first.bad + second.bad, targets, first.epochs)
 
     def plain(self, keys: Sequence[Key]) -> Batch:
         """The samples of (epoch, index) keys as uint8 [n, c, size, size].
@@ -115,7 +115,7 @@ class ImageDataset:
         if self._pixels is None:
             return self._fetch_files(keys)
         # numpy and index_select: a third of the time of torch.tensor and of indexing by a tensor
-        indices = torch.from_numpy(np.array([index for _, index in keys], dtype=np.int64))
+        epochs, indices = torch.from_numpy(np.array(keys, dtype=np.int64).reshape(-1, 2)).unbind(1)
         pixels = self._pixels.index_select(0, indices)
         if self._fixed is not None:
             pixels = self._fixed(pixels)
@@ -131,10 +131,10 @@ class ImageDataset:
                     generator.manual_seed(mix(self.seed, epoch, index))
                     changed.append(random(image))
             pixels = torch.stack(changed)
-        return Batch(pixels, self._labels.index_select(0, indices), indices, values=self._said(indices))
+        return Batch(pixels, self._labels.index_select(0, indices), indices, values=self._said(indices), epochs=epochs)
 
     def _fetch_files(self, keys: Sequence[Key]) -> Batch:
-        kept: list[int] = []
+        kept: list[Key] = []
         bad: list[tuple[str, str]] = []
         pixels = torch.empty((len(keys), self._channels, self._size, self._size), dtype=torch.uint8)
         with _kept_state() as generator:
@@ -145,9 +145,11 @@ class ImageDataset:
                 index, image = found
                 generator.manual_seed(mix(self.seed, epoch, index))
                 pixels[len(kept)] = self._transforms(image)
-                kept.append(index)
-        indices = torch.tensor(kept, dtype=torch.int64)
-        return Batch(pixels[: len(kept)], self._labels[indices], indices, bad, values=self._said(indices))
+                kept.append((epoch, index))
+        epochs, indices = torch.tensor(kept, dtype=torch.int64).reshape(-1, 2).unbind(1)
+        return Batch(
+            pixels[: len(kept)], self._labels[indices], indices, bad, values=self._said(indices), epochs=epochs
+        )  # fmt: skip
 
     def _said(self, indices: torch.Tensor) -> torch.Tensor | None:
         return None if self._values is None else self._values.index_select(0, indices)

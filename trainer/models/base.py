@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer.spec import InputSpec, Interpolation
+from trainer.spec import Beside, InputSpec, Interpolation
 
 
 @dataclass
@@ -39,7 +39,8 @@ class Built:
 
     `head`: dotted names of the output modules (main first, then auxiliary); `fresh`: names of the parameters that were made
     for this task or were not in the checkpoint; `spec`: what it takes. With `weights: none` only what the adaptation made is
-    fresh, so that the strategy `head` freezes a random trunk when it is told to.
+    fresh, so that the strategy `head` freezes a random trunk when it is told to. `beside`: what else a task must know of a
+    network that generates; none of others.
     """
 
     network: nn.Module
@@ -47,6 +48,7 @@ class Built:
     fresh: tuple[str, ...]
     spec: InputSpec
     report: LoadReport
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True)

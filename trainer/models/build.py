@@ -18,21 +18,24 @@ from trainer.models.base import Built, LoadReport, Need, Origin
 from trainer.models.channels import normalisation
 from trainer.models.compare import compared
 from trainer.models.fit import fit
+from trainer.models.generator import build_generator
 from trainer.models.probe import Anatomy, examine, width
-from trainer.spec import InputSpec, Output
+from trainer.spec import Generator, InputSpec, Output, Wanted
 
 Norm = Literal["auto", "imagenet", "half", "none"] | Normalize
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], seed: int, *, load_weights: bool = True) -> Built:
+def build_model(config: Model, normalize: Norm, wanted: Wanted, seed: int, *, load_weights: bool = True) -> Built:
     """Build the network, fit it to the classes, channels and size of the task, and fill it from its checkpoint.
 
     What is new is drawn from `seed` alone. With `load_weights=False` nothing is read or downloaded: the same names, shapes and
     `spec`, for a state that is loaded over it; `fresh` then leaves out what the checkpoint turned out to lack.
     Raises UserError.
     """
-    classes = labels_of(outputs)
+    if isinstance(wanted, Generator):
+        return build_generator(config, wanted, seed, load_weights=load_weights)
+    classes = labels_of(wanted)
     source = origin_of(config)
     adapt = config.adapt
     size = adapt.image_size or source.image_size

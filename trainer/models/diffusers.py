@@ -1,16 +1,16 @@
-"""`diffusers:FOLDER[#PART]`: the part of an image generator that sees images, as the trunk of a classifier.
+"""`diffusers:FOLDER[#PART]`: a model of diffusers, for a task that generates as a whole, for others the part that sees images.
 
 FOLDER is a model that diffusers saved (`config.json`, `diffusion_pytorch_model.safetensors`), or a pipeline
 (`model_index.json`), of which PART is one model (`unet`, `vae`, `transformer`); a repository of the hub (`owner/name`) likewise.
 
-What makes a trunk:
+What generates stands in `trainer.models.denoisers`. What makes a trunk of a classifier:
 
 - `AutoencoderKL` and `VQModel`: the encoder, its latent averaged over the image;
 - `UNet2DModel`: the way down and the middle block at time step 0, averaged over the image (Xiang et al. 2023, "Denoising
   Diffusion Autoencoders are Unified Self-supervised Learners"; Baranchuk et al. 2022, "Label-Efficient Semantic Segmentation with
   Diffusion Models").
 
-Networks that need a text, latents or a class beside the image see no image alone, and are refused.
+Networks that need a text, latents or a class beside the image see no image alone, and are refused as trunks.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from torch import nn
 
 from trainer.config import UserError, nearest
 from trainer.config.run import Model
+from trainer.models import denoisers
 from trainer.models.base import Checkpoint, Need, Origin
 from trainer.models.file import read_checkpoint
+from trainer.models.generator import Denoiser
 from trainer.models.place import Place, refuse_code
 from trainer.models.torchvision import is_path
 
@@ -55,6 +57,11 @@ def origin(rest: str, config: Model) -> Origin:
         mean=_HALF * source.channels, std=_HALF * source.channels, read=None if config.weights == "none" else source.read,
         shaped=source.make, channels=source.channels,
     )  # fmt: skip
+
+
+def denoiser(rest: str, config: Model) -> Denoiser:
+    """What generates, as a whole. Raises UserError for what does not."""
+    return denoisers.of(rest, config)
 
 
 def needs(rest: str, config: Model) -> list[Need]:

@@ -7,7 +7,7 @@ data and the weights that it began with are not needed, however many grafts stan
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from trainer.config import RefusedError, Run, UserError, nearest
 from trainer.config.run import Model
 from trainer.models.base import Checkpoint, Need, Origin
 from trainer.models.file import read_checkpoint
+from trainer.models.generator import Denoiser, denoiser_of
+from trainer.models.tables import Table
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec, Output
 
@@ -36,6 +38,23 @@ def origin(rest: str, config: Model) -> Origin:
         f"run:{source.folder.name}", partial(source.make, channels=spec.in_channels), sized=False, image_size=spec.image_size,
         mean=spec.mean, std=spec.std, read=None if config.weights == "none" else source.read, interpolation=spec.interpolation,
         channels=spec.in_channels,
+    )  # fmt: skip
+
+
+def denoiser(rest: str, config: Model) -> Denoiser:
+    """The generator of a run, as that run left it. Raises UserError for a run that generates nothing."""
+    source = _Source(rest, config)
+    said = source.loaded.state.get("generator")
+    if said is None:
+        raise UserError(
+            f"run:{source.folder.name} has task {source.run.task.kind}, whose network makes no images; name a run that does"
+        )
+    inner = denoiser_of(source.run.model)
+    known = said["dropped"] or inner.spare
+    return replace(
+        inner, name=f"run:{source.folder.name}", channels=said["channels"], size=said["size"], vae=said["vae"],
+        read=None if config.weights == "none" else source.read, schedule=said["schedule"],
+        table=Table(len(said["classes"]) + known, tuple(said["classes"]), known) if said["classes"] else None,
     )  # fmt: skip
 
 
@@ -120,7 +139,7 @@ class _Source:
             tensors |= read_checkpoint(file).tensors
         if any(".base_layer." in name for name in tensors):  # layers of an adapter: merged into the weights they stand beside
             tensors = merged[0](self.folder, str(self.loaded.step))
-        classes = self.outputs[0].labels if len(self.outputs) == 1 else None
+        classes = self.outputs[0].labels if "generator" not in self.loaded.state and len(self.outputs) == 1 else None
         return Checkpoint(f"run {self.folder.name}, step {self.loaded.step:,}", tensors, classes)
 
 
