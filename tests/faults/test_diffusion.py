@@ -1,0 +1,89 @@
+"""The task diffusion: killed, started again, the same end; on any number of ranks the same losses and the same images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.trainers import Zygote, points, run_file, same
+from trainer.rundir import RunDir
+
+KILLED = -9
+UNET = {
+    "block_out_channels": [8, 16], "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4,
+}  # fmt: skip
+
+
+@pytest.fixture
+def diffusers(trainers: Zygote) -> Zygote:
+    """Trainers that have the library already."""
+    trainers.ask({"do": "import", "names": ["diffusers.models.unets.unet_2d", "diffusers.schedulers", "peft"]})
+    return trainers
+
+
+def file(folder: Path, *, dropout: float = 0.1, **sections: Any) -> Path:
+    """A run file of a tiny UNet on digits."""
+    path = run_file(folder)
+    run = json.loads(path.read_text())
+    run["data"] |= {"normalize": "auto", "augment": {"flip": 0.5}}
+    run["model"] = {"source": "diffusers:UNet2DModel", "args": {**UNET, "dropout": dropout}, "adapt": run["model"]["adapt"]}
+    run["task"] = {"kind": "diffusion", "draws": 2, "noise": {"steps": 50}, "samples": {"steps": 4, "count": 10, "batch": 3}}
+    run["train"] |= {"steps": 16, "micro_batch": 5}
+    run["evaluate"] = {"every": "6 steps", "batch": 32}
+    run["checkpoint"] = {"every": "4 steps", "keep": 2}
+    for name, value in sections.items():
+        run[name] = {**run[name], **value}
+    path.write_text(json.dumps(run))
+    return path
+
+
+def sheets(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    return {path.name: np.array(Image.open(path)) for path in sorted((folder / "samples").glob("step-*.png"))}
+
+
+def test_killed_and_started_again_it_ends_the_same(diffusers: Zygote, tmp_path: Path) -> None:
+    """On two ranks; killed between two checkpoints and in the middle of an evaluation's interval."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert diffusers.run(file(whole), whole, world=2) == [0, 0]
+    for fault in ("step@6:1=kill", "step@11:0=kill"):
+        assert KILLED in diffusers.run(file(broken), broken, world=2, fault=fault)
+    assert diffusers.run(file(broken), broken, world=2) == [0, 0]
+    same(broken / "run", whole / "run")
+    one, other = sheets(broken / "run"), sheets(whole / "run")
+    assert one.keys() == other.keys() == {f"step-{step:08d}.png" for step in (6, 12, 16)}
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_the_number_of_ranks_changes_neither_losses_nor_images(diffusers: Zygote, tmp_path: Path) -> None:
+    losses, images = [], []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        path = file(folder, dropout=0.0, train={"micro_batch": 24 if world == 1 else 7, "clip": None})
+        assert diffusers.run(path, folder, world=world) == [0] * world
+        found = points(folder / "run")
+        losses.append([p[key] for p in found for key in ("train/loss", "val/loss") if key in p])
+        images.append(sheets(folder / "run"))
+    assert len(losses[0]) == 19
+    assert losses[0] == pytest.approx(losses[1], abs=2e-5)
+    for name, one in images[0].items():
+        assert np.abs(one.astype(int) - images[1][name]).max() <= 1, "to the rounding of a step of 255"
+    assert not np.array_equal(images[0]["step-00000006.png"], images[0]["step-00000016.png"])
+
+
+def test_the_best_is_chosen_by_the_loss(diffusers: Zygote, tmp_path: Path) -> None:
+    path = file(tmp_path, task={"condition": "none"}, evaluate={"every": "4 steps", "early_stop": {"patience": 9}})
+    assert diffusers.run(path, tmp_path) == [0]
+    folder = RunDir(tmp_path / "run")
+    summary = folder.read_json(folder.summary)
+    values = [p["val/loss"] for p in points(folder.path) if "val/loss" in p]
+    assert summary["best"]["metric"] == "val/loss"
+    assert summary["best"]["value"] == min(values)
+    evaluation = folder.read_json(folder.samples / "evaluation.json")
+    assert len(evaluation["loss_by_time"]) == 4
+    assert evaluation["samples"] == 178
