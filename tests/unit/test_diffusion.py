@@ -11,6 +11,7 @@ from diffusers.training_utils import compute_snr
 from torch import nn
 
 from trainer.config import UserError
+from trainer.config.targets import Facts
 from trainer.config.tasks.diffusion import Config
 from trainer.data.batch import Batch
 from trainer.spec import Beside
@@ -198,8 +199,8 @@ def call(network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: An
 
 
 def task(classes: tuple[str, ...] = ("a", "b", "c"), **config: Any) -> Diffusion:
-    made = build(Config(**config), classes, [1] * len(classes))
-    made.bind(Beside(call, 1, 4, (1, 4)), 5, torch.device("cpu"))
+    made = build(Config(**config), Facts.plain(classes, [1] * len(classes)))
+    made.bind(Beside(call, 1, 4, (1, 4)), 5)
     return made
 
 

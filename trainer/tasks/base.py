@@ -24,7 +24,7 @@ class Batch(Protocol):
 
 
 class Keyed(Batch, Protocol):
-    """A micro-batch that also says in which epochs its samples come, [n] on the CPU: with the indices they are the samples' keys."""
+    """A micro-batch that also says in which epochs its samples come, [n] on the CPU: with the indices those are their keys."""
 
     epochs: torch.Tensor
 
