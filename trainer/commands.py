@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="graft: %(message)s")
     logging.captureWarnings(True)
     commands = {
-        "evaluate": evaluate, "forgetting": forgetting, "predict": predict, "export": export, "report": report,
+        "evaluate": evaluate, "forgetting": forgetting, "predict": predict, "sample": sample, "export": export, "report": report,
         "fetch": fetch, "models": models, "sync": sync, "describe": describe, "find-lr": find_lr,
     }  # fmt: skip
     try:
@@ -175,6 +175,8 @@ def predict(argv: list[str]) -> int:
     if arguments.top < 1:
         raise UserError("--top must be at least 1")
     restored = restore(RunDir(arguments.run.resolve()), arguments.checkpoint)
+    if restored.run.task.generates:
+        raise UserError(f"{restored.run.name} makes images and says nothing of any; write `graft sample {arguments.run.name}`")
     spec, device = restored.spec, device_of(arguments.device)
     transform = evaluation(restored.run.data, spec)
 
@@ -187,6 +189,15 @@ def predict(argv: list[str]) -> int:
         lambda path: transform(read(path, spec.in_channels, restored.run.data.max_pixels)), normalise, batch=arguments.batch,
     )  # fmt: skip
     return show(rows, arguments.json)
+
+
+def sample(argv: list[str]) -> int:
+    """Make images with the weights of a run that generates."""
+    from trainer.generate.command import sample as made
+
+    parser = _parser("sample", "Make images with a run's weights: every seed of every class, a file each.")
+    _checkpoint(parser)
+    return made(parser, argv)
 
 
 def export(argv: list[str]) -> int:

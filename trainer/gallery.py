@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, PngImagePlugin
+from PIL import Image, ImageDraw
 
 from trainer.answers import Teller
 
@@ -55,23 +54,6 @@ def contact_sheet(teller: Teller, answers: Sequence[dict[str, Any]], fetch: Fetc
     sheet.save(path)
     judged = [all(marks) for lines in told if (marks := [line.right for line in lines if line.right is not None])]
     return f"{sum(judged)} of {len(judged)} right" if judged else f"{len(answers)} samples"
-
-
-GAP = 2
-
-
-def save_sheet(images: torch.Tensor, captions: Sequence[str], columns: int, path: Path) -> None:
-    """Images, uint8 [n, c, h, w], side by side in so many columns; what they are is in the file, for `read_sheet`."""
-    count, _, height, width = images.shape
-    rows = -(-count // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
-    for place, image in enumerate(images):
-        sheet.paste(picture(image), (place % columns * (width + GAP), place // columns * (height + GAP)))
-    about = PngImagePlugin.PngInfo()
-    told = {"count": count, "columns": columns, "width": width, "height": height, "captions": list(captions)}
-    about.add_text("graft", json.dumps(told))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, pnginfo=about)
 
 
 def examples(

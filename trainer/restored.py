@@ -69,10 +69,15 @@ def _tensors(folder: RunDir, which: str) -> dict[str, torch.Tensor]:
 run_source.merged[:] = [_tensors]
 
 
-def device_of(name: str) -> torch.device:
-    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`. Raises UserError for what is not there."""
+def device_of(name: str, rank: int | None = None) -> torch.device:
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`. Raises UserError for what is not there.
+
+    With `rank`, one of several processes, GPUs are taken in turn where none is named.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and rank is not None and torch.cuda.device_count():
+        name = f"cuda:{rank % torch.cuda.device_count()}"
     match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
     if match is None:
         raise UserError(f"--device is '{name}'; write auto, cpu, cuda, or cuda:1 for the second GPU")

@@ -47,13 +47,14 @@ class LogitNormal(Section):
 Times = Annotated[Uniform | LogitNormal, Field(discriminator="kind")]
 
 
+Sampler = Literal["auto", "ddim", "ddpm", "dpm++", "unipc", "euler", "heun", "pndm"]
+
+
 class Samples(Section):
     """How images are made at each evaluation, and by `graft sample` where it is not told otherwise."""
 
     count: int = Field(16, ge=0, le=1024, description="images at each evaluation, as many of each class")
-    sampler: Literal["auto", "ddim", "ddpm", "dpm++", "unipc", "euler", "heun", "pndm"] = Field(
-        "auto", description="auto: ddim (Song et al. 2021), of flow euler"
-    )
+    sampler: Sampler = Field("auto", description="auto: ddim (Song et al. 2021), of flow euler")
     steps: int = Field(50, ge=1, le=10_000, description="passes through the network an image")
     guidance: float = Field(
         1.0, ge=0, description="how much further from no class towards the class (Ho and Salimans 2022); 1: just the class"

@@ -174,6 +174,14 @@ class Generates(Task, Protocol):
     def schedule(self) -> Mapping[str, Any]:
         """The settings of the scheduler that goes with the weights, for whoever goes on with them."""
 
+    def plan(self) -> Any:
+        """How images are made, where nobody says otherwise."""
+
+    def sample(
+        self, network: nn.Module, seeds: Sequence[int], classes: Sequence[int], plan: Any, step: Callable[[], None]
+    ) -> torch.Tensor:
+        """Images, uint8 [n, c, h, w] on the CPU, of seeds and of classes by number; `step` hears that it goes on."""
+
 
 def wanted(task: Task) -> Wanted:
     """What a task asks of a network."""

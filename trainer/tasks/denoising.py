@@ -71,7 +71,7 @@ class DenoisingMeasure:
         """The mean loss; by quarters of the time, from little noise to much, in the details."""
         (sums, counts), samples = self._sums.cpu().tolist(), int(self._samples)
         quarters = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
-        details = {"samples": samples, "draws": self._config.draws, "loss_by_time": quarters}
+        details = {"kind": "diffusion", "samples": samples, "draws": self._config.draws, "loss_by_time": quarters}
         sheet = None
         if self._made is not None and len(self._made):
             names = self._classes or ("",)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer import answers as answers_of
-from trainer import gallery
+from trainer import gallery, sheet
 from trainer.config import Run
 from trainer.progress import Progress
 from trainer.rundir import Record, RunDir, write_atomically
@@ -112,7 +112,7 @@ class Tracker:
         samples, made = self._folder.samples, evaluation.sheet
         if made is not None:
             path = samples / f"step-{progress.step:08d}.png"
-            gallery.save_sheet(made.images, made.captions, made.columns, path)
+            sheet.save([gallery.picture(image) for image in made.images], made.captions, made.columns, path)
             self._wandb.images("val/samples", [(path, f"step {progress.step:,}")], point)
         details = {**evaluation.details, "step": progress.step, "metrics": evaluation.metrics}
         samples.mkdir(parents=True, exist_ok=True)
