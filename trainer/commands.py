@@ -208,7 +208,7 @@ def export(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from trainer.export import export as write
-    from trainer.export import fold
+    from trainer.export import export_generator, fold
     from trainer.restored import restore
 
     folder = RunDir(arguments.run.resolve())
@@ -216,6 +216,10 @@ def export(argv: list[str]) -> int:
     evaluation: dict[str, Any] = folder.read_json(folder.samples / "evaluation.json")
     if evaluation.get("step") != restored.step and restored.run.data.val is not None:
         evaluation = _again(restored, arguments.device)
+    if restored.run.task.generates:
+        out = export_generator(restored, arguments.out or folder.export, folder.read_json(folder.summary), evaluation)
+        print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")
+        return EXIT_DONE
     if restored.task.scale is not None:
         fold(restored.network, restored.head, restored.task.scale, restored.spec)
     out = write(

@@ -69,6 +69,10 @@ class Autoencoder(Protocol):
     channels: int
     factor: int
 
+    @property
+    def network(self) -> nn.Module:
+        """The autoencoder itself, with its weights."""
+
     def to(self, device: torch.device) -> None:
         """Read its weights, where that was not done, and move it to a device. Raises UserError."""
 

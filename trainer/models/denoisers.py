@@ -115,7 +115,10 @@ def of(rest: str, config: Model) -> Denoiser:
     rows = kind.rows(settings)
     graft = source.place.json("graft.json") or {}
     dropped = True if kind.spare else graft.get("dropped")
-    table = Table(rows, _names(source, graft), dropped) if rows else None
+    names = _names(source, graft)
+    if names is not None and graft.get("rows") == rows:  # an export with rows that nobody needs, but a pipeline counts on
+        names += tuple(f"(unused {row})" for row in range(len(names), rows - 1))
+    table = Table(rows, names, dropped) if rows else None
     return Denoiser(
         f"diffusers:{rest}", partial(_make, source.model, settings), partial(_parts, kind), kind.call,
         channels=source.channels, size=max(size) if isinstance(size, list | tuple) else size,
