@@ -33,7 +33,12 @@ def file(folder: Path, *, dropout: float = 0.1, **sections: Any) -> Path:
     run = json.loads(path.read_text())
     run["data"] |= {"normalize": "auto", "augment": {"flip": 0.5}}
     run["model"] = {"source": "diffusers:UNet2DModel", "args": {**UNET, "dropout": dropout}, "adapt": run["model"]["adapt"]}
-    run["task"] = {"kind": "diffusion", "draws": 2, "noise": {"steps": 50, "betas": "cosine"}, "samples": {"steps": 4, "count": 10, "batch": 3}}
+    run["task"] = {
+        "kind": "diffusion",
+        "draws": 2,
+        "noise": {"steps": 50, "betas": "cosine"},
+        "samples": {"steps": 4, "count": 10, "batch": 3},
+    }
     run["train"] |= {"steps": 16, "micro_batch": 5}
     run["evaluate"] = {"every": "6 steps", "batch": 32}
     run["checkpoint"] = {"every": "4 steps", "keep": 2}

@@ -33,7 +33,12 @@ STEPS = 200
 def train(zygote: Zygote, folder: Path, **sections: Any) -> RunDir:
     zygote.ask({"do": "import", "names": ["diffusers.models.unets.unet_2d", "diffusers.schedulers", "peft"]})
     often = {"every": f"{STEPS} steps"}
-    settings = {"train": {"steps": STEPS, "global_batch": 64, "micro_batch": "auto", "ema": 0.9}, "evaluate": often, "checkpoint": often, **sections}
+    settings = {
+        "train": {"steps": STEPS, "global_batch": 64, "micro_batch": "auto", "ema": 0.9},
+        "evaluate": often,
+        "checkpoint": often,
+        **sections,
+    }
     (rank,) = zygote.start(file(folder, **settings), folder)
     assert rank.wait() == 0, rank.text()
     return RunDir(folder / "run")
