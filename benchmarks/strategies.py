@@ -83,8 +83,8 @@ def table(rows: list[dict[str, str]]) -> None:
     print("| strategy | CIFAR as JPEG | s | MiB | clothes | s | MiB |\n|---|---|---|---|---|---|---|")
     found: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
-        found.setdefault(row["strategy"] if row["source"] != "scratch" else "from scratch", {})[row["target"]] = row
-    for strategy in [*STRATEGIES, "from scratch"]:
+        found.setdefault(row["strategy"], {})[row["target"]] = row
+    for strategy in [*STRATEGIES, "scratch"]:
         cells = []
         for target in ("cifar-jpeg", "clothes"):
             row = found[strategy][target]

@@ -14,6 +14,7 @@ from launcher.queue import Queue
 from launcher.runs import Status, duration, examine, last_checkpoint, moment
 from launcher.verdict import GOES_ON
 from trainer.rundir import RunDir
+from trainer.rundir.metric import few
 
 _SHOWN = 8  # attempts, ranks, stragglers: the latest
 _TRAINS = ("running", "stopping", "suspended")
@@ -55,7 +56,7 @@ class Detail:
         at = f" at step {self.best_step:,}" if self.best_step is not None else ""
         rows += [("best", table.best(run) + at)] if run.best is not None else []
         if self.evaluation:
-            measured = {k[4:]: number(v) for k, v in self.evaluation.items() if k.startswith("val/")}
+            measured = {k[4:]: number(v) for k, v in self.evaluation.items() if k in few(self.evaluation)}
             values = ", ".join(f"{name} {value:.4f}" for name, value in measured.items() if value is not None)
             rows.append(("evaluated", table.plain(f"step {self.evaluation.get('step')}: {values}")))
         rows.append(("checkpoint", "none yet" if self.checkpoint is None else f"step {self.checkpoint:,}"))

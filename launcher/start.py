@@ -126,7 +126,7 @@ def counts(run: Run) -> Counts:
     often = sampling.rates(splits.train, run.data)
     expected = () if often is None else zip(splits.train.classes, sampling.expected(splits.train, often), strict=True)
     return Counts(
-        len(splits.train.items), None if splits.val is None else len(splits.val.items), splits.train.facts(),
+        len(splits.train.items), None if splits.val is None else len(splits.val.items), splits.train.facts,
         None if often is None else dict(expected),
     )  # fmt: skip
 

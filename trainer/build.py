@@ -23,6 +23,7 @@ from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import eval_batches, train_batches
 from trainer.data.order import mix
 from trainer.evaluate import evaluate
+from trainer.export.scale import foldable
 from trainer.learning import build_objective, gradients_apart, learnt_by, named_parameters, references, unchanged
 from trainer.losses.objective import Learner, Objective, Plain
 from trainer.models import Built, build_model
@@ -116,7 +117,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     """
     rank_shares(run.train.global_batch, runtime.world)  # refuses more ranks than samples before anything is downloaded
     splits = open_splits(run.data, run.train.seed, flat=run.task.flat)
-    task = build_task(run.task, splits.train.facts())
+    task = build_task(run.task, splits.train.facts)
     if splits.val is not None:
         known = [f"val/{name}" for name in task.measure(0, torch.device("cpu")).result().metrics]
         for key, metric in run.watched.items():
@@ -128,6 +129,8 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
         build_model, run.model, run.data.normalize, wanted(task), mix(run.train.seed, WEIGHTS), load_weights=as_it_came
     )
     built = by_turns(runtime, model)
+    if task.scale is not None and saved is None:
+        foldable(built.network, built.head, task.scale, built.spec)
     if isinstance(task, Generates):
         assert built.beside is not None
         if saved is not None:  # the schedule that the run began with

@@ -65,7 +65,7 @@ def forgetting(restored: Restored, source: str, device: torch.device) -> Forgett
     if not listing.plain:
         raise UserError(f"{source}: forgetting is measured on one class of each image; name a source that says nothing else")
     built = _as_it_came(run.model, listing, source, restored)
-    task = build_task(classify.Config(), listing.facts())
+    task = build_task(classify.Config(), listing.facts)
 
     def measured() -> tuple[dict[str, float], int]:
         evaluation, _ = figures(run, task, listing, built.network, restored.spec, device)

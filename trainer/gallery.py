@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from trainer.answers import Teller
 
 Fetch = Callable[[int], torch.Tensor]  # the sample's pixels as the network sees them: uint8 [c, h, w]
-TILE, LINE, LETTERS = 128, 14, 20
+TILE, LINE = 128, 14
 RIGHT, WRONG, PLAIN = (22, 128, 60), (190, 30, 45), (60, 60, 60)
 
 
@@ -49,11 +49,20 @@ def contact_sheet(teller: Teller, answers: Sequence[dict[str, Any]], fetch: Fetc
         sheet.paste(image.resize((TILE - 4, TILE - 4), filter_), (x + 2, y + 2))
         for number, line in enumerate(lines):
             colour = PLAIN if line.right is None else RIGHT if line.right else WRONG
-            draw.text((x + 4, y + TILE + LINE * number), line.text[:LETTERS], fill=colour)
+            draw.text((x + 4, y + TILE + LINE * number), _fitting(line.text, draw), fill=colour)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
     judged = [all(marks) for lines in told if (marks := [line.right for line in lines if line.right is not None])]
     return f"{sum(judged)} of {len(judged)} right" if judged else f"{len(answers)} samples"
+
+
+def _fitting(text: str, draw: ImageDraw.ImageDraw) -> str:
+    """As much of a text as a tile is wide."""
+    if draw.textlength(text) <= TILE - 6:
+        return text
+    while draw.textlength(f"{text}…") > TILE - 6:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def examples(

@@ -60,7 +60,7 @@ def git_revision(folder: Path) -> str | None:
 def _facts(listing: Listing | None) -> dict[str, Any] | None:
     if listing is None:
         return None
-    said = {} if listing.plain else {"targets": listing.facts().as_json()}
+    said = {} if listing.plain else {"targets": listing.facts.as_json()}
     counts = dict(zip(listing.classes, listing.counts(), strict=True))
     return {"samples": len(listing.items), "classes": counts, **said, "fingerprint": listing.fingerprint()}
 

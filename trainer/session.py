@@ -176,7 +176,7 @@ def assemble(
         state.points = tracker.points
         extra: dict[str, Any] = {
             "progress": state.as_dict(), "step": state.step, "samples": state.samples, "world": runtime.world,
-            "facts": parts.splits.train.facts().as_json(),
+            "facts": parts.splits.train.facts.as_json(),
             "outputs": [[output.name, list(output.labels)] for output in parts.task.outputs],
             **({"generator": building.generator_state(parts)} if parts.built.beside is not None else {}),
             "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),

@@ -40,6 +40,13 @@ class Output:
     kind: Literal["class", "labels", "values"] = "class"  # one of the labels; each of them or not; a number for each
 
 
+def labels_of(outputs: tuple[Output, ...]) -> tuple[str, ...]:
+    """The labels of all heads, side by side; those of several heads with the heads' names before them."""
+    if len(outputs) == 1:
+        return outputs[0].labels
+    return tuple(f"{output.name}/{label}" for output in outputs for label in output.labels)
+
+
 @dataclass(frozen=True)
 class Generator:
     """A network that makes images of noise: it takes noised ones [n, c, h, w] with their times [n] and gives as much of each.

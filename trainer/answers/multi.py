@@ -20,8 +20,8 @@ class Teller:
         lines = []
         for name, head in self._heads.items():
             told = head.lines(answer["heads"][name]) if answer["heads"][name] is not None else []
-            if told:
-                lines.append(Line(f"{name}: {' '.join(line.text for line in told)}", told[0].right))
+            for place, line in enumerate(told):
+                lines.append(Line(f"  {line.text}" if place else f"{name}: {line.text}", line.right))
         return lines
 
     def columns(self) -> list[str]:

@@ -6,11 +6,11 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from trainer.config.base import Kind, kinds
+from trainer.config.base import Kind
 from trainer.config.errors import UserError, nearest
 from trainer.config.model import Model
 from trainer.config.run import Run
@@ -93,7 +93,7 @@ def _sentence(dotted: str, mistake: Any, document: Document, loc: Loc, model: ty
     if kind == "missing":
         return f"'{dotted}' is missing"
     if kind == "union_tag_not_found":
-        return f"'{dotted}.kind' is missing; known: {_tags(dotted, model)}"
+        return f"'{dotted}.kind' is missing; known: {', '.join(_tags(model, document.value, loc))}"
     if kind in ("union_tag_invalid", "literal_error"):
         names = _names(context.get("expected_tags") or context["expected"])
         at = dotted + ".kind" if kind == "union_tag_invalid" else dotted
@@ -123,18 +123,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _tags(dotted: str, model: type[BaseModel]) -> str:
-    packages = {"task": "trainer.config.tasks", "strategy": "trainer.config.strategies"}
-    if model is Run and dotted in packages:
-        return ", ".join(kinds(packages[dotted]))
-    *sections, last = dotted.split(".")
-    for name in sections:
-        inner: Any = model.model_fields[name].annotation
-        model = inner
-    field = model.model_fields[last]
-    return ", ".join(str(c.model_fields["kind"].default) for c in getattr(field.annotation, "__args__", ()))
-
-
 def _written(loc: Loc, value: Any, *, missing: bool) -> Loc:
     """The part of pydantic's location that stands in the file: without the names of union members."""
     kept: list[str | int] = []
@@ -148,19 +136,38 @@ def _written(loc: Loc, value: Any, *, missing: bool) -> Loc:
     return tuple(kept)
 
 
-def _fields(model: Any, value: Any, loc: Loc) -> list[str]:
+def _fields(model: type[BaseModel], value: Any, loc: Loc) -> list[str]:
     """The keys that are valid in a section, for suggestions."""
+    return [name for found in _sections(model, value, loc)[:1] for name in found.model_fields]
+
+
+def _tags(model: type[BaseModel], value: Any, loc: Loc) -> list[str]:
+    """The kinds that a section without one could have."""
+    return [str(found.model_fields["kind"].default) for found in _sections(model, value, loc) if "kind" in found.model_fields]
+
+
+def _sections(model: type[BaseModel], value: Any, loc: Loc) -> list[type[BaseModel]]:
+    """What a place in a document may hold: of several kinds of a section the one that stands there, where it is known."""
+    found, named = [model], False  # named: the next part is a name of the user's own
     for part in loc:
         value = value.get(part) if isinstance(value, dict) else None
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        chosen = value.get("kind") if isinstance(value, dict) else None
-        named = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == chosen]
-        if not models:
-            return []
-        model = (named or models)[0]
-    return list(model.model_fields)
+        if not named:
+            field = next((one.model_fields[str(part)] for one in found if str(part) in one.model_fields), None)
+            found = _models(field.annotation) if field is not None else []
+            types = () if field is None else (field.annotation, *get_args(field.annotation))
+            named = any(get_origin(one) is dict for one in types)
+        else:
+            named = False
+        kind = value.get("kind") if isinstance(value, dict) and not named else None
+        found = [one for one in found if "kind" in one.model_fields and one.model_fields["kind"].default == kind] or found
+    return found
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
 
 
 def _absolute(run: Run, base: Path) -> Run:

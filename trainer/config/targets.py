@@ -89,10 +89,6 @@ class Facts:
             )
         )  # fmt: skip
 
-    def of(self, name: str) -> Facts:
-        """One target alone."""
-        return Facts(tuple(t for t in self.targets if t.target.name == name))
-
 
 def known(target: Target, place: range, rows: Sequence[tuple[float, ...]]) -> Known:
     """Count one target over the values of samples."""

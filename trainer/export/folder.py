@@ -19,11 +19,10 @@ from trainer.export.card import card
 from trainer.export.library import FORMATS, write
 from trainer.export.snippet import build_code, make, program
 from trainer.export.words import threshold, words
-from trainer.models.build import labels_of
 from trainer.models.run import root
 from trainer.rundir import RunDir
 from trainer.rundir.folder import fsync_folder
-from trainer.spec import InputSpec, Output
+from trainer.spec import InputSpec, Output, labels_of
 
 TOLERANCE = 1e-5
 

@@ -17,6 +17,7 @@ from trainer.models.diffusers import STEM, _Encoder, _width, load
 from trainer.spec import InputSpec
 
 FORMATS = ("timm", "transformers", "diffusers")
+_PROBLEMS = {"classify": "single_label_classification", "multilabel": "multi_label_classification", "regress": "regression"}
 
 
 def write(run: Run, network: nn.Module, spec: InputSpec, classes: tuple[str, ...], new: Path) -> str:
@@ -76,6 +77,7 @@ def _transformers(run: Run, network: nn.Module, spec: InputSpec, classes: tuple[
     flip = plain.flip
     plain.__class__ = type(plain).__mro__[2]  # the library's own class, under the one whose forward gives logits
     plain.config = copy.deepcopy(plain.config)
+    plain.config.problem_type = _PROBLEMS.get(run.task.kind)
     plain.config.id2label = dict(enumerate(classes))
     plain.config.label2id = {name: index for index, name in enumerate(classes)}
     plain.save_pretrained(new)

@@ -20,7 +20,7 @@ from trainer.models.compare import compared
 from trainer.models.fit import fit
 from trainer.models.generator import build_generator
 from trainer.models.probe import Anatomy, examine, width
-from trainer.spec import Generator, InputSpec, Output, Wanted
+from trainer.spec import Generator, InputSpec, Wanted, labels_of
 
 Norm = Literal["auto", "imagenet", "half", "none"] | Normalize
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -73,13 +73,6 @@ def build_model(config: Model, normalize: Norm, wanted: Wanted, seed: int, *, lo
     mean, std = _normalisation(normalize, source, adapt)
     spec = InputSpec(adapt.in_channels, size, mean, std, source.interpolation or "bilinear")
     return Built(network, anatomy.head, tuple(made), spec, report)
-
-
-def labels_of(outputs: tuple[Output, ...]) -> tuple[str, ...]:
-    """The labels of all heads, side by side; those of several heads with the heads' names before them."""
-    if len(outputs) == 1:
-        return outputs[0].labels
-    return tuple(f"{output.name}/{label}" for output in outputs for label in output.labels)
 
 
 def needs(config: Model) -> list[Need]:

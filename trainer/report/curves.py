@@ -48,7 +48,7 @@ def curves(views: Sequence[View]) -> str:
         loss.append(Series(f"{name}train", x, y, number, dashed=many))
         colour = number if many else 1
         loss.append(Series(f"{name}validation", *view.series("val/loss"), colour, dots=True))
-        measured = _shown(view.measured(), many=many)
+        measured = _shown(view, many=many)
         for place, key in enumerate(measured):
             line = Series(f"{name}{_name(key)}", *view.series(key), number if many else place + 1, dots=True)
             if not (word(key) == "top5" and all(v >= 0.9995 for v in line.y)):
@@ -73,13 +73,14 @@ def curves(views: Sequence[View]) -> str:
     return f'<h2>Curves</h2><div class="two">{"".join(drawn)}{below}</div>'
 
 
-def _shown(metrics: Sequence[str], *, many: bool) -> list[str]:
+def _shown(view: View, *, many: bool) -> list[str]:
     """The metrics that are drawn: of several runs the first, of one task all shares and errors, of several heads the leading."""
-    first = [metric for metric in leading(metrics) if metric != "val/loss"]
+    first = [metric for metric in leading(view.measured()) if metric != "val/loss"]
     if many:
         return first[:1]
-    drawn = {"accuracy", "f1", "top5", "map", "exact", "mae", "rmse"}
-    return first if len(first) > 1 else [metric for metric in metrics if word(metric) in drawn]
+    if view.config["task"]["kind"] == "multi":
+        return first
+    return [metric for metric in view.measured() if word(metric) in ("accuracy", "f1", "top5", "map", "exact", "mae", "rmse")]
 
 
 def _name(metric: str) -> str:

@@ -60,4 +60,4 @@ def agreement(points: Sequence[Sequence[float]], name: str) -> str:
         tip = f"said {number(said)}, true {number(truth)}"
         at = f'cx="{px(truth):.1f}" cy="{py(said):.1f}" r="{radius}"'
         parts.append(f'<circle style="fill:var(--s0);fill-opacity:.55" {at}><title>{tip}</title></circle>')
-    return f"<h3>{escape(name)}</h3>" + "".join([*parts, "</svg>"])
+    return f"<h3>{label}</h3>" + "".join([*parts, "</svg>"])

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 _LOWER = {"loss", "error", "ece", "brier", "mae", "rmse", "mse", "forgetting"}
 _SHARES = {"accuracy", "top5", "f1", "precision", "recall", "map", "exact"}
 _FIRST = ("accuracy", "map", "mae")  # what a task is judged by, if by nothing else
+_MOST = 8  # metrics in one line
 
 
 def word(metric: str) -> str:
@@ -27,4 +28,12 @@ def is_share(metric: str) -> bool:
 def leading(metrics: Iterable[str]) -> list[str]:
     """The validation metrics to show first: accuracy, mean average precision or mean error, of each head; then the loss."""
     known = [metric for metric in dict.fromkeys(metrics) if metric.startswith("val/")]
-    return [metric for metric in known if word(metric) in _FIRST] + [metric for metric in known if metric == "val/loss"]
+    ranked = {metric.removesuffix("map") + "accuracy" for metric in known if word(metric) == "map"}  # which says more of labels
+    first = [metric for metric in known if word(metric) in _FIRST and metric not in ranked]
+    return first + [metric for metric in known if metric == "val/loss"]
+
+
+def few(metrics: Iterable[str]) -> list[str]:
+    """The validation metrics for one line: all, or the leading ones where several heads have many."""
+    known = [metric for metric in metrics if metric.startswith("val/")]
+    return known if len(known) <= _MOST else leading(known)

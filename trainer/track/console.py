@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TextIO
 
-from trainer.rundir.metric import leading
+from trainer.rundir.metric import few
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY = 10.0
 BAR_EVERY = 0.25
-_MOST = 8  # metrics of an evaluation in one line
 WINDOW = 30.0
 
 
@@ -171,14 +170,12 @@ class Console:
         Of the many metrics of several heads the leading ones are shown. The mean training loss of the last epoch stands beside
         it, once.
         """
-        measured = [key for key in metrics if key.startswith("val/")]
-        shown = measured if len(measured) <= _MOST else leading(measured)
         at = f"step {metrics['step']}  " if "step" in metrics else ""
         at += f"epoch {metrics['epoch']:.2f}  " if "epoch" in metrics else ""
         values = "  ".join(
-            f"{key.removeprefix('val/')} {short(float(value))}"
-            for key, value in metrics.items()
-            if key in shown and isinstance(value, int | float)
+            f"{key.removeprefix('val/')} {short(float(metrics[key]))}"
+            for key in few(metrics)
+            if isinstance(metrics[key], int | float)
         )
         learnt = "" if self._epoch_loss is None else f"  (training loss of the epoch {short(float(self._epoch_loss))})"
         self._epoch_loss = None

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class Listing:
                 counts[item.label] += 1
         return counts
 
+    @cached_property
     def facts(self) -> Facts:
         """What a task must know of these samples when it learns from them."""
         if self.plain:
@@ -131,12 +133,12 @@ def read_source(source: str, *, flat: bool = False) -> Listing:
             f"unknown data source '{scheme}'{shown}{nearest(scheme, schemes)}; write folder:PATH for a folder of classes"
         )
     if scheme not in _SAY_MORE:
-        path, _, query = rest.partition("?")
+        query = rest.partition("?")[2]
         key = next((key for key in SAID if f"&{query}".find(f"&{key}=") >= 0), None)
         if key is not None and not Path(rest).expanduser().exists():
             raise UserError(
-                f"{source}: {scheme}: says one class of an image and has no '?{key}='; write {scheme}:{path}, or list the images "
-                f"in a file for csv:FILE?image=COLUMN&{key}=COLUMN"
+                f"{source}: {scheme}: says one class of an image and has no '?{key}='; leave it out, or list the images in a "
+                f"file for csv:FILE?image=COLUMN&{key}=COLUMN"
             )
     module = importlib.import_module(f"{package}.{scheme}")
     listing: Listing = module.flat(rest) if flat and hasattr(module, "flat") else module.listing(rest)

@@ -53,8 +53,8 @@ def open_splits(data: Data, seed: int, *, flat: bool = False) -> Splits:
         kept, val = train, _matched(data, train, flat=flat)
     if not kept.items:
         raise UserError("data.train: no image is left to learn from")
-    facts = kept.facts()
-    _enough(data, train.facts() if kept is not train else facts, facts)
+    facts = kept.facts
+    _enough(data, train.facts if kept is not train else facts, facts)
     if data.per_class is not None:
         if not kept.plain:
             raise UserError(
@@ -64,7 +64,7 @@ def open_splits(data: Data, seed: int, *, flat: bool = False) -> Splits:
         kept = _first(kept, [data.per_class] * len(kept.classes), seed)
     elif data.fraction is not None:
         kept = _first(kept, [fraction(len(items), data.fraction) for items in drawn(kept, seed)], seed)
-    _spread(kept.facts())
+    _spread(kept.facts)
     return Splits(kept, val)
 
 
@@ -106,7 +106,7 @@ def _matched(data: Data, train: Listing, *, flat: bool) -> Listing:
         given, train.targets, "data.val", "not in data.train", hint if len(train.targets) == 1 else "",
         choose=data.classes is not None,
     )  # fmt: skip
-    for known in val.facts().targets:
+    for known in val.facts.targets:
         target = known.target
         of = f" of '{target.name}'" if target.name else ""
         if target.kind == "class":
