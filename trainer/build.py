@@ -28,6 +28,7 @@ from trainer.learning import build_objective, gradients_apart, learnt_by, named_
 from trainer.losses.objective import Learner, Objective, Plain
 from trainer.models import Built, build_model
 from trainer.optim import Average, FreeAverage, build_momentum, build_optimizer, build_schedule, pack, unpack
+from trainer.references import fingerprint
 from trainer.runtime import Runtime
 from trainer.spec import ParamGroup
 from trainer.tasks import build_task
@@ -131,15 +132,9 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     built = by_turns(runtime, model)
     if task.scale is not None and saved is None:
         foldable(built.network, built.head, task.scale, built.spec)
-    if isinstance(task, Generates):
-        assert built.beside is not None
-        if saved is not None:  # the schedule that the run began with
-            built.beside = replace(built.beside, schedule=saved["generator"]["schedule"])
-        task.bind(built.beside, run.train.seed)
-        if built.beside.vae is not None:
-            built.beside.vae.to(runtime.device)
+    stands = beside(task, built, run, runtime, saved)
     given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime))
-    fingerprints = given.fingerprints
+    fingerprints = given.fingerprints | stands
     if saved is not None:
         built.fresh = tuple(saved["fresh"])  # what the pretrained checkpoint lacked is known only when it is read
         if not accept_changes:
@@ -171,6 +166,20 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     return Parts(
         run, runtime, splits, built, task, phase, average, steps, BadCount(run.data.max_bad), summary, objective, fingerprints
     )
+
+
+def beside(task: Task, built: Built, run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> dict[str, str]:
+    """Give a task that generates what stands beside its network, on its device; the fingerprints of what never learns."""
+    if not isinstance(task, Generates) or built.beside is None:
+        return {}
+    if saved is not None:  # the schedule that the run began with
+        built.beside = replace(built.beside, schedule=saved["generator"]["schedule"])
+    task.bind(built.beside, run.train.seed)
+    vae = built.beside.vae
+    if vae is None:
+        return {}
+    by_turns(runtime, lambda: vae.to(runtime.device))
+    return {"vae": fingerprint(vae.network)}
 
 
 def by_turns(runtime: Runtime, make: Callable[[], Made]) -> Made:

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.config import EXIT_DONE, Run, UserError
+from trainer.config.model import Model
 from trainer.config.sources import open_splits
 from trainer.data.download import bring
 from trainer.models import needs
+from trainer.models.autoencoder import Codec
 from trainer.models.base import Need
 from trainer.models.download import alone, download, whole
+from trainer.models.generator import generator_needs
 from trainer.rundir import fetched
 
 _INTERRUPTED = 130
@@ -22,8 +25,8 @@ _INTERRUPTED = 130
 def fetch(run: Run) -> int:
     """Bring or check weights and data, and say what there is. Raises UserError for what cannot be had or read."""
     try:
-        for model in run.models.values():
-            wanted = needs(model)
+        for key, model in run.models.items():
+            wanted = _needs(run, key, model)
             files = [file for need in wanted for file in _weights(need)]
             if not wanted:
                 print(f"{model.source}: no weights to fetch")
@@ -36,6 +39,15 @@ def fetch(run: Run) -> int:
         print("graft: broken off; the same command goes on with it", file=sys.stderr)
         return _INTERRUPTED
     return EXIT_DONE
+
+
+def _needs(run: Run, key: str, model: Model) -> list[Need]:
+    """What a network is read from."""
+    if key == "task.vae":
+        return Codec.of(model.source, None).needs()
+    if key == "model" and run.task.generates:
+        return generator_needs(model, getattr(run.task, "vae", None))
+    return needs(model)
 
 
 def _weights(need: Need) -> list[Path]:

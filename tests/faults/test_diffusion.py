@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.trainers import Zygote, points, run_file, same
+from tests.unit.test_generators import latent_pipeline
 from trainer.rundir import RunDir
 
 KILLED = -9
@@ -92,3 +93,21 @@ def test_the_best_is_chosen_by_the_loss(diffusers: Zygote, tmp_path: Path) -> No
     evaluation = folder.read_json(folder.samples / "evaluation.json")
     assert len(evaluation["loss_by_time"]) == 4
     assert evaluation["samples"] == 178
+
+
+def test_latents_are_drawn_anew_and_resumed(diffusers: Zygote, tmp_path: Path) -> None:
+    """A transformer on an autoencoder's latents: killed and started again the same; an autoencoder that changed is refused."""
+    model = {"source": latent_pipeline(tmp_path / "pipe"), "args": {}, "adapt": {"in_channels": 1}}
+    sections: dict[str, Any] = {"model": model, "task": {"vae": "pipeline", "noise": {}}}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert diffusers.run(file(whole, **sections), whole) == [0]
+    assert diffusers.run(file(broken, **sections), broken, fault="step@9:0=kill") == [KILLED]
+    weights = tmp_path / "pipe" / "vae" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-4] + bytes(4))
+    (rank,) = diffusers.start(file(broken, **sections), broken)
+    assert rank.wait() == 3
+    assert "task.vae has other weights now than in the last attempt" in rank.text()
+    weights.write_bytes(before)
+    assert diffusers.run(file(broken, **sections), broken) == [0]
+    same(broken / "run", whole / "run")

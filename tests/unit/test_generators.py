@@ -278,3 +278,51 @@ class Deaf(Own):
 
 def deaf() -> nn.Module:
     return Deaf(5, 1)
+
+
+VAE: dict[str, Any] = {
+    "in_channels": 1, "out_channels": 1, "block_out_channels": (4, 8), "latent_channels": 2, "norm_num_groups": 2,
+    "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D"), "up_block_types": ("UpDecoderBlock2D", "UpDecoderBlock2D"),
+    "scaling_factor": 0.5, "shift_factor": 0.25,
+}  # fmt: skip
+
+
+def latent_pipeline(folder: Path, classes: int = 5, **autoencoder: Any) -> str:
+    """A DiT on the latents of a small autoencoder, with both, as diffusers saves them."""
+    torch.manual_seed(3)
+    vae = diffusers.AutoencoderKL(**{**VAE, **autoencoder})
+    dit = diffusers.DiTTransformer2DModel(in_channels=2, out_channels=4, sample_size=4, num_embeds_ada_norm=classes, **DIT)
+    diffusers.DiTPipeline(dit, vae, diffusers.DDIMScheduler()).save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["id2label"] = {str(number): str(number) for number in range(classes)}  # as in the published pipelines
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return f"diffusers:{folder}"
+
+
+def test_latents_of_the_pipeline_s_autoencoder(tmp_path: Path) -> None:
+    built = build(latent_pipeline(tmp_path), ("3", "9"), vae="pipeline")
+    assert built.spec.image_size == 8
+    assert "1 of 2 classes kept" in "".join(built.report.adapted), "id2label names the classes"
+    assert built.beside is not None
+    assert (built.beside.channels, built.beside.size, built.beside.image) == (2, 4, (1, 8))
+    vae = built.beside.vae
+    assert vae is not None
+    plain: Any = diffusers.AutoencoderKL.from_pretrained(tmp_path, subfolder="vae")
+    images = torch.randn(2, 1, 8, 8).clamp(-1, 1)
+    mean, deviation = vae.encode(images)
+    with torch.no_grad():
+        posterior = plain.encode(images).latent_dist
+        torch.testing.assert_close(mean, (posterior.mean - 0.25) * 0.5)
+        torch.testing.assert_close(deviation, posterior.std * 0.5)
+        torch.testing.assert_close(vae.decode(mean), plain.decode(mean / 0.5 + 0.25).sample)
+    other = build(f"diffusers:{tmp_path}", ("3", "9"), vae=f"diffusers:{tmp_path}", image_size=16)
+    assert other.beside is not None
+    assert other.beside.size == 8
+    with pytest.raises(UserError, match=r"is 17, and .* takes multiples of 2; write 16 or 18"):
+        build(f"diffusers:{tmp_path}", vae="pipeline", image_size=17)
+    with pytest.raises(UserError, match=r"takes 1 channels and model\.adapt\.in_channels is 3"):
+        build(f"diffusers:{tmp_path}", vae="pipeline", in_channels=3)
+    with pytest.raises(UserError, match="there is no autoencoder beside the generator"):
+        build(unet(tmp_path / "unet"), vae="pipeline")
+    with pytest.raises(UserError, match=r"task\.vae: .*unet is a UNet2DModel; an autoencoder is one of AutoencoderKL"):
+        build(f"diffusers:{tmp_path}", vae=f"diffusers:{tmp_path / 'unet'}")

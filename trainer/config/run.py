@@ -182,14 +182,16 @@ class Run(Section):
     @property
     def models(self) -> dict[str, Model]:
         """Every network that is read, by its key in the run file."""
-        teacher = self.losses.teacher
-        return {"model": self.model} if teacher is None else {"model": self.model, "losses.teacher": teacher}
+        named = {"model": self.model, "losses.teacher": self.losses.teacher, "task.vae": self.task.beside}
+        return {key: model for key, model in named.items() if model is not None}
 
     def moved(self, change: Callable[[Model], Model]) -> Run:
         """The run with its networks changed."""
         found: dict[str, Any] = {"model": change(self.model)}
         if self.losses.teacher is not None:
             found["losses"] = self.losses.model_copy(update={"teacher": change(self.losses.teacher)})
+        if self.task.beside is not None:
+            found["task"] = self.task.model_copy(update={"vae": change(self.task.beside).source})
         return self.model_copy(update=found)
 
     @property

@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from trainer.config.base import Kind
+from trainer.config.model import Model
 from trainer.config.targets import Facts, Known
 
 
@@ -20,6 +21,11 @@ class Task(Kind):
     metrics: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[str] = "loss"
     generates: ClassVar[bool] = False
+
+    @property
+    def beside(self) -> Model | None:
+        """A network of another source that the task needs beside the one that learns."""
+        return None
 
     @property
     def flat(self) -> bool:

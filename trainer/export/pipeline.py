@@ -37,12 +37,14 @@ class Form:
     code: str
 
 
-def form_of(kind: str, plan: Plan, classes: Sequence[str], *, latents: bool) -> Form:
+def form_of(kind: str, plan: Plan, classes: Sequence[str], vae: Any) -> Form:
     """The pipeline that makes the same images: one of diffusers' own where there is one for it."""
+    latents = vae is not None
+    shifted = latents and bool(getattr(vae.config, "shift_factor", None))  # which the older pipelines do not look at
     made = type(scheduler(plan.settings, plan.sampler)).__name__
     if kind == "UNet2DModel" and not classes and not latents and made in _PLAIN:
         return Form(_PLAIN[made], False, _code(_PLAIN[made], plan))
-    if kind == "DiTTransformer2DModel" and latents and made == "DDIMScheduler" and len(classes) <= _CLASSES:
+    if kind == "DiTTransformer2DModel" and latents and not shifted and made == "DDIMScheduler" and len(classes) <= _CLASSES:
         return Form("DiTPipeline", False, _code("DiTPipeline", plan, f"class_labels=[0], guidance_scale={plan.guidance:g}, "))
     told = f"class_labels=[{classes[0]!r}], guidance_scale={plan.guidance:g}, " if classes else ""
     return Form("ClassPipeline", True, _code("DiffusionPipeline", plan, told, ", trust_remote_code=True"))
@@ -61,24 +63,25 @@ def write(network: nn.Module, task: Diffusion, new: Path) -> tuple[Form, dict[st
     """Write the pipeline into a folder; returns what it is, and what graft must know to go on with it."""
     import diffusers
 
-    plan, wanted, vae = task.plan(), task.generator, task.beside.vae
-    form = form_of(type(network).__name__, plan, wanted.classes, latents=vae is not None)
+    plan, wanted = task.plan(), task.generator
+    vae = None if task.beside.vae is None else task.beside.vae.network
+    form = form_of(type(network).__name__, plan, wanted.classes, vae)
     made = scheduler(plan.settings, plan.sampler)
     told: dict[str, Any] = {"classes": list(wanted.classes), "dropped": wanted.dropped}
+    labels = {str(index): name.replace(",", " ") for index, name in enumerate(wanted.classes)}
     whole: Any
     if form.own:
         from trainer.export.own_pipeline import ClassPipeline
 
-        coder = None if vae is None else vae.network
-        whole = ClassPipeline(network, made, coder, list(wanted.classes) or None, plan.nothing)
+        whole = ClassPipeline(network, made, vae, list(wanted.classes) or None, plan.nothing)
     elif form.name == "DiTPipeline":
-        assert vae is not None
-        labels = {str(index): name.replace(",", " ") for index, name in enumerate(wanted.classes)}
-        whole = diffusers.DiTPipeline(padded(network, len(wanted.classes)), vae.network, made, labels or None)
+        whole = diffusers.DiTPipeline(padded(network, len(wanted.classes)), vae, made, labels or None)
         told["rows"] = _CLASSES + 1
     else:
         whole = getattr(diffusers, form.name)(network, made)
     whole.save_pretrained(new)
+    if form.name == "DiTPipeline" and labels:
+        _say(new, id2label=labels)
     return form, told
 
 
@@ -97,12 +100,17 @@ def padded(network: Any, classes: int) -> nn.Module:
     return found
 
 
+def _say(new: Path, **settings: Any) -> None:
+    """Add to what the pipeline says of itself."""
+    path = new / "model_index.json"
+    index = json.loads(path.read_text(encoding="utf-8")) | settings
+    path.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def own(new: Path) -> None:
     """Put the code of a pipeline that diffusers has not into the folder, and its name where diffusers looks for it."""
     shutil.copyfile(OWN, new / "pipeline.py")
-    index = json.loads((new / "model_index.json").read_text(encoding="utf-8"))
-    index["_class_name"] = ["pipeline", index["_class_name"]]
-    (new / "model_index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    _say(new, _class_name=["pipeline", "ClassPipeline"])
 
 
 def images(network: nn.Module, task: Diffusion, new: Path) -> None:
@@ -128,6 +136,7 @@ def check(network: nn.Module, task: Diffusion, form: Form, new: Path) -> None:
     steps, guidance = min(CHECKED, plan.steps), 2.0 if plan.nothing is not None else 1.0
     numbers = [0, len(names) - 1] if names else [0, 0]
     expected = task.sample(network, [0, 1], numbers, Plan(plan.settings, plan.sampler, steps, guidance, plan.nothing))
+    diffusers.utils.logging.disable_progress_bar()
     pipe: Any = (ClassPipeline if form.own else getattr(diffusers, form.name)).from_pretrained(new)
     pipe.set_progress_bar_config(disable=True)
     given: dict[str, Any] = {"generator": [torch.Generator().manual_seed(seed) for seed in (0, 1)], "num_inference_steps": steps}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from trainer.config import UserError
 from trainer.config.run import Model
+from trainer.models.base import Need
 from trainer.models.place import Place
 
 KINDS = ("AutoencoderKL", "VQModel")
@@ -57,15 +57,14 @@ class Codec:
                     "task.vae: diffusers:FOLDER, or leave it out to learn on pixels"
                 )
             return Codec(own)
-        scheme, _, rest = asked.partition(":")
-        if scheme != "diffusers":
-            raise UserError(f"task.vae is '{asked}'; write pipeline, or diffusers:FOLDER")
+        rest = asked.partition(":")[2]
         return Codec(rest if "#" in rest else beside(rest) or rest)
 
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """Its own settings, as diffusers saved them."""
-        return self._source.settings
+    def needs(self) -> list[Need]:
+        """The files that it is read from."""
+        from trainer.models.diffusers import needs
+
+        return needs(self.source, Model(source=f"diffusers:{self.source}"))
 
     @property
     def network(self) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import nn
 from trainer.config import UserError, nearest
 from trainer.config.run import Model
 from trainer.models.autoencoder import beside
-from trainer.models.base import Checkpoint
+from trainer.models.base import Checkpoint, Need
 from trainer.models.file import read_checkpoint
 from trainer.models.generator import Denoiser, Parts, Shape
 from trainer.models.place import Place
@@ -98,10 +98,7 @@ def of(rest: str, config: Model) -> Denoiser:
         return _from_scratch(rest, config)
     from trainer.models.diffusers import _Source
 
-    place, _, part = rest.partition("#")
-    if not part and (index := Place.of(place).json("model_index.json")) is not None:
-        part = next((role for role in ROLES if isinstance(index.get(role), list)), "")
-    source = _Source(f"{place}#{part}" if part else place, config)
+    source = _Source(located(rest), config)
     settings, name = source.settings, str(source.settings["_class_name"])
     if name not in KINDS:
         raise UserError(
@@ -124,8 +121,26 @@ def of(rest: str, config: Model) -> Denoiser:
         channels=source.channels, size=max(size) if isinstance(size, list | tuple) else size,
         read=None if config.weights == "none" else partial(_read, source), table=table,
         schedule=source.place.json("scheduler/scheduler_config.json") if source.part else None, spare=kind.spare,
-        vae=beside(place) if source.part else None,
+        vae=beside(rest.partition("#")[0]) if source.part else None,
     )  # fmt: skip
+
+
+def located(rest: str) -> str:
+    """FOLDER or FOLDER#PART: the part of a pipeline that generates, where none is named."""
+    place, _, part = rest.partition("#")
+    if part or (index := Place.of(place).json("model_index.json")) is None:
+        return rest
+    part = next((role for role in ROLES if isinstance(index.get(role), list)), "")
+    return f"{place}#{part}" if part else rest
+
+
+def needs(rest: str, config: Model) -> list[Need]:
+    """The files of a generator, and of the scheduler that stands beside it. Raises UserError."""
+    if rest in KINDS and not Path(rest).is_dir():
+        return [Need(f"the weights of diffusers:{rest}", Path(config.weights))] if is_path(config.weights) else []
+    from trainer.models.diffusers import needs as of_part
+
+    return of_part(located(rest), config)
 
 
 def _names(source: _Source, graft: Mapping[str, Any]) -> tuple[str, ...] | None:

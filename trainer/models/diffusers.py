@@ -71,7 +71,8 @@ def needs(rest: str, config: Model) -> list[Need]:
     if is_path(config.weights) and not Path(config.weights).is_dir():
         return [Need(what, Path(config.weights))]
     inside = f"{source.part}/" if source.part else ""
-    others = (*(("model_index.json",) if source.part else ()), f"{inside}config.json")
+    beside = ("model_index.json", "scheduler/scheduler_config.json", "graft.json") if source.part else ("graft.json",)
+    others = (*beside, f"{inside}config.json")
     return source.place.needs(what, others, f"{inside}{STEM}", tuple(f"{inside}{name}" for name in PICKLES))
 
 

@@ -18,7 +18,7 @@ from trainer.config.adapt import Adapt
 from trainer.config.run import Model
 from trainer.models.adapt import inputs_of, seeded
 from trainer.models.autoencoder import Codec
-from trainer.models.base import Built, Checkpoint, LoadReport, first_few
+from trainer.models.base import Built, Checkpoint, LoadReport, Need, first_few
 from trainer.models.channels import outputs_of
 from trainer.models.tables import Table, table_rows
 from trainer.spec import Beside, Call, Generator, InputSpec
@@ -102,6 +102,14 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     schedule = None if source.read is None else source.schedule
     beside = Beside(source.call, shape.channels, shape.size, (config.adapt.in_channels, image_size), schedule, codec)
     return Built(network, tuple(heads), tuple(fresh), spec, report, beside)
+
+
+def generator_needs(config: Model, vae: str | None) -> list[Need]:
+    """The files of a generator and of what stands beside it, but not of an autoencoder of another source. Raises UserError."""
+    scheme, _, rest = config.source.partition(":")
+    module: Any = importlib.import_module(f"trainer.models.{'denoisers' if scheme == 'diffusers' else scheme}")
+    found: list[Need] = module.needs(rest, config)
+    return [*found, *(Codec.of(vae, denoiser_of(config).vae).needs() if vae == "pipeline" else [])]
 
 
 def denoiser_of(config: Model) -> Denoiser:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from trainer.config.model import Model
 from trainer.config.noise import Noise, Samples, Times, Uniform
 from trainer.config.targets import Facts, Known, only
 from trainer.config.task import Task
@@ -44,12 +45,23 @@ class Config(Task):
     samples: Samples = Field(default_factory=Samples)
 
     @property
+    def beside(self) -> Model | None:
+        return None if self.vae in (None, "pipeline") else Model(source=self.vae)
+
+    @property
     def flat(self) -> bool:
         return self.condition == "none"
 
     def learnt(self, facts: Facts) -> tuple[Known, ...]:
         """The class, where the network is told of it."""
         return () if self.flat else (only(facts, "class", self.kind),)
+
+    @field_validator("vae")
+    @classmethod
+    def _source(cls, value: str | None) -> str | None:
+        if value not in (None, "pipeline") and not value.startswith("diffusers:"):
+            raise ValueError("write pipeline, or diffusers:FOLDER")
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
