@@ -22,8 +22,9 @@ from trainer.data import Batch
 from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import eval_batches, train_batches
 from trainer.data.order import mix
-from trainer.evaluate import evaluate
+from trainer.evaluate import evaluate, refer
 from trainer.export.scale import foldable
+from trainer.judges import give
 from trainer.learning import build_objective, gradients_apart, learnt_by, named_parameters, references, unchanged
 from trainer.losses.objective import Learner, Objective, Plain
 from trainer.models import Built, build_model
@@ -99,13 +100,16 @@ class Parts:
         share = max(rank_shares(train.global_batch, runtime.world))
         batch = self.run.evaluate.batch or 2 * (share if train.micro_batch == "auto" else train.micro_batch)
 
-        def measured() -> Evaluation:
-            batches = eval_batches(
-                dataset, batch=batch, rank=runtime.rank, world=runtime.world,
+        def loaded(images: ImageDataset) -> Generator[Batch, None, None]:
+            return eval_batches(
+                images, batch=batch, rank=runtime.rank, world=runtime.world,
                 workers=self.run.data.workers, pin=runtime.device.type == "cuda",
             )  # fmt: skip
+
+        def measured() -> Evaluation:
             measure = self.task.measure(len(dataset), runtime.device)
-            return evaluate(runtime, self.phase.network, measure, batches, self.prepare, self.average, at)
+            refer(measure, {"val": dataset, "train": self.dataset(self.splits.train, train=False)}, loaded, self.prepare, at)
+            return evaluate(runtime, self.phase.network, measure, loaded(dataset), self.prepare, self.average, at)
 
         return measured
 
@@ -119,6 +123,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     rank_shares(run.train.global_batch, runtime.world)  # refuses more ranks than samples before anything is downloaded
     splits = open_splits(run.data, run.train.seed, flat=run.task.flat)
     task = build_task(run.task, splits.train.facts)
+    give(run, task, runtime.device)
     if splits.val is not None:
         known = [f"val/{name}" for name in task.measure(0, torch.device("cpu")).result().metrics]
         for key, metric in run.watched.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,17 @@ def measured(network: nn.Module, measure: Measure, batches: Iterable[Any], prepa
         if len(batch.labels):  # every file of a batch may have been unreadable
             measure.update(network, batch)
     return measure
+
+
+def refer(
+    measure: Measure, data: Mapping[str, Any], load: Callable[[Any], Iterable[Any]], prepare: Callable[[Any], Batch],
+    at: Callable[[str], None] = lambda stage: None,
+) -> None:  # fmt: skip
+    """Show a measure the images of the data that it compares with, where it wants any; `data` are `train` and `val`."""
+    wanted = measure.wants() if isinstance(measure, Finishing) else None
+    if isinstance(measure, Finishing) and wanted is not None:
+        prepared = (prepare(raw) for raw in _told(load(data[wanted]), at))
+        measure.refer((batch for batch in prepared if len(batch.labels)), len(data[wanted]))
 
 
 def evaluate(

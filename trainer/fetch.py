@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer import judges
 from trainer.config import EXIT_DONE, Run, UserError
 from trainer.config.model import Model
 from trainer.config.sources import open_splits
@@ -24,9 +25,10 @@ _INTERRUPTED = 130
 
 def fetch(run: Run) -> int:
     """Bring or check weights and data, and say what there is. Raises UserError for what cannot be had or read."""
+    fidelity = getattr(run.task, "fidelity", None)
     try:
         for key, model in run.models.items():
-            wanted = _needs(run, key, model)
+            wanted = _needs(run, key, model) + (judges.needs(fidelity) if key == "model" and fidelity is not None else [])
             files = [file for need in wanted for file in _weights(need)]
             if not wanted:
                 print(f"{model.source}: no weights to fetch")

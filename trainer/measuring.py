@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,7 +14,8 @@ from trainer.config.sources import Listing, open_source, open_splits
 from trainer.data import Batch
 from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import eval_batches
-from trainer.evaluate import measured
+from trainer.evaluate import measured, refer
+from trainer.judges import give
 from trainer.restored import Restored
 from trainer.spec import InputSpec
 from trainer.tasks.base import Evaluation, Finishing, Task
@@ -57,9 +59,15 @@ def figures(
         return batch.to(device, spec)
 
     network = network.to(device)
-    batches = eval_batches(dataset, batch=BATCH, rank=0, world=1, workers=run.data.workers, pin=device.type == "cuda")
+    give(run, task, device)
+
+    def loaded(images: ImageDataset) -> Iterable[Batch]:
+        return eval_batches(images, batch=BATCH, rank=0, world=1, workers=run.data.workers, pin=device.type == "cuda")
+
     with precision(run.train.precision, device):
-        result = measured(network, task.measure(len(dataset), device), batches, prepare)
+        result = task.measure(len(dataset), device)
+        refer(result, {"val": dataset, "train": dataset}, loaded, prepare)
+        measured(network, result, loaded(dataset), prepare)
         if isinstance(result, Finishing):
             result.finish(network, 0, 1, lambda stage: None)
     return result.result(), len(unreadable)

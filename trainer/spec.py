@@ -90,6 +90,23 @@ class Autoencoder(Protocol):
         """The images of latents."""
 
 
+class Judge(Protocol):
+    """A network whose features of images, uint8 [n, c, h, w], tell how like each other two sets of images are.
+
+    `widths`: features by layer; `layers`: the layer that each measure looks at; `name`: whose features they are.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def widths(self) -> Mapping[str, int]: ...
+    @property
+    def layers(self) -> Mapping[str, str]: ...
+
+    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Features float32 [n, width] on the CPU, by layer."""
+
+
 @dataclass(frozen=True)
 class Beside:
     """What a task must know of a generator besides the network itself.

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
-from tests.trainers import Zygote, points, run_file, same
+from tests.network import small
+from tests.trainers import NETWORK, Zygote, points, run_file, same
 from tests.unit.test_generators import latent_pipeline
 from trainer.rundir import RunDir
 
@@ -28,7 +30,7 @@ def diffusers(trainers: Zygote) -> Zygote:
     return trainers
 
 
-def file(folder: Path, *, dropout: float = 0.1, **sections: Any) -> Path:
+def file(folder: Path, *, dropout: float = 0.1, fidelity: dict[str, Any] | None = None, **sections: Any) -> Path:
     """A run file of a tiny UNet on digits."""
     path = run_file(folder)
     run = json.loads(path.read_text())
@@ -45,6 +47,8 @@ def file(folder: Path, *, dropout: float = 0.1, **sections: Any) -> Path:
     run["checkpoint"] = {"every": "4 steps", "keep": 2}
     for name, value in sections.items():
         run[name] = {**({} if name in ("strategy", "optimizer") else run[name]), **value}
+    if fidelity is not None:
+        run["task"]["fidelity"] = fidelity
     path.write_text(json.dumps(run))
     return path
 
@@ -67,15 +71,24 @@ def test_killed_and_started_again_it_ends_the_same(diffusers: Zygote, tmp_path: 
 
 
 def test_the_number_of_ranks_changes_neither_losses_nor_images(diffusers: Zygote, tmp_path: Path) -> None:
-    losses, images = [], []
+    """Nor how like the data they are, by the features of a network that is named."""
+    save_file(small().state_dict(), tmp_path / "judge.safetensors")
+    judge = {"source": f"python:{NETWORK}:small", "weights": str(tmp_path / "judge.safetensors")}
+    features = {**judge, "adapt": {"in_channels": 1, "image_size": 8}}
+    fidelity = {"samples": 21, "measure": ["fid", "kid", "precision_recall"], "features": features, "against": "train"}
+    losses, images, likeness = [], [], []
     for world in (1, 2):
         folder = tmp_path / str(world)
-        path = file(folder, dropout=0.0, train={"micro_batch": 24 if world == 1 else 7, "clip": None})
+        path = file(folder, dropout=0.0, train={"micro_batch": 24 if world == 1 else 7, "clip": None}, fidelity=fidelity)
         assert diffusers.run(path, folder, world=world) == [0] * world
         found = points(folder / "run")
         losses.append([p[key] for p in found for key in ("train/loss", "val/loss") if key in p])
         images.append(sheets(folder / "run"))
+        names = ("val/fd_small", "val/kd_small", "val/precision_small", "val/recall_small")
+        likeness.append([p[name] for p in found for name in names if name in p])
     assert len(losses[0]) == 19
+    assert len(likeness[0]) == 12
+    assert likeness[0] == pytest.approx(likeness[1], rel=0.02, abs=1e-3)
     assert losses[0] == pytest.approx(losses[1], abs=2e-5)
     for name, one in images[0].items():
         assert np.abs(one.astype(int) - images[1][name]).max() <= 1, "to the rounding of a step of 255"

@@ -182,7 +182,8 @@ class Run(Section):
     @property
     def models(self) -> dict[str, Model]:
         """Every network that is read, by its key in the run file."""
-        named = {"model": self.model, "losses.teacher": self.losses.teacher, "task.vae": self.task.beside}
+        named = {"model": self.model, "losses.teacher": self.losses.teacher}
+        named |= {f"task.{key}": model for key, model in self.task.networks.items()}
         return {key: model for key, model in named.items() if model is not None}
 
     def moved(self, change: Callable[[Model], Model]) -> Run:
@@ -190,8 +191,8 @@ class Run(Section):
         found: dict[str, Any] = {"model": change(self.model)}
         if self.losses.teacher is not None:
             found["losses"] = self.losses.model_copy(update={"teacher": change(self.losses.teacher)})
-        if self.task.beside is not None:
-            found["task"] = self.task.model_copy(update={"vae": change(self.task.beside).source})
+        if self.task.networks:
+            found["task"] = self.task.moved(change)
         return self.model_copy(update=found)
 
     @property
@@ -247,6 +248,8 @@ class Run(Section):
             raise ValueError(
                 f"losses: of the further losses only l2_sp goes with task {kind}; leave the others and the teacher out"
             )
+        if getattr(self.task, "fidelity", None) is not None and self.data.val is None:
+            raise ValueError("task.fidelity is measured at evaluations, which need validation data; set data.val")
         if self.evaluate.source is not None:
             raise ValueError(f"evaluate.source: what task {kind} forgets is not measured by samples of classes; leave it out")
         return self

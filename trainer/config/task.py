@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from pydantic import Field
@@ -23,9 +24,13 @@ class Task(Kind):
     generates: ClassVar[bool] = False
 
     @property
-    def beside(self) -> Model | None:
-        """A network of another source that the task needs beside the one that learns."""
-        return None
+    def networks(self) -> dict[str, Model]:
+        """The networks that the task reads beside the one that learns, by their keys."""
+        return {}
+
+    def moved(self, change: Callable[[Model], Model]) -> Task:
+        """The task with those changed."""
+        return self
 
     @property
     def flat(self) -> bool:

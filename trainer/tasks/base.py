@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, overload, runtime_checkable
 
 import torch
 from torch import nn
 
-from trainer.spec import Beside, Generator, Output, Wanted
+from trainer.spec import Beside, Generator, Judge, Output, Wanted
 
 
 class Batch(Protocol):
@@ -82,6 +82,12 @@ class Measure(Protocol):
 @runtime_checkable
 class Finishing(Measure, Protocol):
     """A measure that also needs the network when all batches are through."""
+
+    def wants(self) -> str | None:
+        """Which images of the data (`train`, `val`) it has to see before that; none where it saw them already, or wants none."""
+
+    def refer(self, batches: Iterable[Batch], count: int) -> None:
+        """Take in this rank's share of those, of `count` in all."""
 
     def finish(self, network: nn.Module, rank: int, world: int, at: Callable[[str], None]) -> None:
         """Do this rank's share of it; `at` hears that it goes on."""
@@ -170,6 +176,9 @@ class Generates(Task, Protocol):
 
     def bind(self, beside: Beside, seed: int) -> None:
         """Take what stands beside the network that was built, before anything is run. Raises UserError where it does not fit."""
+
+    def compare(self, judge: Judge) -> None:
+        """Measure how like the data its images are, by the features of a judge."""
 
     def schedule(self) -> Mapping[str, Any]:
         """The settings of the scheduler that goes with the weights, for whoever goes on with them."""

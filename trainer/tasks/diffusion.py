@@ -13,10 +13,11 @@ from trainer.config import UserError
 from trainer.config.noise import Samples
 from trainer.config.targets import Facts
 from trainer.config.tasks.diffusion import Config
-from trainer.spec import Beside, Generator, Output
+from trainer.spec import Beside, Generator, Judge, Output
 from trainer.tasks import draws
 from trainer.tasks.base import Batch, Keyed
 from trainer.tasks.denoising import DenoisingMeasure
+from trainer.tasks.likeness import Likeness
 from trainer.tasks.process import At, Process, process
 from trainer.tasks.sampler import Plan, sample, scheduler
 
@@ -26,7 +27,9 @@ MEASURED = 16  # the first stream of an evaluation's
 
 def build(config: Config, facts: Facts) -> Diffusion:
     """The task for the classes of the data, where it looks at them."""
-    return Diffusion(config, [label for known in config.learnt(facts) for label in known.target.labels])
+    learnt = config.learnt(facts)
+    counts = [count for known in learnt for count in known.counts]
+    return Diffusion(config, [label for known in learnt for label in known.target.labels], counts)
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,10 @@ class Denoised:
 class Diffusion:
     """Noise is added to images, and the network says what it was; all draws are functions of (seed, epoch, sample)."""
 
-    def __init__(self, config: Config, classes: Sequence[str]) -> None:
+    def __init__(self, config: Config, classes: Sequence[str], counts: Sequence[int]) -> None:
         self._config = config
-        self._classes = tuple(classes)
+        self._classes, self._counts = tuple(classes), tuple(counts)
+        self._likeness: Likeness | None = None
         self._seed = 0
         self._beside: Beside | None = None
         self._process: Process | None = None
@@ -68,6 +72,11 @@ class Diffusion:
                 f"task.samples.steps is {asked}, more than the {steps} time steps of the noise; write {steps} or less"
             )
         scheduler(self._process.settings, self._config.samples.sampler)
+
+    def compare(self, judge: Judge) -> None:
+        """Measure how like the data the images are, by the features of this judge, as `fidelity` says."""
+        assert self._config.fidelity is not None
+        self._likeness = Likeness(self._config.fidelity, judge, self._counts)
 
     @property
     def beside(self) -> Beside:
@@ -165,4 +174,4 @@ class Diffusion:
 
     def measure(self, samples: int, device: torch.device) -> DenoisingMeasure:
         """The loss, and images of fixed seeds."""
-        return DenoisingMeasure(self, self._config, self._classes, device)
+        return DenoisingMeasure(self, self._config, self._classes, device, self._likeness)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from trainer.config.fidelity import Fidelity
 from trainer.config.model import Model
 from trainer.config.noise import Noise, Samples, Times, Uniform
 from trainer.config.targets import Facts, Known, only
@@ -43,10 +45,25 @@ class Config(Task):
     )
     draws: int = Field(4, ge=1, le=1000, description="time steps at which each validation image is measured")
     samples: Samples = Field(default_factory=Samples)
+    fidelity: Fidelity | None = Field(None, description="how like the data the images are; none: not measured")
+
+    def measured(self, facts: Facts | None = None) -> tuple[str, ...]:
+        """The loss, and how like the data the images are."""
+        return (*self.metrics, *(self.fidelity.names if self.fidelity is not None else ()))
 
     @property
-    def beside(self) -> Model | None:
-        return None if self.vae in (None, "pipeline") else Model(source=self.vae)
+    def networks(self) -> dict[str, Model]:
+        found = {} if self.vae in (None, "pipeline") else {"vae": Model(source=self.vae)}
+        features = self.fidelity.features if self.fidelity is not None else None
+        return found if features is None else {**found, "fidelity.features": features}
+
+    def moved(self, change: Callable[[Model], Model]) -> Config:
+        found: dict[str, Any] = {}
+        if "vae" in self.networks:
+            found["vae"] = change(self.networks["vae"]).source
+        if self.fidelity is not None and self.fidelity.features is not None:
+            found["fidelity"] = self.fidelity.model_copy(update={"features": change(self.fidelity.features)})
+        return self.model_copy(update=found)
 
     @property
     def flat(self) -> bool:
