@@ -97,7 +97,7 @@ def _check(name: str, channels: int) -> None:
     inputs = tuple(module for module in differing if module not in built.head)
     anatomy = Anatomy(built.head, inputs[0] if inputs else None, len(CLASSES), channels, inputs)
     adapt = Adapt(in_channels=channels)
-    report = fit(built.network, Checkpoint("the plain network", tensors, official=True), anatomy, adapt, CLASSES)
+    report = fit(built.network, Checkpoint("the plain network", tensors, official=True), anatomy, adapt, (Output("", CLASSES),))
     heads = {f"{head}.{part}" for head in anatomy.head for part in ("weight", "bias")}
     strange = [key for key in report.fresh if key not in heads]
     assert not strange, f"new beside the head: {strange[:3]}"

@@ -177,6 +177,26 @@ def sync(
     raise typer.Exit(sync(names or [], runs, follow=follow, as_json=json))
 
 
+@app.command()
+def cache(
+    keys: Annotated[list[str] | None, typer.Argument(metavar="KEY…", help="only these (or all that begin so)")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="remove the named ones, or those of --older")] = False,
+    older: Annotated[float | None, typer.Option("--older", metavar="DAYS", min=0, help="only what is unused for so long")] = None,
+    folder: Annotated[Path | None, typer.Option("--path", metavar="DIR", help="the data.cache.path of these runs")] = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """List the features that runs kept of frozen networks, and remove what is not needed any more."""
+    from launcher import cache
+
+    found = cache.find(keys or [], folder, older)
+    if remove:
+        cache.remove(found, named=bool(keys) or older is not None)
+    if json:
+        print_json([one.as_json() for one in found])
+    else:
+        print(cache.text(found, removed=remove))
+
+
 @app.command(name="models", context_settings=_PASS_ON)
 def models_(context: typer.Context, runs: Runs = RUNS) -> None:
     """List what can be grafted onto: graft models [PATTERN]; one name is described."""

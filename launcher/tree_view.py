@@ -42,6 +42,9 @@ def show(found: dict[str, Any], lr: float) -> None:
     optimizer = f", optimizer {_bytes(sizes['optimizer'])}" if sizes["optimizer"] is not None else ""
     print(f"{learning:,} of {total:,} parameters learn ({learning / max(1, total):.2%})")
     print(f"bytes at 32 bits: weights {_bytes(sizes['weights'])}, gradients {_bytes(sizes['gradients'])}{optimizer}")
+    kept = found["features"]
+    where = f"; {_bytes(kept['bytes'])} in {kept['folder']}" if kept["kept"] else ""
+    print(f"features of the frozen first part: {kept['text']}{where}")
 
 
 def _grow(tree: Tree, node: dict[str, Any], lr: float, depth: int) -> None:

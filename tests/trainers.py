@@ -100,7 +100,10 @@ class Zygote:
         self, target: Path, runs: Path, *, world: int = 1, fault: str = "", args: tuple[str, ...] = (),
         constants: dict[str, float] | None = None, env: dict[str, str] | None = None,
     ) -> list[Rank]:  # fmt: skip
-        """Start the ranks of a run file (or folder); `fault` arms GRAFT_FAULT, `constants` (module.NAME) get other values."""
+        """Start the ranks of a run file (or folder); `fault` arms GRAFT_FAULT, `constants` (module.NAME) get other values.
+
+        `{rank}` in a value of `env` is the rank's own.
+        """
         environment = {"GRAFT_FAULT": fault, **(env or {})}
         if world > 1:
             with socket.socket() as probe:
@@ -112,6 +115,7 @@ class Zygote:
         ranks = []
         for rank in range(world):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+            own |= {key: value.replace("{rank}", str(rank)) for key, value in environment.items() if "{rank}" in value}
             runs.mkdir(parents=True, exist_ok=True)
             output = runs / f"out-{len(self.started)}-{rank}.txt"
             argv = ["train", str(target), "--runs", str(runs), *args]

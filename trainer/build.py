@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -20,10 +21,12 @@ from trainer.config.optimizers import ScheduleFree
 from trainer.config.sources import Listing, Splits, open_splits
 from trainer.data import Batch
 from trainer.data.dataset import BadCount, ImageDataset
-from trainer.data.loader import eval_batches, train_batches
+from trainer.data.loader import Samples, eval_batches, train_batches
 from trainer.data.order import mix
 from trainer.evaluate import evaluate, refer
 from trainer.export.scale import foldable
+from trainer.features.choose import Choice, choose, granted
+from trainer.features.kept import Features
 from trainer.judges import give
 from trainer.learning import build_objective, gradients_apart, learnt_by, named_parameters, references, unchanged
 from trainer.losses.objective import Learner, Objective, Plain
@@ -42,7 +45,7 @@ DROPOUT, WEIGHTS, ADAPTERS, PROJECTIONS = 1, 2, 3, 4  # keep the streams drawn f
 
 @dataclass
 class Parts:
-    """A run that is put together but has no progress yet."""
+    """A run that is put together but has no progress yet; `called` is the network, or what is called in its place."""
 
     run: Run
     runtime: Runtime
@@ -50,12 +53,14 @@ class Parts:
     built: Built
     task: Task
     phase: Phase
+    called: nn.Module
     average: Average | FreeAverage | None
     steps: int
     bad: BadCount
     summary: strategies.Summary
     objective: Objective | None = None  # where there is more than the task's own loss
     references: dict[str, str] = field(default_factory=dict)  # fingerprints of the networks that losses look at
+    features: Features | None = None
 
     @property
     def epoch_samples(self) -> int:
@@ -65,7 +70,8 @@ class Parts:
         """Count what could not be read, copy to the device and normalise there."""
         if batch.bad:
             self.bad.add(batch.bad)
-        return batch.to(self.runtime.device, self.built.spec)
+        features = self.features is not None and self.features.train is not None
+        return batch.to(self.runtime.device, None if features else self.built.spec)
 
     def schedule(self) -> Callable[[int], float]:
         batch = self.run.train.global_batch
@@ -82,12 +88,20 @@ class Parts:
     def dataset(self, listing: Listing, *, train: bool) -> ImageDataset:
         return ImageDataset(listing, self.run.data, self.built.spec, train=train, seed=self.run.train.seed)
 
+    def open_features(self, at: Callable[[str], None], stop: Callable[[], bool], *, val: bool = True) -> bool:
+        """Have the features ready, where some are kept, once the weights are the run's own; false where a stop was wished."""
+        if self.features is None:
+            return True
+        held = self.dataset(self.splits.val, train=False) if val and self.splits.val is not None else None
+        return self.features.open(self.dataset(self.splits.train, train=True), held, self.bad, at=at, stop=stop)
+
     def batches(self, start_step: int) -> Generator[list[Batch], None, None]:
         """The training micro-batches of this rank, step by step."""
         train, runtime = self.run.train, self.runtime
         share = max(rank_shares(train.global_batch, runtime.world))
+        features = None if self.features is None else self.features.train
         return train_batches(
-            self.dataset(self.splits.train, train=True),
+            features or self.dataset(self.splits.train, train=True),
             seed=train.seed, start_step=start_step, steps=self.steps, global_batch=train.global_batch,
             micro_batch=share if train.micro_batch == "auto" else train.micro_batch,
             rank=runtime.rank, world=runtime.world, workers=self.run.data.workers, pin=runtime.device.type == "cuda",
@@ -96,11 +110,12 @@ class Parts:
     def evaluation(self, listing: Listing, at: Callable[[str], None]) -> Callable[[], Evaluation]:
         """A function that measures the network (its average, if there is one) over a listing; `at` hears where it is."""
         runtime, train = self.runtime, self.run.train
-        dataset = self.dataset(listing, train=False)
+        features = self.features.val if self.features is not None and listing is self.splits.val else None
+        dataset = features or self.dataset(listing, train=False)
         share = max(rank_shares(train.global_batch, runtime.world))
         batch = self.run.evaluate.batch or 2 * (share if train.micro_batch == "auto" else train.micro_batch)
 
-        def loaded(images: ImageDataset) -> Generator[Batch, None, None]:
+        def loaded(images: Samples) -> Generator[Batch, None, None]:
             return eval_batches(
                 images, batch=batch, rank=runtime.rank, world=runtime.world,
                 workers=self.run.data.workers, pin=runtime.device.type == "cuda",
@@ -109,7 +124,7 @@ class Parts:
         def measured() -> Evaluation:
             measure = self.task.measure(len(dataset), runtime.device)
             refer(measure, {"val": dataset, "train": self.dataset(self.splits.train, train=False)}, loaded, self.prepare, at)
-            return evaluate(runtime, self.phase.network, measure, loaded(dataset), self.prepare, self.average, at)
+            return evaluate(runtime, self.called, measure, loaded(dataset), self.prepare, self.average, at)
 
         return measured
 
@@ -161,7 +176,9 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
         average = FreeAverage(network, optimizer)
     summary = strategies.summary(network)
     strategies.begin(groups, saved["samples"] if saved is not None else 0)
-    wrapped = network if objective is None or not extra else Learner(network, objective)
+    features = frozen(run, runtime, built, groups, steps, len(splits.train.items))
+    called = network if features is None else features.tail
+    wrapped = called if objective is None or not extra else Learner(called, objective)
     phase = Phase("model", network, runtime.wrap(wrapped), optimizer, objective or Plain(task))
     if objective is not None:
         assert objective.balance is not None
@@ -169,8 +186,37 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     if any(group.start for group in groups):
         phase.stage = partial(_stage, runtime, phase, groups, wrapped)
     return Parts(
-        run, runtime, splits, built, task, phase, average, steps, BadCount(run.data.max_bad), summary, objective, fingerprints
-    )
+        run, runtime, splits, built, task, phase, called, average, steps, BadCount(run.data.max_bad), summary, objective,
+        fingerprints, features,
+    )  # fmt: skip
+
+
+def frozen(
+    run: Run, runtime: Runtime, built: Built, groups: Sequence[ParamGroup], steps: int, samples: int
+) -> Features | None:  # fmt: skip
+    """What is kept of the first part that never learns; none where nothing is. Raises UserError where it is asked for in vain."""
+    choice = chosen(run, built, groups, steps, samples, runtime.autocast, runtime.device)
+    if len(set(runtime.everyone(str(choice)))) > 1:
+        choice = Choice(None, "the ranks do not find the same place to cut the network at")
+    granted(run, choice)
+    log.info("features of the frozen first part: %s", choice)
+    if choice.cut is None:
+        return None
+    learning = [parameter for group in groups for _, parameter in group.parameters]
+    return Features(run, runtime, built.network, learning, built.spec, choice)
+
+
+def chosen(
+    run: Run, built: Built, groups: Sequence[ParamGroup], steps: int, samples: int,
+    autocast: Callable[[], AbstractContextManager[Any]], device: torch.device,
+) -> Choice:  # fmt: skip
+    """Whether and where features are kept."""
+    looking = run.losses.at_images
+    return choose(
+        run, built.network, [parameter for group in groups for _, parameter in group.parameters], built.spec,
+        samples=samples, seen=steps * run.train.global_batch, train_mode=strategies.train_mode, autocast=autocast, device=device,
+        against=f"losses.add.{looking[0]} needs the images" if looking else "",
+    )  # fmt: skip
 
 
 def beside(task: Task, built: Built, run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> dict[str, str]:

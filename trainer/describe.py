@@ -7,16 +7,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from trainer import strategies
-from trainer.build import WEIGHTS, samples_of
+from trainer.build import WEIGHTS, chosen, samples_of
 from trainer.config import Run
 from trainer.config.arithmetic import total_steps
 from trainer.config.optimizers import SGD
 from trainer.config.sources import open_splits
 from trainer.data.order import mix
-from trainer.models import build_model
+from trainer.features import room
+from trainer.features.choose import granted
+from trainer.measuring import precision
+from trainer.models import Built, build_model
 from trainer.spec import ParamGroup
 from trainer.tasks import build_task
 from trainer.tasks.base import wanted
@@ -80,7 +84,27 @@ def describe(run: Run) -> dict[str, Any]:
     strategies.inject(run.strategy, network, built.head, built.fresh)
     counted = partial(samples_of, run, steps, samples)
     groups = strategies.apply(run.strategy, network, built.head, built.fresh, counted)
-    return summary(run, network, groups)
+    held = 0 if splits.val is None else len(splits.val.items)
+    return {**summary(run, network, groups), "features": features(run, built, groups, steps, samples, held)}
+
+
+def features(run: Run, built: Built, groups: Sequence[ParamGroup], steps: int, samples: int, held: int) -> dict[str, Any]:
+    """What will be kept of a frozen first part, in words and in bytes, or why nothing is; `held`: validation samples.
+
+    Raises UserError where features are asked for and cannot be kept. The room is that of this machine.
+    """
+    cpu = torch.device("cpu")
+    found = granted(run, chosen(run, built, groups, steps, samples, lambda: precision(run.train.precision, cpu), cpu))
+    total = (found.views * samples + held) * found.row
+    short = "" if found.cut is None else room.lacks(run.data.cache, total, total)
+    kept = found.cut is not None and not short
+    text = str(found) if not short else f"not kept: {short}"
+    return {
+        "kept": kept,
+        "text": text,
+        "bytes": total if kept else 0,
+        "folder": str(room.folder(run.data.cache)) if kept else None,
+    }
 
 
 def summary(run: Run, network: nn.Module, groups: Sequence[ParamGroup]) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def find(run: Run, *, low: float, high: float, steps: int) -> Found:
     )
     runtime = Runtime(short.parallel, short.train, planned=None)
     parts = building.build(short, runtime, None)
+    parts.open_features(lambda stage: None, lambda: False, val=False)
     listener = _Rising(rates)
     samples = batch.global_batch
     never = Clock(parse_amount(_EVER, times=True), epoch_samples=parts.epoch_samples, step_samples=samples, now=time.monotonic())

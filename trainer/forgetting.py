@@ -99,7 +99,7 @@ def at_the_end(folder: RunDir, source: str, device: torch.device) -> None:
 
 def _as_it_came(model: Model, listing: Listing, source: str, restored: Restored) -> Built:
     """The network with the head of its weights, whose rows are put into the order of the listing's classes."""
-    adapt = model.adapt.model_copy(update={"head": "auto", "image_size": restored.spec.image_size})
+    adapt = model.adapt.model_copy(update={"head": "auto", "layers": None, "heads": {}, "image_size": restored.spec.image_size})
     config = model.model_copy(update={"adapt": adapt})
     outputs = (Output("", listing.classes),)
     built, drawn = as_given(config, restored.run.data.normalize, outputs)

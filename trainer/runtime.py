@@ -138,6 +138,14 @@ class Runtime:
         dist.broadcast_object_list(box, src=0, group=self._host_group)
         return box[0]
 
+    def everyone(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order, on every rank."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value, group=self._host_group)
+        return found
+
     def share_buffers(self, network: nn.Module) -> None:
         """Give every rank the buffers of rank 0 (BatchNorm's statistics differ between ranks while training)."""
         if self.world > 1:

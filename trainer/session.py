@@ -78,6 +78,8 @@ def start(
             log.info("%s", line)
     log.info("%s", parts.summary)
     reached("resume-loaded", progress.step)
+    if not parts.open_features(heart.at, lambda: bool(stop)):
+        return leave(folder, runtime, journal, lease, progress, stop, done=False)
     tracker = _tracker(folder, parts, progress, journal, memory) if runtime.main else None
     saver = _saver(store, tracker, parts) if tracker else None
     try:
@@ -99,6 +101,18 @@ def start(
         raise
     if tracker:
         tracker.close(progress, complete=done)
+    code = leave(folder, runtime, journal, lease, progress, stop, done=done)
+    if tracker:
+        if done and run.evaluate.source is not None:
+            at_the_end(folder, run.evaluate.source, runtime.device)
+        tracker.finish(complete=done)
+    return code
+
+
+def leave(
+    folder: RunDir, runtime: Runtime, journal: Journal, lease: Lease | None, progress: Progress, stop: StopFlag, *, done: bool
+) -> int:  # fmt: skip
+    """Leave the marker of an attempt that ended as it should; returns the exit code."""
     runtime.barrier()
     if lease:
         lease.check()
@@ -108,10 +122,6 @@ def start(
         else:
             folder.mark("REQUEUE", f"stopped by {stop.reason or 'another rank'}", EXIT_REQUEUE, progress.step)
     journal.ended("DONE" if done else "REQUEUE", progress.step, stop.reason or "")
-    if tracker:
-        if done and run.evaluate.source is not None:
-            at_the_end(folder, run.evaluate.source, runtime.device)
-        tracker.finish(complete=done)
     return EXIT_DONE if done else EXIT_REQUEUE
 
 
@@ -206,7 +216,7 @@ def assemble(
 
     at: At = heart.at
     if runtime.world > 1:
-        pace = runtime.pace(parts.phase.module, parts.phase.network)
+        pace = runtime.pace(parts.phase.module, parts.called)
         heart.pace = pace.mean
 
         def at(stage: str, phase: int = 0, left: int = 0) -> None:

@@ -57,7 +57,9 @@ def test_what_is_forgotten_is_measured_with_the_old_head(shop: Path) -> None:
 
 
 def test_a_frozen_trunk_forgets_nothing_and_scratch_is_one_flag(shop: Path) -> None:
-    done = graft(shop, "train", "second.yaml", "strategy.kind=head", "name=head", "--scratch", "train.steps=8")
+    """With a head of another kind as well: what was forgotten is measured with the one that the weights came with."""
+    layers = "model.adapt.layers={kind: attention}"
+    done = graft(shop, "train", "second.yaml", "strategy.kind=head", "name=head", "--scratch", "train.steps=8", layers)
     assert done.returncode == 0, done.stderr
     found = json.loads((shop / "runs/head/summary.json").read_text())["forgetting"]
     assert found["after"] == found["before"]

@@ -50,6 +50,17 @@ def test_plan_shows_it_and_refuses_what_matches_nothing(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "strategy.last is 5, and the trunk has 4 blocks: stem, units.0, units.1, units.2" in refused.stderr
     assert json.loads(plan("--json").stdout)["learning"]["learning"] == 605
+    still = ("data.augment={crop: none, flip: 0.0}", "strategy={kind: head}")
+    kept = plan("--json", *still, "data.cache=features")
+    features = json.loads(kept.stdout)["learning"]["features"]
+    assert features["text"] == "8 float32 at 'drop', 100% of the work ('drop' draws random numbers in training)"
+    assert features["kept"]
+    assert features["bytes"] == (723 + 178) * 8 * 4
+    assert features["folder"] == str(tmp_path / ".cache" / "graft" / "features")
+    assert "not kept: data.cache is none" in plan(*still, "data.cache=none").stdout
+    refused = plan("strategy={kind: full}", "data.cache=features")
+    assert refused.returncode == 2
+    assert "data.cache: features, and they cannot be kept" in refused.stderr
 
 
 def test_a_mistake_in_a_part_is_told_before_training(tmp_path: Path) -> None:

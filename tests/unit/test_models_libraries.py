@@ -24,7 +24,7 @@ from trainer.export import export
 from trainer.models import build_model, needs
 from trainer.models.base import Built
 from trainer.models.channels import channels_of
-from trainer.models.diffusers import class_tables
+from trainer.models.class_tables import class_tables
 from trainer.models.diffusers import load as load_generator
 from trainer.rundir import RunDir
 from trainer.spec import Output

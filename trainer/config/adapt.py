@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from trainer.config.base import Section
+from trainer.config.heads import Layers, NewRows, OneHead, Rows, check_rows
 
 OLD_CHANNELS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
 
@@ -24,16 +25,21 @@ class Adapt(Section):
         default_factory=dict, description="for map: a channel's name: whose filters it takes (red, green, blue; of one: grey)"
     )
     image_size: int | None = Field(None, ge=8, le=4096, description="side in pixels; none: what the weights were trained at")
-    head: Literal["auto", "keep", "shared", "new"] = Field(
+    head: Rows = Field(
         "auto",
         description="auto: keep a pretrained head whose classes are the task's, and of weights of one's own the rows of shared "
         "classes; shared: the rows of shared classes of any weights; else a new one",
     )
-    new_rows: Literal["random", "zero", "mean"] = Field(
+    new_rows: NewRows = Field(
         "random", description="how the rows of new classes begin, where others are kept: mean: as the mean of all old rows"
     )
     like: dict[str, str] = Field(default_factory=dict, description="new class: the class of the weights whose row it begins with")
     rename: dict[str, str] = Field(default_factory=dict, description="class of the task: what the weights call it")
+    take: str | None = Field(None, description="of a run with several heads: the one that rows are taken of")
+    layers: Layers | None = Field(
+        None, discriminator="kind", description="what the head is made of; none: as in the run or network, else linear"
+    )
+    heads: dict[str, OneHead] = Field(default_factory=dict, description="of several heads: what is different for one, by name")
     head_module: str | None = Field(None, description="dotted name of the output layer, where it cannot be found")
 
     @model_validator(mode="after")
@@ -50,11 +56,19 @@ class Adapt(Section):
                     raise ValueError(f"channel_map: '{name}' is none of channel_names ({', '.join(self.channel_names)})")
         elif self.channel_names or self.channel_map:
             raise ValueError("channel_names and channel_map go with channels: map; write it, or leave them out")
-        if self.head in ("keep", "new") and (self.like or self.rename):
-            raise ValueError(f"like and rename go with rows that are kept by name; with head: {self.head} leave them out")
-        both = set(self.like) & set(self.rename)
-        if both:
-            raise ValueError(
-                f"'{min(both)}' stands in like and in rename; rename says that it is the same class, like that it is not"
-            )
+        check_rows(self.head, self.like, self.rename)
+        for name, one in self.heads.items():
+            try:
+                check_rows(one.head or self.head, one.like, one.rename)
+            except ValueError as error:
+                raise ValueError(f"heads.{name}: {error}") from None
         return self
+
+    def of(self, output: str) -> OneHead:
+        """What holds for one head: its own settings over those for all."""
+        own = self.heads.get(output, OneHead())
+        everywhere = {} if output else {"like": self.like, "rename": self.rename}
+        return OneHead(
+            head=own.head or self.head, new_rows=own.new_rows or self.new_rows, take=own.take or self.take,
+            layers=own.layers or self.layers, **{"like": own.like, "rename": own.rename, **everywhere},
+        )  # fmt: skip

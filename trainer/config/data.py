@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trainer.config.base import Section
+from trainer.config.cache import Cache, Choice
 
 
 class Normalize(Section):
@@ -153,6 +154,7 @@ class Data(Section):
     )
     augment: Augment = Augment()
     mix: Mix | None = Field(None, description="mixup and cutmix")
+    cache: Choice = Field(default_factory=Cache, description="what a frozen first part makes is computed once")
     max_pixels: int = Field(64_000_000, ge=1, description="an image with more is refused before it is decoded")
     max_bad: int = Field(
         0, ge=0, description="unreadable images a rank skips and counts in an attempt before the run stops; 0 stops at the first"
@@ -162,4 +164,9 @@ class Data(Section):
     def _one_choice(self) -> Data:
         if self.per_class is not None and self.fraction is not None:
             raise ValueError("data.per_class and data.fraction both choose training images; write one of them")
+        if self.cache.kind == "features" and self.mix is not None:
+            raise ValueError(
+                "data.cache: features, and data.mix makes every image another mixture, whose features are no mixture of "
+                "features; leave one of them out"
+            )
         return self

@@ -199,6 +199,8 @@ def _absolute(run: Run, base: Path) -> Run:
         return model
 
     data = run.data.model_copy(update={"train": source(run.data.train), "val": source(run.data.val)})
+    if data.cache.path is not None:
+        data = data.model_copy(update={"cache": data.cache.model_copy(update={"path": path(data.cache.path)})})
     return run.moved(moved).model_copy(update={"data": data})
 
 
@@ -233,7 +235,8 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 _FREE = ("parallel.", "resources.", "track.", "checkpoint.every", "checkpoint.keep", "data.workers", "train.micro_batch",
-         "evaluate.batch", "evaluate.show", "data.max_bad", "task.samples.", "task.fidelity.")  # fmt: skip
+         "evaluate.batch", "evaluate.show", "data.max_bad", "data.cache.path", "data.cache.max_gb", "task.samples.",
+         "task.fidelity.")  # fmt: skip
 
 
 def learnt(run: Run) -> dict[str, Any]:
@@ -250,6 +253,9 @@ def learnt(run: Run) -> dict[str, Any]:
     if not run.losses.plain:
         kept["losses.balance.kind"] = run.losses.balance.kind
         kept |= {f"losses.add.{name}.kind": loss.kind for name, loss in run.losses.add.items()}
+    adapt = run.model.adapt
+    made_of = {"": adapt.layers, **{f"heads.{name}.": one.layers for name, one in adapt.heads.items()}}
+    kept |= {f"model.adapt.{head}layers.kind": layers.kind for head, layers in made_of.items() if layers is not None}
     return {key: value for key, value in kept.items() if not free(key)}
 
 
@@ -264,5 +270,8 @@ def changes(old: Run, new: Run) -> list[str]:
     return [
         f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
         for key in {**before, **after}
-        if before.get(key) != after.get(key) and not free(key)
+        if before.get(key) != after.get(key)
+        and not free(key)
+        # whether features are kept where that changes nothing
+        and not (key == "data.cache.kind" and {before.get(key), after.get(key)} == {"auto", "none"})
     ]

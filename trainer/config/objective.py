@@ -42,6 +42,11 @@ class Losses(Section):
         """The further losses that look at `teacher` or at `start`."""
         return [name for name, loss in self.add.items() if _looks_at(loss) == reference]
 
+    @property
+    def at_images(self) -> list[str]:
+        """The further losses that need more of a sample than what the last layers give: its image."""
+        return [name for name, loss in self.add.items() if loss.kind != "l2_sp"]
+
     @model_validator(mode="after")
     def _fits(self) -> Losses:
         for name in self.add:

@@ -14,6 +14,8 @@ from trainer.spec import InputSpec
 class Batch:
     """Images [n, c, h, w] (uint8 until `to`, then normalised float32), labels [n] and indices in the listing [n], both int64.
 
+    Where features of a frozen first part are read, they stand in place of the images, [n, …].
+
     `epochs` [n] int64 are the first halves of the samples' keys, whose second halves are the indices; empty for images of no
     data set.
 
@@ -36,10 +38,15 @@ class Batch:
         targets, values = (None if given is None else given.pin_memory() for given in (self.targets, self.values))
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices, self.bad, targets, values, self.epochs)
 
-    def to(self, device: torch.device, spec: InputSpec) -> Batch:
-        """Copy to the device as uint8, a quarter of the bytes, and normalise there: (x / 255 - mean) / std."""
-        scale, shift = _affine(spec, device)
-        images = torch.addcmul(shift, self.images.to(device, non_blocking=True), scale)
+    def to(self, device: torch.device, spec: InputSpec | None) -> Batch:
+        """Copy to the device as uint8, a quarter of the bytes, and normalise there: (x / 255 - mean) / std.
+
+        Without `spec` (features) nothing is normalised.
+        """
+        images = self.images.to(device, non_blocking=True)
+        if spec is not None:
+            scale, shift = _affine(spec, device)
+            images = torch.addcmul(shift, images, scale)
         targets, values = (
             None if given is None else given.to(device, non_blocking=True) for given in (self.targets, self.values)
         )  # fmt: skip

@@ -131,7 +131,19 @@ class ImageDataset:
                     generator.manual_seed(mix(self.seed, epoch, index))
                     changed.append(random(image))
             pixels = torch.stack(changed)
-        return Batch(pixels, self._labels.index_select(0, indices), indices, values=self._said(indices), epochs=epochs)
+        return self.batch(pixels, epochs, indices, [])
+
+    def batch(
+        self, images: torch.Tensor, epochs: torch.Tensor, indices: torch.Tensor, bad: list[tuple[str, str]]
+    ) -> Batch:  # fmt: skip
+        """Images (or what stands in for them) of these keys with all else that is known of the samples."""
+        values = None if self._values is None else self._values.index_select(0, indices)
+        return Batch(images, self._labels.index_select(0, indices), indices, bad, values=values, epochs=epochs)
+
+    @property
+    def random(self) -> bool:
+        """Whether an image is not the same in every epoch."""
+        return self._transforms.random is not None or self._mix is not None
 
     def _fetch_files(self, keys: Sequence[Key]) -> Batch:
         kept: list[Key] = []
@@ -147,12 +159,7 @@ class ImageDataset:
                 pixels[len(kept)] = self._transforms(image)
                 kept.append((epoch, index))
         epochs, indices = torch.tensor(kept, dtype=torch.int64).reshape(-1, 2).unbind(1)
-        return Batch(
-            pixels[: len(kept)], self._labels[indices], indices, bad, values=self._said(indices), epochs=epochs
-        )  # fmt: skip
-
-    def _said(self, indices: torch.Tensor) -> torch.Tensor | None:
-        return None if self._values is None else self._values.index_select(0, indices)
+        return self.batch(pixels[: len(kept)], epochs, indices, bad)
 
     def _read(self, wanted: int, bad: list[tuple[str, str]]) -> tuple[int, torch.Tensor] | None:
         """The image of an index, or in training of the next one that can be read."""

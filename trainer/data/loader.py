@@ -13,22 +13,36 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.config.errors import GraftError
 from trainer.data.batch import Batch
-from trainer.data.dataset import ImageDataset
-from trainer.data.order import Key, share
+from trainer.data.order import Key, Order, share
 
 _SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT}
 _PR_SET_PDEATHSIG = 1
 
 
+class Samples(Protocol):
+    """What is loaded: a data set of images, or what stands in for one. `cheap`: fetching is indexing."""
+
+    @property
+    def cheap(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def order(self, seed: int) -> Order:
+        """The order of training."""
+
+    def fetch(self, keys: Sequence[Key]) -> Batch:
+        """The samples of (epoch, index) keys."""
+
+
 def train_batches(
-    dataset: ImageDataset,
+    dataset: Samples,
     *,
     seed: int,
     start_step: int,
@@ -54,12 +68,10 @@ def train_batches(
             for cut in cuts:
                 yield order.slice(first + cut.start, first + cut.stop)
 
-    return _by_step(_load(dataset, keys(), workers if start_step < steps else 0, pin, 2 * len(cuts)), len(cuts))
+    return _by_step(load(dataset, keys(), workers if start_step < steps else 0, pin, 2 * len(cuts)), len(cuts))
 
 
-def eval_batches(
-    dataset: ImageDataset, *, batch: int, rank: int, world: int, workers: int, pin: bool
-) -> Generator[Batch, None, None]:
+def eval_batches(dataset: Samples, *, batch: int, rank: int, world: int, workers: int, pin: bool) -> Generator[Batch, None, None]:
     """This rank's samples rank, rank + world, … each exactly once, none added; batches of at most `batch`.
 
     Over all ranks that is every sample once. The workers end with the last batch, or with `close()`.
@@ -67,7 +79,7 @@ def eval_batches(
     indices = range(rank, len(dataset), world)
     starts = range(0, len(indices), batch)
     keys = ([(0, index) for index in indices[start : start + batch]] for start in starts)
-    return _load(dataset, keys, min(workers, len(starts)), pin, 2)
+    return load(dataset, keys, min(workers, len(starts)), pin, 2)
 
 
 def _by_step(batches: Generator[Batch, None, None], count: int) -> Generator[list[Batch], None, None]:
@@ -80,7 +92,7 @@ def _by_step(batches: Generator[Batch, None, None], count: int) -> Generator[lis
                 group = []
 
 
-def _load(dataset: ImageDataset, keys: Iterable[list[Key]], workers: int, pin: bool, ahead: int) -> Generator[Batch, None, None]:
+def load(dataset: Samples, keys: Iterable[list[Key]], workers: int, pin: bool, ahead: int) -> Generator[Batch, None, None]:
     """The batches of key lists, in order; each worker prepares up to `ahead` of them."""
     if workers == 0 or dataset.cheap:  # indexing costs less than sending the result
         for wanted in keys:
@@ -118,7 +130,7 @@ def _end(iterator: Any, processes: Sequence[Any]) -> None:
 class _Fetching(Dataset[Any]):
     """Fetches in a worker. An error that is a message to a person travels as a value: torch would wrap it in a traceback."""
 
-    def __init__(self, dataset: ImageDataset) -> None:
+    def __init__(self, dataset: Samples) -> None:
         self.dataset = dataset
 
     def __getitem__(self, keys: Sequence[Key]) -> Batch | GraftError:
@@ -132,7 +144,7 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _start(dataset: ImageDataset, keys: Iterable[list[Key]], workers: int, pin: bool, ahead: int) -> Any:
+def _start(dataset: Samples, keys: Iterable[list[Key]], workers: int, pin: bool, ahead: int) -> Any:
     """torch's loader with its workers running.
 
     The signals are blocked across the fork, so that none finds a worker before it ignores them. The loader draws from a

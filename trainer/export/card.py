@@ -20,12 +20,13 @@ def card(
     summary: dict[str, Any],
     evaluation: dict[str, Any],
     code: str,
+    form: str,
 ) -> str:
-    """README.md of an export; what the run did not measure is said to be missing."""
+    """README.md of an export; what the run did not measure is said to be missing. `form`: whose format the files are in."""
     parts = [
         f"---\nlicense: unknown\nlibrary_name: pytorch\n{_tag(outputs)}---\n\n# {_cell(run.name)}\n",
         _what(run, spec, outputs),
-        _use(code),
+        _use(code, form),
         _measured(summary, evaluation),
         _training(run, manifest, summary),
         _limits(run, outputs),
@@ -68,12 +69,27 @@ def _source(run: Run) -> str:
     return f"{scheme}:{PurePath(rest).name}".replace("`", "")
 
 
-def _use(code: str) -> str:
+_FORMS = {
+    "timm": 'The files are in timm\'s format: `timm.create_model("local-dir:FOLDER", pretrained=True)` loads them.',
+    "transformers": "The files are in transformers' format; `AutoModelForImageClassification.from_pretrained` loads them.",
+    "diffusers": "The generator is in the format of diffusers, with the head beside it in `head.safetensors`.",
+}
+
+
+def _use(code: str, form: str) -> str:
     fence = "```" if "```" not in code else "````"
+    library, comma, _ = form.partition(",")
+    needs = "torch, torchvision, pillow and safetensors" + ("" if library == "torch" else f", and {library}")
+    told = _FORMS.get(form, "")
+    if comma:
+        told = (
+            f"{library} builds the trunk, and has no format for the head: the files are graft's own, `model.safetensors` by the "
+            f"names of the network, and `predict.py` puts the head in, so {library} alone does not load them."
+        )
     return (
-        "## How to use it\n\nWith torch, torchvision, pillow and safetensors, without graft: "
+        f"## How to use it\n\nWith {needs}, without graft: "
         "`python predict.py PICTURE …` in this folder. That file is:\n\n"
-        f"{fence}python\n{code}{fence}\n"
+        f"{fence}python\n{code}{fence}\n" + (f"\n{told}\n" if told else "")
     )
 
 

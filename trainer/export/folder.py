@@ -16,7 +16,7 @@ from torch import nn
 
 from trainer.config import Run, UserError
 from trainer.export.card import card
-from trainer.export.library import FORMATS, write
+from trainer.export.library import FORMATS, has_words, write
 from trainer.export.snippet import build_code, make, program
 from trainer.export.words import threshold, words
 from trainer.models.run import root
@@ -41,6 +41,8 @@ def export(
     """Write `out` (model.safetensors, config.json, README.md, predict.py, and the file of an own factory) and return it.
 
     What came from timm, transformers or diffusers goes out in that library's own format; graft's settings are then graft.json.
+    With a head that timm or transformers has no words for (hidden layers, attention) it goes out as a network of one's own would:
+    the program then needs the library, and puts the head in.
 
     `network`: on the CPU in eval mode. Before the folder takes its name, the network is built again from the program's own
     lines and must give the same logits to 1e-5 of their size. An export that was there is replaced only then.
@@ -56,7 +58,7 @@ def export(
         classes = labels_of(outputs)
         settings = _settings(run, spec, outputs)
         first = run.model_copy(update={"model": root(run.model)})
-        loaded = first.model.source.partition(":")[0] in FORMATS
+        loaded = has_words(first, network)
         if loaded:
             build = write(first, network, spec, classes, new)
         else:
@@ -68,7 +70,9 @@ def export(
         text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
         (new / ("graft.json" if loaded else "config.json")).write_text(text, encoding="utf-8")
         (new / "predict.py").write_text(code, encoding="utf-8")
-        text = card(run, spec, outputs, folder.read_json(folder.manifest), summary, evaluation, code)
+        library = first.model.source.partition(":")[0]
+        form = "torch" if library not in FORMATS else library if loaded else f"{library}, without a format for this head"
+        text = card(run, spec, outputs, folder.read_json(folder.manifest), summary, evaluation, code, form)
         (new / "README.md").write_text(text, encoding="utf-8")
         _commit(new, out, Path(name) / "old")
     return out

@@ -13,11 +13,21 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trainer.config import Run, UserError
+from trainer.export.heads import added, merged, sources
 from trainer.models.diffusers import STEM, _Encoder, _width, load
 from trainer.spec import InputSpec
 
 FORMATS = ("timm", "transformers", "diffusers")
 _PROBLEMS = {"classify": "single_label_classification", "multilabel": "multi_label_classification", "regress": "regression"}
+
+
+def has_words(run: Run, network: nn.Module) -> bool:
+    """Whether the library of the source can describe the network as it is now: heads of several layers it cannot.
+
+    Of diffusers it is the generator that is described; the head stands beside it in any case.
+    """
+    scheme = run.model.source.partition(":")[0]
+    return scheme == "diffusers" or (scheme in FORMATS and not added(merged(network)).names)
 
 
 def write(run: Run, network: nn.Module, spec: InputSpec, classes: tuple[str, ...], new: Path) -> str:
@@ -29,6 +39,7 @@ def write(run: Run, network: nn.Module, spec: InputSpec, classes: tuple[str, ...
     layers the library cannot describe.
     """
     scheme = run.model.source.partition(":")[0]
+    network = network if scheme == "diffusers" else merged(network)
     mode = spec.interpolation if run.data.interpolation == "auto" else run.data.interpolation
     return {"timm": _timm, "transformers": _transformers, "diffusers": _diffusers}[scheme](run, network, spec, classes, mode, new)
 
@@ -121,10 +132,19 @@ def _diffusers(run: Run, network: nn.Module, spec: InputSpec, classes: tuple[str
     save_file({name: value.contiguous() for name, value in given.items() if name not in own}, str(new / "head.safetensors"))
     kind, trunk_kind = type(whole).__name__, type(network)
     code = "\n\n".join(inspect.getsource(part) for part in (_width, trunk_kind) if part is not _width or trunk_kind is _Encoder)
+    heads = added(network)
+    code = "\n\n\n".join(
+        [code.replace("def _width(trunk: _Encoder,", "def _width(trunk,").rstrip(), *map(str.rstrip, sources(heads))]
+    )
+    body = [
+        f"network = {trunk_kind.__name__}({kind}.from_pretrained(FOLDER), {len(classes)})",
+        *heads.lines,
+        'network.load_state_dict(load_file(FOLDER / "head.safetensors"), strict=False)',
+        *heads.connections,
+        "return network",
+    ]
     return (
         f"from typing import Any\n\nfrom diffusers import {kind}\nfrom safetensors.torch import load_file\nfrom torch import nn\n"
-        "from torchvision.transforms import InterpolationMode, v2\nimport torch\n\n\n"
-        + code.replace("def _width(trunk: _Encoder,", "def _width(trunk,")
-        + f"\n\ndef build():\n    network = {trunk_kind.__name__}({kind}.from_pretrained(FOLDER), {len(classes)})\n"
-        + '    network.load_state_dict(load_file(FOLDER / "head.safetensors"), strict=False)\n    return network\n'
+        f"from torchvision.transforms import InterpolationMode, v2\n\n\n{code}\n\n\ndef build():\n"
+        + "".join(f"    {line}\n" for line in body)
     )

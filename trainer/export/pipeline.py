@@ -16,7 +16,7 @@ from torch import nn
 from trainer import sheet
 from trainer.config import UserError
 from trainer.gallery import picture
-from trainer.models.diffusers import class_tables
+from trainer.models.class_tables import class_tables
 from trainer.tasks.diffusion import Diffusion
 from trainer.tasks.process import FLOW
 from trainer.tasks.sampler import Plan, scheduler

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import keyword
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from torch import nn
 
 from trainer.config import Run, UserError
+from trainer.export.heads import added, line, plain_layer, sources
+from trainer.export.plain import PLAIN
 from trainer.export.words import Words
 from trainer.spec import InputSpec
 
@@ -22,18 +23,20 @@ def build_code(run: Run, network: nn.Module, spec: InputSpec, classes: int, file
     """Source of `build()`, which makes the network with random weights. `file`: a factory's own file in `folder`, the export.
 
     The plain architecture is made once here, and every module whose parameters have another shape in `network` becomes a line
-    that replaces it. Raises UserError when the network cannot be written down like this.
+    that replaces it; so do heads of graft's own, whose classes are written out. Raises UserError when the network cannot be
+    written down like this.
     """
-    imports, construct = _construction(run, network, spec, classes, file)
-    plain = _code(imports, construct, [])
-    reference = make(plain, folder)
-    lines = [_replacement(name, network, reference) for name in _changed(network, reference)]
-    return _code(imports, construct, lines)
+    imports, before, construct = _construction(run, network, spec, classes, file, folder)
+    reference = make(_code(imports, before, construct), folder)
+    heads = added(network)
+    lines = [*heads.lines, *(_replacement(name, network, reference) for name in _changed(network, reference, heads.names))]
+    imports = [*imports, *(["from typing import Any"] if heads.classes else [])]
+    return _code(imports, [*before, *sources(heads)], [*construct, *lines, *heads.connections])
 
 
 def make(code: str, folder: Path) -> nn.Module:
     """Run the source of `build()`, as the program will; `folder` stands for the folder of the export."""
-    space: dict[str, Any] = {"FOLDER": folder}
+    space: dict[str, Any] = {"FOLDER": folder, "torch": torch, "__name__": "predict"}
     with torch.random.fork_rng(devices=[]):
         exec(compile(code, "<export>", "exec"), space)
         network = space["build"]()
@@ -42,20 +45,26 @@ def make(code: str, folder: Path) -> nn.Module:
     return network
 
 
-def _code(imports: list[str], construct: list[str], replacements: list[str]) -> str:
-    body = [*construct, *replacements, "return network"]
+def _code(imports: list[str], before: list[str], body: list[str]) -> str:
+    """`before`: classes and functions that `build()` needs."""
     imports = ["from torch import nn", *imports, "from torchvision.transforms import InterpolationMode, v2"]
-    return "\n".join([*imports, "", "", "def build():", *(f"    {line}" for line in body), ""])
+    defined = [line for part in before for line in ("", "", part.rstrip())]
+    return "\n".join([*imports, *defined, "", "", "def build():", *(f"    {line}" for line in [*body, "return network"]), ""])
 
 
-def _construction(run: Run, network: nn.Module, spec: InputSpec, classes: int, file: str | None) -> tuple[list[str], list[str]]:
+def _construction(
+    run: Run, network: nn.Module, spec: InputSpec, classes: int, file: str | None, folder: Path
+) -> tuple[list[str], list[str], list[str]]:
+    """The imports, the definitions and the lines that make the plain architecture."""
     scheme, _, rest = run.model.source.partition(":")
+    if scheme in PLAIN:
+        return PLAIN[scheme](run, spec, classes, folder)
     args = ", ".join(f"{key}={value!r}" for key, value in run.model.args.items())
     if scheme == "torchvision":
         given: dict[str, Any] = {**run.model.args, **_own_arguments(network, rest, spec)}
         text = "".join(f", {key}={value!r}" for key, value in given.items())
         line = f"network = models.get_model({rest!r}, weights=None, num_classes={classes}{text})"
-        return ["from torchvision import models"], [line]
+        return ["from torchvision import models"], [], [line]
     place, _, factory = rest.rpartition(":")
     if scheme != "python" or not place or not factory.isidentifier():
         raise UserError(f"model.source '{run.model.source}' cannot be exported; known: torchvision:NAME, python:PLACE:FACTORY")
@@ -69,10 +78,10 @@ def _construction(run: Run, network: nn.Module, spec: InputSpec, classes: int, f
             "spec.loader.exec_module(module)",
             f"network = module.{factory}({args})",
         ]
-        return ["import importlib.util", "import sys", "from pathlib import Path"], load
+        return ["import importlib.util", "import sys", "from pathlib import Path"], [], load
     if not all(part.isidentifier() and not keyword.iskeyword(part) for part in place.split(".")):
         raise UserError(f"model.source '{run.model.source}': '{place}' is not the name of a module")
-    return [f"from {place} import {factory}"], [f"network = {factory}({args})"]
+    return [f"from {place} import {factory}"], [], [f"network = {factory}({args})"]
 
 
 def _own_arguments(network: nn.Module, name: str, spec: InputSpec) -> dict[str, Any]:
@@ -93,9 +102,13 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
-def _changed(network: nn.Module, reference: nn.Module) -> list[str]:
-    """Names of the modules that hold tensors of another shape than in the reference."""
-    here, there = _shapes(network), _shapes(reference)
+def _changed(network: nn.Module, reference: nn.Module, written: tuple[str, ...]) -> list[str]:
+    """Names of the modules that hold tensors of another shape than in the reference; without those that are `written` already."""
+    inside = tuple(f"{name}." for name in written)
+    here, there = (
+        {name: shape for name, shape in _shapes(module).items() if not name.startswith(inside or "\0")}
+        for module in (network, reference)
+    )
     different = sorted(set(here) ^ set(there))
     differing = [name for name in here if name in there and here[name] != there[name]]
     changed = dict.fromkeys(name.rpartition(".")[0] for name in [*differing, *different])
@@ -117,21 +130,7 @@ def _replacement(name: str, network: nn.Module, reference: nn.Module) -> str:
     layer = network.get_submodule(name)
     if _module(reference, name) is None:
         raise UserError(f"the network has a module '{name}' that its architecture lacks; an export cannot describe it")
-    signature = inspect.signature(type(layer).__init__)
-    parts: list[str] = []
-    for parameter in list(signature.parameters.values())[1:]:
-        if parameter.name in ("device", "dtype"):
-            continue
-        value = layer.bias is not None if parameter.name == "bias" else getattr(layer, parameter.name)
-        if parameter.default is inspect.Parameter.empty:
-            parts.append(repr(value))
-        elif value != parameter.default and value != (parameter.default,) * 2:
-            parts.append(f"{parameter.name}={value!r}")
-    fresh = f"nn.{type(layer).__name__}({', '.join(parts)})"
-    parent, _, child = name.rpartition(".")
-    if not parent and child.isidentifier():
-        return f"network.{child} = {fresh}"
-    return f"setattr(network.get_submodule({parent!r}), {child!r}, {fresh})"
+    return line(name, plain_layer(layer))
 
 
 PROGRAM = '''"""Gives a picture {about}: python predict.py PICTURE …

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from trainer.config.task import Task
@@ -48,7 +49,7 @@ def words(task: Task, outputs: tuple[Output, ...]) -> Words:
         output = outputs[0]
         constant = {"class": "CLASSES", "labels": "LABELS", "values": "VALUES"}[output.kind]
         return Words(about(outputs), f"{constant} = {list(output.labels)!r}", _say("tell", constant, output, task))
-    constants = [f"{output.name.upper()}_{number} = {list(output.labels)!r}" for number, output in enumerate(outputs)]
+    constants = [f"{_constant(output.name)}_{number} = {list(output.labels)!r}" for number, output in enumerate(outputs)]
     names = [line.partition(" = ")[0] for line in constants]
     functions = [
         _say(f"tell_{number}", name, output, task) for number, (name, output) in enumerate(zip(names, outputs, strict=True))
@@ -56,6 +57,11 @@ def words(task: Task, outputs: tuple[Output, ...]) -> Words:
     said = ", ".join(f"({output.name!r}, tell_{number}, parts[{number}])" for number, output in enumerate(outputs))
     several = _SEVERAL.format(widths=[len(output.labels) for output in outputs], said=said)
     return Words(about(outputs), "\n".join(constants), "\n\n".join([*functions, several]))
+
+
+def _constant(name: str) -> str:
+    """A name for the program, of a head's name, which may be anything."""
+    return re.sub(r"[^A-Z0-9_]", "_", f"HEAD_{name.upper()}")
 
 
 def about(outputs: tuple[Output, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Fits a network's layers, and tensors of a checkpoint, to other classes, channels and resolutions."""
+"""Fits a network's first layer, and the tensors of it in a checkpoint, to other channels; draws from a seed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from trainer.config import UserError
 from trainer.config.adapt import Adapt
 from trainer.models.channels import filters
-from trainer.models.probe import width
 
 
 @contextmanager
@@ -27,26 +25,6 @@ def seeded(seed: int) -> Iterator[None]:
 def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, layer)
-
-
-def new_head(network: nn.Module, name: str, classes: int) -> None:
-    """Put a fresh layer of `classes` outputs in the place of an output layer: same inputs, bias only where there was one."""
-    old = network.get_submodule(name)
-    device, dtype = old.weight.device, old.weight.dtype
-    bias = old.bias is not None
-    layer: nn.Module
-    if isinstance(old, nn.Linear):
-        layer = nn.Linear(old.in_features, classes, bias=bias, device=device, dtype=dtype)
-    else:
-        assert isinstance(old, nn.Conv2d)
-        if old.groups != 1:
-            raise UserError(f"the output layer '{name}' is a grouped convolution and cannot be given other classes")
-        layer = _conv(old, old.in_channels, classes)
-    before = width(old)
-    _replace(network, name, layer)
-    for module in network.modules():  # some networks use the number in their forward pass
-        if getattr(module, "num_classes", None) == before:
-            setattr(module, "num_classes", classes)  # noqa: B010 (nn.Module types assigned attributes as tensors)
 
 
 def _conv(old: nn.Conv2d, inputs: int, outputs: int) -> nn.Conv2d:
@@ -91,23 +69,3 @@ def inputs_of(weight: torch.Tensor, shape: torch.Size, adapt: Adapt) -> tuple[to
         return None
     fitted, told = filters(weight.reshape(weight.shape[0] * block, old, -1, 1), adapt)
     return fitted.reshape(shape), told
-
-
-def positions_of(table: torch.Tensor, shape: torch.Size) -> torch.Tensor | None:
-    """A table of position embeddings [1, tokens, width], resampled to a square grid of another size; None where it is none.
-
-    The grid is interpolated (bicubic, with anti-aliasing when it shrinks); a class token in front stays as it is (Dosovitskiy
-    et al. 2021, section 3.2).
-    """
-    if table.dim() != 3 or len(shape) != 3 or table.shape[0] != 1 or table.shape[2] != shape[2]:
-        return None
-    for extra in (1, 0):
-        old, new = math.isqrt(table.shape[1] - extra), math.isqrt(shape[1] - extra)
-        if old * old + extra == table.shape[1] and new * new + extra == shape[1]:
-            break
-    else:
-        return None
-    grid = table[:, extra:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True, align_corners=False)
-    grid = grid.permute(0, 2, 3, 1).reshape(1, new * new, -1).to(table.dtype)
-    return torch.cat([table[:, :extra], grid], dim=1)

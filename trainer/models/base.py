@@ -9,7 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer.spec import Beside, InputSpec, Interpolation
+from trainer.config import UserError
+from trainer.spec import Beside, InputSpec, Interpolation, Output
+
+
+class WrongSizeError(UserError):
+    """A network does not take images of the size that is asked for, and nothing was said of a size that it takes."""
 
 
 @dataclass
@@ -53,10 +58,11 @@ class Built:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, and the class names of the head where they are known.
+    """Tensors by name, and the class names of the head where they are known; of several heads `outputs` says whose they are.
 
     `official`: published for classes that are not the task's by accident of number (torchvision's ImageNet weights), so that
-    their head is kept only where the names agree. `untrained`: prefixes of names whose values are of no use.
+    their head is kept only where the names agree. `untrained`: prefixes of names whose values are of no use. `grid`: rows and
+    columns of its positions, where they are known and not as many.
     """
 
     source: str
@@ -64,6 +70,8 @@ class Checkpoint:
     classes: tuple[str, ...] | None = None
     official: bool = False
     untrained: tuple[str, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,66 +13,85 @@ from torch import nn
 from trainer.config import UserError, nearest
 from trainer.config.adapt import Adapt
 from trainer.config.run import Model, Normalize
-from trainer.models.adapt import new_head, new_input, seeded
-from trainer.models.base import Built, LoadReport, Need, Origin
+from trainer.models.adapt import new_input, seeded
+from trainer.models.base import Built, LoadReport, Need, Origin, WrongSizeError
 from trainer.models.channels import normalisation
 from trainer.models.compare import compared
 from trainer.models.fit import fit
 from trainer.models.generator import build_generator
-from trainer.models.probe import Anatomy, examine, width
-from trainer.spec import Generator, InputSpec, Wanted, labels_of
+from trainer.models.heads import GRAFTED
+from trainer.models.outputs import check, place
+from trainer.models.probe import Anatomy, examine
+from trainer.models.sizes import nearest_size
+from trainer.spec import Generator, InputSpec, Wanted
 
 Norm = Literal["auto", "imagenet", "half", "none"] | Normalize
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def build_model(config: Model, normalize: Norm, wanted: Wanted, seed: int, *, load_weights: bool = True) -> Built:
-    """Build the network, fit it to the classes, channels and size of the task, and fill it from its checkpoint.
+    """Build the network, fit it to the outputs, channels and size of the task, and fill it from its checkpoint.
 
+    Several outputs are several heads on one trunk, side by side in one tensor [n, labels of all] (`trainer.models.heads.Heads`).
     What is new is drawn from `seed` alone. With `load_weights=False` nothing is read or downloaded: the same names, shapes and
     `spec`, for a state that is loaded over it; `fresh` then leaves out what the checkpoint turned out to lack.
     Raises UserError.
     """
     if isinstance(wanted, Generator):
         return build_generator(config, wanted, seed, load_weights=load_weights)
-    classes = labels_of(wanted)
+    outputs = wanted
+    check(outputs, config.adapt)
+    classes = sum(len(output.labels) for output in outputs)
     source = origin_of(config)
     adapt = config.adapt
     size = adapt.image_size or source.image_size
     if size is None:
         raise UserError(f"model.adapt.image_size is missing: {source.name} does not say what size it takes; write it in pixels")
-    if adapt.head == "keep" and source.sized and source.read is None:
+    if source.sized and source.read is None and any(adapt.of(output.name).head == "keep" for output in outputs):
         raise UserError("model.adapt.head: keep, but with weights: none there is no trained head; write auto")
     with seeded(seed):
-        if source.shaped is not None:
-            network = source.shaped(len(classes), size, adapt.in_channels)
-        else:
-            network = source.make(len(classes), size)
-        anatomy = examine(network, source.name, adapt.in_channels, size, adapt.head_module)
+        network, anatomy = _examined(source, adapt, classes, size)
         if source.shaped is not None:
             if anatomy.channels != adapt.in_channels:
                 raise UserError(
                     f"{source.name}: takes {anatomy.channels} channels, and its library does not build it for "
                     f"{adapt.in_channels}; set model.adapt.in_channels: {anatomy.channels}"
                 )
-            anatomy = compared(source.shaped, anatomy, len(classes), size)
-        made = _reshape(network, source, config, anatomy, len(classes))
+            anatomy = compared(source.shaped, anatomy, classes, size)
+        made = place(network, source.name, anatomy, outputs, adapt, size, sized=source.sized)
+        made += _channels(network, source, config, anatomy)
     reshaped = bool(made) or anatomy.channels != adapt.in_channels
-    if reshaped and not source.sized:  # an author's own network may do more with its layers than call them
+    # an author's own network may do more with its layers than call them, and a library's with what a head gives
+    if reshaped and (not source.sized or any(isinstance(network.get_submodule(name), GRAFTED) for name in anatomy.head)):
         after = examine(network, source.name, adapt.in_channels, size, adapt.head_module)
-        if after.classes != len(classes) or after.channels != adapt.in_channels:
+        if after.classes != classes or after.channels != adapt.in_channels:
             raise UserError(
                 f"{source.name}: with its layers adapted it gives {after.classes} outputs and takes {after.channels} channels, "
-                f"not {len(classes)} and {adapt.in_channels}; name its output layer as model.adapt.head_module"
+                f"not {classes} and {adapt.in_channels}; name its output layer as model.adapt.head_module"
             )
     if source.read is not None and load_weights:
-        report = fit(network, source.read(), anatomy, adapt, classes)
+        report = fit(network, source.read(), anatomy, adapt, outputs)
         made = [name for name, _ in network.named_parameters() if name in report.fresh]
     else:
         report = LoadReport(f"{source.name}, no checkpoint read", fresh=made)
     mean, std = _normalisation(normalize, source, adapt)
     spec = InputSpec(adapt.in_channels, size, mean, std, source.interpolation or "bilinear")
     return Built(network, anatomy.head, tuple(made), spec, report)
+
+
+def _examined(source: Origin, adapt: Adapt, classes: int, size: int) -> tuple[nn.Module, Anatomy]:
+    """The network as it comes, and what it is made of. A size that it does not take is refused with one that it does."""
+
+    def make(side: int) -> nn.Module:
+        return source.make(classes, side) if source.shaped is None else source.shaped(classes, side, adapt.in_channels)
+
+    try:
+        network = make(size)
+        return network, examine(network, source.name, adapt.in_channels, size, adapt.head_module)
+    except WrongSizeError as error:
+        near = nearest_size(make, adapt.in_channels, size) if source.sized else None
+        hint = f"; the nearest that was found to go through is {near}: set model.adapt.image_size" if near else ""
+        raise UserError(f"{error}{hint}") from error
 
 
 def needs(config: Model) -> list[Need]:
@@ -101,20 +120,9 @@ def _source(config: Model) -> tuple[ModuleType, str]:
     raise UserError(f"model.source '{config.source}': write SCHEME:NAME, such as torchvision:resnet50{near}")
 
 
-def _reshape(network: nn.Module, source: Origin, config: Model, anatomy: Anatomy, classes: int) -> list[str]:
-    """Give the network the task's outputs and channels; returns the names of the parameters that are new by that."""
+def _channels(network: nn.Module, source: Origin, config: Model, anatomy: Anatomy) -> list[str]:
+    """Give the network the task's channels; returns the names of the parameters that are new by that."""
     made: list[str] = []
-    for name in anatomy.head:
-        if not source.sized and config.adapt.head != "new" and width(network.get_submodule(name)) == classes:
-            continue
-        if not source.sized:
-            if config.adapt.head == "keep":
-                raise UserError(
-                    f"model.adapt.head: keep, but '{name}' of {source.name} has {width(network.get_submodule(name))} outputs "
-                    f"and the task has {classes} classes; write auto or new"
-                )
-            new_head(network, name, classes)
-        made += [f"{name}.{part}" for part, _ in network.get_submodule(name).named_parameters()]
     if source.shaped is not None:
         if source.read is None and config.adapt.in_channels != source.channels:
             made += [f"{name}.weight" for name in anatomy.inputs]

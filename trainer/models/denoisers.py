@@ -17,10 +17,10 @@ from trainer.config import UserError, nearest
 from trainer.config.run import Model
 from trainer.models.autoencoder import beside
 from trainer.models.base import Checkpoint, Need
+from trainer.models.class_tables import Table, class_names, class_tables
 from trainer.models.file import read_checkpoint
 from trainer.models.generator import Denoiser, Parts, Shape
 from trainer.models.place import Place
-from trainer.models.tables import Table
 from trainer.models.torchvision import is_path
 from trainer.spec import Call
 
@@ -148,10 +148,7 @@ def _names(source: _Source, graft: Mapping[str, Any]) -> tuple[str, ...] | None:
     said = graft.get("classes")
     if isinstance(said, list) and all(isinstance(name, str) for name in said):
         return tuple(said)
-    labels = (source.place.json("model_index.json") or {}).get("id2label") if source.part else None
-    if isinstance(labels, dict) and labels and all(str(index) in labels for index in range(len(labels))):
-        return tuple(str(labels[str(index)]) for index in range(len(labels)))
-    return None
+    return class_names(source.rest) if source.part else None
 
 
 def _read(source: _Source) -> Checkpoint:
@@ -205,6 +202,4 @@ def _in_order(network: nn.Module) -> None:
 
 def _parts(kind: Kind, network: nn.Module, shape: Shape) -> Parts:
     del shape
-    from trainer.models.diffusers import class_tables
-
     return Parts((kind.inputs,), (kind.outputs,), class_tables(network), kind.head)

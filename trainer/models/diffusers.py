@@ -89,15 +89,6 @@ def load(rest: str) -> nn.Module:
     return network
 
 
-def class_tables(network: nn.Module) -> tuple[str, ...]:
-    """The tables of class embeddings [classes, width] of a conditional generator, by dotted name.
-
-    `class_embedding` of a UNet, the table in every block of a DiT (Peebles and Xie 2023; its last row is the dropped class).
-    """
-    known = ("class_embedding", "class_embedder.embedding_table", "class_embeddings")
-    return tuple(name for name, module in network.named_modules() if isinstance(module, nn.Embedding) and name.endswith(known))
-
-
 @dataclass
 class _Source:
     rest: str

@@ -20,7 +20,7 @@ from trainer.models.adapt import inputs_of, seeded
 from trainer.models.autoencoder import Codec
 from trainer.models.base import Built, Checkpoint, LoadReport, Need, first_few
 from trainer.models.channels import outputs_of
-from trainer.models.tables import Table, table_rows
+from trainer.models.class_tables import Table, table_rows
 from trainer.spec import Beside, Call, Generator, InputSpec
 
 _HALF = 0.5
@@ -173,19 +173,25 @@ def fill(
     old = source.channels or adapt.in_channels
     inputs, tables = {f"{n}.weight" for n in parts.inputs}, {f"{n}.weight" for n in parts.tables}
     outputs = {f"{name}.{part}" for name in parts.outputs for part in ("weight", "bias")}
-    old_table = source.table if tables & checkpoint.tensors.keys() else None
-    kept = table_rows(old_table, classes, shape.rows > len(classes), adapt, checkpoint.source)
+    counts = {checkpoint.tensors[name].shape[0] for name in tables if name in checkpoint.tensors}
+    table = source.table or (Table(min(counts), checkpoint.classes, True if source.spare else None) if len(counts) == 1 else None)
+    kept = table_rows(table if counts else None, classes, shape.rows > len(classes), adapt, checkpoint.source)
     values: dict[str, torch.Tensor] = {}
     wrong: list[str] = []
+    draws = torch.Generator().manual_seed(seed)
     for name, target in own.items():
         value, how = checkpoint.tensors.get(name), None
-        if value is None or (name in tables and not kept.picks):
+        if value is None:
             report.fresh.append(name)
             if name in tables:
-                values[name] = kept.begin(target, seed)
+                values[name] = kept.begin(target, draws)
             continue
         if name in tables and value.shape[1:] == target.shape[1:]:
-            value, how = kept.of(value, target, seed), kept.told
+            value, how = kept.of(value, draws), kept.told
+            if kept.fresh:
+                values[name] = value
+                report.fresh.append(name)
+                continue
         elif name in inputs and (fitted := inputs_of(value, target.shape, adapt)) is not None:
             value, how = fitted
         elif name in outputs and (given := outputs_of(value, target.shape, old, adapt)) is not None:

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from trainer.config import UserError, nearest
-from trainer.models.base import first_few
+from trainer.models.base import WrongSizeError, first_few
+from trainer.models.heads import GRAFTED, Attention, Heads, Mlp
 
 # Left out of a pass for shapes alone: they change none, and take most of its time.
 _SHAPELESS = (
     nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Dropout,
 )  # fmt: skip
-Layer = nn.Linear | nn.Conv2d
+Layer = nn.Linear | nn.Conv2d | Heads | Mlp | Attention
+_LAYERS = (nn.Linear, nn.Conv2d, *GRAFTED)
 
 
 @dataclass
 class Call:
-    """A linear or convolutional layer that a forward pass went through, and what it gave."""
+    """A layer that a forward pass went through (a head of graft's is one), and what it took and gave."""
 
     name: str
     layer: Layer
+    given: torch.Size
     output: torch.Tensor
 
     @property
@@ -46,6 +49,8 @@ class Anatomy:
     """`head`: the output layers, main first; `first`: the layer that takes the image, if it is a convolution.
 
     `inputs`: every layer whose weights depend on the number of channels (the first alone, where nothing else is known).
+    `auxiliary`: those of `head` that run in training alone. `given`: the shapes that layers are given. `grids`: the sizes of the
+    maps that convolutions make, in the order of the pass.
     """
 
     head: tuple[str, ...]
@@ -53,11 +58,32 @@ class Anatomy:
     classes: int
     channels: int
     inputs: tuple[str, ...] = ()
+    auxiliary: tuple[str, ...] = ()
+    given: Mapping[str, torch.Size] = field(default_factory=dict)
+    grids: tuple[tuple[int, int], ...] = ()
 
 
 def width(layer: nn.Module) -> int:
-    """The number of outputs of a linear or convolutional layer."""
+    """The number of outputs of a layer or a head."""
+    if isinstance(layer, Heads):
+        return sum(width(head) for head in layer.children())
+    if isinstance(layer, Mlp | Attention):
+        return width(layer.out)
     return layer.out_features if isinstance(layer, nn.Linear) else int(layer.out_channels)  # type: ignore[arg-type]
+
+
+def layers_of(network: nn.Module) -> dict[str, nn.Module]:
+    """The layers by dotted name; a head of graft's is one, whatever it is made of."""
+    found: dict[str, nn.Module] = {}
+    inside = "\0"
+    for name, module in network.named_modules():
+        if name.startswith(inside):
+            continue
+        if isinstance(module, GRAFTED):
+            inside = f"{name}."
+        if isinstance(module, _LAYERS):
+            found[name] = module
+    return found
 
 
 @contextmanager
@@ -78,34 +104,79 @@ def trace(network: nn.Module, channels: int, size: int, *, training: bool, meta:
     """
     calls: list[Call] = []
 
-    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-        def note(module: nn.Module, _given: object, output: object) -> None:
-            if isinstance(output, torch.Tensor) and isinstance(module, nn.Linear | nn.Conv2d):
-                calls.append(Call(name, module, output))
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], object], None]:
+        def note(module: nn.Module, given: tuple[Any, ...], output: object) -> None:
+            if isinstance(output, torch.Tensor) and isinstance(module, Layer):
+                shape = given[0].shape if given and isinstance(given[0], torch.Tensor) else torch.Size()
+                calls.append(Call(name, module, shape, output))
 
         return note
 
-    values: dict[str, torch.Tensor] = {}
-    if meta:
-        for name, value in [*network.named_parameters(), *network.named_buffers()]:
-            values[name] = torch.empty_like(value, device="meta")
-    else:
-        for name, value in network.named_buffers():  # running statistics must stay as they are
-            values[name] = value.clone()
-    images = torch.zeros(2, channels, size, size, device="meta" if meta else "cpu")
     with ExitStack() as stack:
-        for name, module in network.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                stack.callback(module.register_forward_hook(hook(name)).remove)
-            if meta and type(module) in _SHAPELESS and "forward" not in vars(module):
+        for name, module in layers_of(network).items():
+            stack.callback(module.register_forward_hook(hook(name)).remove)
+        if meta:
+            stack.enter_context(_shapes_alone(network))
+        stack.enter_context(torch.no_grad())
+        outputs, _ = send(network, channels, size, training=training, meta=meta)
+    return Trace(calls, outputs)
+
+
+@contextmanager
+def _shapes_alone(network: nn.Module) -> Iterator[None]:
+    """Leave out what changes no shapes."""
+    with ExitStack() as stack:
+        for module in network.modules():
+            if type(module) in _SHAPELESS and "forward" not in vars(module):
                 module.forward = nn.Identity().forward
                 stack.callback(delattr, module, "forward")
-        stack.enter_context(_mode(network, training))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        output = functional_call(network, values, (images,))
+        yield
+
+
+def send(
+    network: nn.Module, channels: int, size: int, *, training: bool, meta: bool
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """What the network gives for two images (main output first), and the tensors that stood for its own, by name.
+
+    Nothing in the network is changed: on the meta device all its tensors are stood in for, else its buffers are.
+    Raises whatever the network raises.
+    """
+    with _stand_ins(network, meta) as values, _mode(network, training), torch.random.fork_rng(devices=[]):
+        output = network(torch.zeros(2, channels, size, size, device="meta" if meta else "cpu"))
     outputs = list(output) if isinstance(output, tuple | list) else [output]
-    return Trace(calls, [o for o in outputs if o is not None])
+    return [o for o in outputs if o is not None], values
+
+
+@contextmanager
+def _stand_ins(network: nn.Module, meta: bool) -> Iterator[dict[str, torch.Tensor]]:
+    """Other tensors for a while: all on the meta device, or copies of the buffers (running statistics must stay as they are).
+
+    By hand, since torch's `functional_call` leaves its tensors in a module that has two names (CoaT).
+    """
+    other: dict[int, torch.Tensor] = {}
+    held: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    names = {id(value): name for name, value in (*network.named_buffers(), *network.named_parameters())}
+    for module in network.modules():
+        both: tuple[dict[str, Any], dict[str, Any]] = (module._parameters, module._buffers)
+        for own in both:
+            held.append((own, dict(own)))
+            for name, value in own.items():
+                if value is None:
+                    continue
+                if id(value) not in other:
+                    learns = isinstance(value, nn.Parameter)
+                    needs = learns and value.is_floating_point()
+                    if meta:
+                        other[id(value)] = torch.empty_like(value, device="meta", requires_grad=needs)
+                    else:
+                        other[id(value)] = value if learns else value.clone()
+                own[name] = other[id(value)]
+    try:
+        yield {names[key]: value for key, value in other.items()}
+    finally:
+        for own, before in held:
+            own.clear()
+            own.update(before)
 
 
 def _pass(network: nn.Module, channels: int, size: int, *, training: bool) -> Trace:
@@ -143,8 +214,10 @@ def examine(network: nn.Module, source: str, channels: int, size: int, head_modu
     told = f"{type(reason).__name__}: {reason}".strip().splitlines()[0][:200]
     when = " in training, though it does in evaluation (auxiliary heads can need larger ones)" if in_training else ""
     smallest = _smallest(network, candidates[0], size)
-    hint = f"; the smallest that it takes is {smallest}: set model.adapt.image_size" if smallest else ""
-    raise UserError(f"{source}: does not take images of {size} x {size} pixels{when} ({told}){hint}")
+    refused = f"{source}: does not take images of {size} x {size} pixels{when} ({told})"
+    if smallest:
+        raise UserError(f"{refused}; the smallest that it takes is {smallest}: set model.adapt.image_size")
+    raise WrongSizeError(refused)
 
 
 def _smallest(network: nn.Module, channels: int, size: int, limit: int = 512) -> int | None:
@@ -181,10 +254,14 @@ def _anatomy(network: nn.Module, source: str, channels: int, still: Trace, movin
     for output in moving.outputs[1:]:
         name = _source_of(output, [c for c in moving.calls if c.name not in ran and c.name not in names], source)
         names.append(name)
+    auxiliary = tuple(names[1:])
+    given = {call.name: call.given for call in (*moving.calls, *still.calls)}
+    maps = [call.output.shape for call in still.calls if isinstance(call.layer, nn.Conv2d) and call.output.dim() == 4]
+    grids = tuple(dict.fromkeys((shape[2], shape[3]) for shape in maps))
     first = still.calls[0] if still.calls else None
     is_input = first is not None and isinstance(first.layer, nn.Conv2d) and first.layer.in_channels == channels
     found = first.name if first and is_input else None
-    return Anatomy(tuple(names), found, classes, channels, (found,) if found else ())
+    return Anatomy(tuple(names), found, classes, channels, (found,) if found else (), auxiliary, given, grids)
 
 
 def _source_of(output: torch.Tensor, calls: list[Call], source: str) -> str:
@@ -200,13 +277,14 @@ def _source_of(output: torch.Tensor, calls: list[Call], source: str) -> str:
 
 
 def _named(network: nn.Module, source: str, name: str) -> str:
-    layers = {n: m for n, m in network.named_modules() if n}
+    modules = {n: m for n, m in network.named_modules() if n}
+    layers = layers_of(network)
+    if name not in modules:
+        raise UserError(f"model.adapt.head_module: {source} has no module '{name}'{nearest(name, modules)}")
     if name not in layers:
-        raise UserError(f"model.adapt.head_module: {source} has no module '{name}'{nearest(name, layers)}")
-    if not isinstance(layers[name], nn.Linear | nn.Conv2d):
-        inside = [n for n, m in layers.items() if n.startswith(name + ".") and isinstance(m, nn.Linear | nn.Conv2d)]
+        inside = [n for n in layers if n.startswith(name + ".")]
         hint = f"; it holds {first_few(inside)}" if inside else ""
         raise UserError(
-            f"model.adapt.head_module: '{name}' is a {type(layers[name]).__name__}, not a linear layer or convolution{hint}"
+            f"model.adapt.head_module: '{name}' is a {type(modules[name]).__name__}, not a linear layer or convolution{hint}"
         )
     return name

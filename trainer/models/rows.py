@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from trainer.config import UserError, nearest
-from trainer.config.adapt import Adapt
+from trainer.config.heads import OneHead
 from trainer.models.base import Checkpoint
 
 log = logging.getLogger("graft")
@@ -37,75 +37,85 @@ class Rows:
         return picked
 
 
-def rows(checkpoint: Checkpoint, counts: set[int], adapt: Adapt, classes: tuple[str, ...]) -> Rows:
-    """Match the classes by name. Equal counts without known names are taken for equal classes, but not of official weights.
+def rows(
+    checkpoint: Checkpoint, counts: set[int], settings: OneHead, classes: tuple[str, ...], where: str = "model.adapt", *,
+    lone: bool = True,
+) -> Rows:  # fmt: skip
+    """Match the classes of a head by name. `counts`: the rows that the checkpoint has of it; none: it has no such head.
 
-    Raises UserError for names that the weights do not have, that they have twice, or where nothing can be kept as was asked.
+    Equal counts without known names are taken for equal classes, but not of official weights, and not for one of several heads
+    (`lone`). `where`: the settings in the run file. Raises UserError for names that the weights do not have or have twice, or
+    where nothing can be kept as was asked.
     """
     count = counts.pop() if len(counts) == 1 else None
-    asked = bool(adapt.like or adapt.rename or adapt.head == "shared")
-    if adapt.head == "new" or (count is None and adapt.head == "auto" and not asked):
+    asked = bool(settings.like or settings.rename or settings.head == "shared")
+    if settings.head == "new" or (count is None and settings.head == "auto" and not asked):
         return Rows()
     if count is None:
+        said = settings.head if settings.head != "auto" else "auto with like or rename"
         raise UserError(
-            f"model.adapt.head: {adapt.head}, but {checkpoint.source} holds no head for this network; write auto or new"
+            f"{where}.head: {said}, but {checkpoint.source} holds no head for this network, of the same layers; write auto or new"
         )
     names = checkpoint.classes if checkpoint.classes is not None and len(checkpoint.classes) == count else None
     straight = tuple(range(count))
     if names == classes:
         return Rows(straight)
     if asked:
-        return _asked(checkpoint, names, adapt, classes)
-    unique = names is not None and len(set(names)) == count
-    if names is not None and unique and set(names) == set(classes):
+        return _asked(checkpoint, names, settings, classes, where)
+    if names is not None and len(set(names)) == count and set(names) == set(classes):
         return Rows(tuple(names.index(c) for c in classes), "classes put into the order of the task")
-    if adapt.head == "keep":
+    if settings.head == "keep":
         if count != len(classes):
             raise UserError(
-                f"model.adapt.head: keep, but the head of {checkpoint.source} has {count} classes and the task has "
+                f"{where}.head: keep, but the head of {checkpoint.source} has {count} classes and the task has "
                 f"{len(classes)}; write auto or new"
             )
         return Rows(straight)
     if names is None:
-        if count != len(classes) or checkpoint.official:
+        if count != len(classes) or checkpoint.official or not lone:
             return Rows()
         log.warning(
             "%s does not name its %d classes, as many as the task has: its head is kept; if they are others, write "
             "model.adapt.head: new", checkpoint.source, count,
         )  # fmt: skip
         return Rows(straight)
-    shared = set(names) & set(classes)
-    if shared and unique and not checkpoint.official:
-        return _shared(names, classes, {}, {})
-    return Rows()
+    if checkpoint.official:
+        return Rows()
+    found = _shared(names, classes, {}, {})
+    return found if any(pick is not None for pick in found.picks) else Rows()
 
 
-def _asked(checkpoint: Checkpoint, names: tuple[str, ...] | None, adapt: Adapt, classes: tuple[str, ...]) -> Rows:
+def _asked(
+    checkpoint: Checkpoint, names: tuple[str, ...] | None, settings: OneHead, classes: tuple[str, ...], where: str
+) -> Rows:
     """Rows by the names that the run file gives."""
     if names is None:
-        raise UserError(f"model.adapt: rows are kept by name, and {checkpoint.source} does not name its classes")
-    twice = sorted({name for name in names if names.count(name) > 1} & {*classes, *adapt.like.values(), *adapt.rename.values()})
+        raise UserError(f"{where}: rows are kept by name, and {checkpoint.source} does not name its classes")
+    wanted = {*classes, *settings.like.values(), *settings.rename.values()}
+    twice = sorted({name for name in names if names.count(name) > 1} & wanted)
     if twice:
-        raise UserError(f"model.adapt: {checkpoint.source} has the class '{twice[0]}' more than once; rename tells no two apart")
-    for key, mapping in (("like", adapt.like), ("rename", adapt.rename)):
+        raise UserError(f"{where}: {checkpoint.source} has the class '{twice[0]}' more than once; rename tells no two apart")
+    for key, mapping in (("like", settings.like), ("rename", settings.rename)):
         for name, old in mapping.items():
             if name not in classes:
-                raise UserError(f"model.adapt.{key}: the task has no class '{name}'{nearest(name, classes)}")
+                raise UserError(f"{where}.{key}: the task has no class '{name}'{nearest(name, classes)}")
             if old not in names:
-                raise UserError(f"model.adapt.{key}: {checkpoint.source} has no class '{old}'{nearest(old, names)}")
-    found = _shared(names, classes, adapt.rename, adapt.like)
+                raise UserError(f"{where}.{key}: {checkpoint.source} has no class '{old}'{nearest(old, names)}")
+    found = _shared(names, classes, settings.rename, settings.like)
     if all(pick is None for pick in found.picks):
         raise UserError(
-            f"model.adapt.head: shared, and {checkpoint.source} shares no class with the task "
+            f"{where}.head: shared, and {checkpoint.source} shares no class with the task "
             f"(it has {', '.join(names[:3])} …); write rename: {{{classes[0]}: …}}, or head: new"
         )
     return found
 
 
 def _shared(names: tuple[str, ...], classes: tuple[str, ...], rename: dict[str, str], like: dict[str, str]) -> Rows:
+    """Rows by name; a name that the weights have twice says nothing."""
+    row = {name: index for index, name in enumerate(names) if names.count(name) == 1}
     same = {c: rename.get(c, c) for c in classes}
-    picked = [names.index(same[c]) if same[c] in names else names.index(like[c]) if c in like else None for c in classes]
-    kept = sum(same[c] in names for c in classes)
-    begun = sum(same[c] not in names and c in like for c in classes)
+    picked = [row[same[c]] if same[c] in row else row[like[c]] if c in like else None for c in classes]
+    kept = sum(same[c] in row for c in classes)
+    begun = sum(same[c] not in row and c in like for c in classes)
     also = f", {begun} begun like others" if begun else ""
     return Rows(tuple(picked), f"{kept} of {len(classes)} classes kept{also}")

@@ -19,9 +19,9 @@ from trainer.checkpoint.store import Loaded
 from trainer.config import RefusedError, Run, UserError, nearest
 from trainer.config.run import Model
 from trainer.models.base import Checkpoint, Need, Origin
+from trainer.models.class_tables import Table
 from trainer.models.file import read_checkpoint
 from trainer.models.generator import Denoiser, denoiser_of
-from trainer.models.tables import Table
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec, Output
 
@@ -139,8 +139,9 @@ class _Source:
             tensors |= read_checkpoint(file).tensors
         if any(".base_layer." in name for name in tensors):  # layers of an adapter: merged into the weights they stand beside
             tensors = merged[0](self.folder, str(self.loaded.step))
-        classes = self.outputs[0].labels if "generator" not in self.loaded.state and len(self.outputs) == 1 else None
-        return Checkpoint(f"run {self.folder.name}, step {self.loaded.step:,}", tensors, classes)
+        several = self.outputs if any(output.name for output in self.outputs) else ()
+        classes = None if several or "generator" in self.loaded.state else self.outputs[0].labels
+        return Checkpoint(f"run {self.folder.name}, step {self.loaded.step:,}", tensors, classes, outputs=several)
 
 
 def _folder(rest: str) -> RunDir:

@@ -18,7 +18,7 @@ from torch import nn
 
 from trainer.config import UserError, nearest
 from trainer.config.run import Model
-from trainer.models.base import Checkpoint, Need, Origin
+from trainer.models.base import Checkpoint, Need, Origin, WrongSizeError
 from trainer.models.file import read_checkpoint
 from trainer.models.place import Place
 from trainer.models.torchvision import is_path
@@ -153,7 +153,7 @@ class _Source:
         except Exception as error:  # an assertion about sizes, an argument it does not know: whatever its constructor raises
             told = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             given = f" with model.args {dict(self.config.args)}" if self.config.args else ""
-            raise UserError(f"timm:{self.rest} cannot be built for images of {size} x {size}{given} ({told})") from error
+            raise WrongSizeError(f"timm:{self.rest} cannot be built for images of {size} x {size}{given} ({told})") from error
         if not getattr(network, "num_classes", classes):
             raise UserError(f"timm:{self.rest}: has no classifier")
         return network

@@ -17,7 +17,7 @@ from torch import nn
 
 from trainer.config import UserError, nearest
 from trainer.config.run import Model
-from trainer.models.base import Checkpoint, Need, Origin, first_few
+from trainer.models.base import Checkpoint, Need, Origin, WrongSizeError, first_few
 from trainer.models.file import read_checkpoint
 from trainer.models.place import Place, refuse_code
 from trainer.models.torchvision import is_path
@@ -128,15 +128,16 @@ class _Source:
 
         settings = copy.deepcopy(self.settings)
         settings.num_labels = classes
-        if getattr(_vision(settings), "image_size", None) is not None:
-            _vision(settings).image_size = size
-        if channels != self.channels:
-            _vision(settings).num_channels = channels
+        vision = _vision(settings)
         try:
+            if getattr(vision, "image_size", None) is not None:
+                vision.image_size = [size, size] if isinstance(vision.image_size, list | tuple) else size
+            if channels != self.channels:
+                vision.num_channels = channels
             network = AutoModelForImageClassification.from_config(settings, trust_remote_code=False)
         except Exception as error:  # whatever its constructor raises
             told = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            raise UserError(
+            raise WrongSizeError(
                 f"transformers:{self.rest} cannot be built for {size} x {size} images of {channels} channels ({told})"
             ) from error
         return logits_only(network, flip=bool(self.raw.get("do_flip_channel_order")) and channels == self.channels)
@@ -176,7 +177,16 @@ class _Source:
         if is_path(weights) and not Path(weights).is_dir():
             return read_checkpoint(Path(weights))
         tensors = self.native(self.published.weights())
-        return Checkpoint(f"{self.published.name} ({weights})", tensors, self.classes())
+        return Checkpoint(f"{self.published.name} ({weights})", tensors, self.classes(), grid=self.grid)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the patches that its weights were trained with, where an image was not square."""
+        size, patch = (getattr(_vision(self.settings), key, None) for key in ("image_size", "patch_size"))
+        if not isinstance(size, list | tuple) or len(size) != 2 or patch is None:
+            return None
+        patches = patch if isinstance(patch, list | tuple) else (patch, patch)
+        return int(size[0]) // int(patches[0]), int(size[1]) // int(patches[1])
 
     def native(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors under the names that the network has now: transformers keeps older ones in its files."""
@@ -202,7 +212,8 @@ class _Source:
         return found | {name: tensors[name] for name in told["unexpected_keys"] if name in tensors}
 
     def classes(self) -> tuple[str, ...] | None:
-        names = [self.settings.id2label.get(index) for index in range(self.settings.num_labels)]
+        known = self.settings.id2label or {}
+        names = [known.get(index) for index in range(self.settings.num_labels)]
         if any(name is None for name in names) or names == [f"LABEL_{index}" for index in range(len(names))]:
             return None
         return tuple(str(name) for name in names)

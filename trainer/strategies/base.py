@@ -74,7 +74,8 @@ def rated(chosen: dict[str, Learns], rates: Mapping[str, float], graft: Graft) -
 
     Raises UserError for a pattern that fits nothing that learns.
 
-    `stem` is the trunk's first block and `head` the output layers, where the network has no part of that name.
+    `stem` is the trunk's first block and `head` the output layers, where the network has no part of that name; `head.NAME` is one
+    of several heads, or a part of a head, wherever it stands.
     """
     every = [name for name, _ in graft.network.named_parameters()]
     factors: dict[str, float] = {}
@@ -82,8 +83,8 @@ def rated(chosen: dict[str, Learns], rates: Mapping[str, float], graft: Graft) -
         found = matching(pattern, every)
         if not found and pattern == "stem":
             found = list(graft.blocks[0].parameters) if graft.blocks else []
-        if not found and pattern == "head":
-            found = [name for name in every if any(name.startswith(f"{head}.") for head in graft.head)]
+        if not found and (pattern == "head" or pattern.startswith("head.")):
+            found = [name for head in graft.head for name in matching(f"{head}{pattern.removeprefix('head')}", every)]
         if not found:
             raise UserError(f"strategy.rates: the network has no part '{pattern}'{nearest(pattern, parts(every))}")
         if not any(name in chosen for name in found):

@@ -26,6 +26,7 @@ def inject(config: Config, network: nn.Module, head: Sequence[str], fresh: Seque
     # peft imports it where it is installed, and it warns of kernels that nobody asked for
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import peft
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     targets = _targets(config, network, head, fresh)
     # matched from the first letter to the last: peft would take a plain name for the end of another as well
@@ -40,6 +41,9 @@ def inject(config: Config, network: nn.Module, head: Sequence[str], fresh: Seque
             raise UserError(
                 f"strategy.method: {config.method} does not fit these layers ({told}); name others as strategy.targets"
             ) from error
+    for module in network.modules():
+        if isinstance(module, BaseTunerLayer):
+            _hand_over(module.get_base_layer(), module)  # whoever looks at what a layer gives is to see the adapter's share too
 
 
 def peft_config(config: Config, targets: str | list[str]) -> Any:
@@ -90,10 +94,18 @@ def merge(network: nn.Module) -> nn.Module:
         else:
             layer.merge(safe_merge=True)
             base = layer.get_base_layer()
+        _hand_over(layer, base)
         setattr(network.get_submodule(parent), child, base)
     if hasattr(network, "peft_config"):
         del network.peft_config
     return network
+
+
+def _hand_over(layer: Any, to: Any) -> None:
+    """The hooks on what a layer gives go to the layer that stands in its place."""
+    if layer is not to:
+        to._forward_hooks.update(layer._forward_hooks)
+        layer._forward_hooks.clear()
 
 
 def _is_adapter(network: nn.Module, name: str) -> bool:
