@@ -27,6 +27,7 @@ from trainer.evaluate import evaluate, refer
 from trainer.export.scale import foldable
 from trainer.features.choose import Choice, choose, granted
 from trainer.features.kept import Features
+from trainer.features.latents import LatentChoice, Latents, choose_latents
 from trainer.judges import give
 from trainer.learning import build_objective, gradients_apart, learnt_by, named_parameters, references, unchanged
 from trainer.losses.objective import Learner, Objective, Plain
@@ -72,6 +73,11 @@ class Parts:
             self.bad.add(batch.bad)
         features = self.features is not None and self.features.train is not None
         return batch.to(self.runtime.device, None if features else self.built.spec)
+
+    def pixels(self, batch: Batch) -> Batch:
+        """The same for images themselves, whatever is kept of them."""
+        self.bad.add(batch.bad)
+        return batch.to(self.runtime.device, self.built.spec)
 
     def schedule(self) -> Callable[[int], float]:
         batch = self.run.train.global_batch
@@ -123,7 +129,8 @@ class Parts:
 
         def measured() -> Evaluation:
             measure = self.task.measure(len(dataset), runtime.device)
-            refer(measure, {"val": dataset, "train": self.dataset(self.splits.train, train=False)}, loaded, self.prepare, at)
+            images = {"val": listing, "train": self.splits.train}
+            refer(measure, lambda name: self.dataset(images[name], train=False), loaded, self.pixels, at)
             return evaluate(runtime, self.called, measure, loaded(dataset), self.prepare, self.average, at)
 
         return measured
@@ -177,7 +184,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     summary = strategies.summary(network)
     strategies.begin(groups, saved["samples"] if saved is not None else 0)
     features = frozen(run, runtime, built, groups, steps, len(splits.train.items))
-    called = network if features is None else features.tail
+    called = network if features is None or features.tail is None else features.tail
     wrapped = called if objective is None or not extra else Learner(called, objective)
     phase = Phase("model", network, runtime.wrap(wrapped), optimizer, objective or Plain(task))
     if objective is not None:
@@ -202,6 +209,10 @@ def frozen(
     log.info("features of the frozen first part: %s", choice)
     if choice.cut is None:
         return None
+    if isinstance(choice, LatentChoice):
+        assert built.beside is not None
+        assert built.beside.vae is not None
+        return Latents(run, runtime, built.beside.vae, built.spec, choice)
     learning = [parameter for group in groups for _, parameter in group.parameters]
     return Features(run, runtime, built.network, learning, built.spec, choice)
 
@@ -211,10 +222,13 @@ def chosen(
     autocast: Callable[[], AbstractContextManager[Any]], device: torch.device,
 ) -> Choice:  # fmt: skip
     """Whether and where features are kept."""
+    seen = steps * run.train.global_batch
+    if run.task.generates:
+        return choose_latents(run, built.beside, built.spec, samples=samples, seen=seen)
     looking = run.losses.at_images
     return choose(
         run, built.network, [parameter for group in groups for _, parameter in group.parameters], built.spec,
-        samples=samples, seen=steps * run.train.global_batch, train_mode=strategies.train_mode, autocast=autocast, device=device,
+        samples=samples, seen=seen, train_mode=strategies.train_mode, autocast=autocast, device=device,
         against=f"losses.add.{looking[0]} needs the images" if looking else "",
     )  # fmt: skip
 

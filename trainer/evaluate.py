@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,14 +25,15 @@ def measured(network: nn.Module, measure: Measure, batches: Iterable[Any], prepa
 
 
 def refer(
-    measure: Measure, data: Mapping[str, Any], load: Callable[[Any], Iterable[Any]], prepare: Callable[[Any], Batch],
+    measure: Measure, data: Callable[[str], Any], load: Callable[[Any], Iterable[Any]], prepare: Callable[[Any], Batch],
     at: Callable[[str], None] = lambda stage: None,
 ) -> None:  # fmt: skip
-    """Show a measure the images of the data that it compares with, where it wants any; `data` are `train` and `val`."""
+    """Show a measure the images of the data that it compares with, where it wants any; `data` gives `train` and `val`."""
     wanted = measure.wants() if isinstance(measure, Finishing) else None
     if isinstance(measure, Finishing) and wanted is not None:
-        prepared = (prepare(raw) for raw in _told(load(data[wanted]), at))
-        measure.refer((batch for batch in prepared if len(batch.labels)), len(data[wanted]))
+        images = data(wanted)
+        prepared = (prepare(raw) for raw in _told(load(images), at))
+        measure.refer((batch for batch in prepared if len(batch.labels)), len(images))
 
 
 def evaluate(

@@ -66,7 +66,7 @@ def figures(
 
     with precision(run.train.precision, device):
         result = task.measure(len(dataset), device)
-        refer(result, {"val": dataset, "train": dataset}, loaded, prepare)
+        refer(result, lambda name: dataset, loaded, prepare)
         measured(network, result, loaded(dataset), prepare)
         if isinstance(result, Finishing):
             result.finish(network, 0, 1, lambda stage: None)

@@ -124,3 +124,27 @@ def test_latents_are_drawn_anew_and_resumed(diffusers: Zygote, tmp_path: Path) -
     weights.write_bytes(before)
     assert diffusers.run(file(broken, **sections), broken) == [0]
     same(broken / "run", whole / "run")
+
+
+def test_what_an_autoencoder_says_is_kept(diffusers: Zygote, tmp_path: Path) -> None:
+    """Two copies of each flipped sample, through nearly two epochs: the losses are those without; resumed the same."""
+    model = {"source": latent_pipeline(tmp_path / "pipe"), "args": {}, "adapt": {"in_channels": 1}}
+    long: dict[str, Any] = {
+        "model": model,
+        "task": {"vae": "pipeline", "noise": {}},
+        "train": {"steps": 28, "global_batch": 48, "clip": None},
+    }
+    cache = {"cache": {"kind": "features", "views": 2, "path": str(tmp_path / "kept")}}
+    found = []
+    for name, data, world in (("plain", {"cache": {"kind": "none"}}, 1), ("kept", cache, 2)):
+        assert diffusers.run(file(tmp_path / name, **long, data=data), tmp_path / name, world=world) == [0] * world
+        found.append([p[key] for p in points(tmp_path / name / "run") for key in ("train/loss", "val/loss") if key in p])
+    assert len(found[0]) == 33
+    assert found[0] == pytest.approx(found[1], abs=2e-5)
+    broken = tmp_path / "broken"
+    assert KILLED in diffusers.run(file(broken, **long, data=cache), broken, world=2, fault="step@21:0=kill")
+    assert diffusers.run(file(broken, **long, data=cache), broken, world=2) == [0, 0]
+    same(broken / "run", tmp_path / "kept" / "run")
+    first, again = ((folder / "run" / "log" / "rank-00000.log").read_text() for folder in (tmp_path / "kept", broken))
+    assert "1,446 samples in" in first
+    assert "1,446 samples in" not in again, "nothing is encoded again"

@@ -113,10 +113,15 @@ class Diffusion:
         return self._denoise(module, images, classes, at, draws.keys(self._seed, NOISE, *place))
 
     def _clean(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """What noise is added to: the images, or latents drawn by these keys from what the autoencoder says of them."""
-        if self.beside.vae is None:
+        """What noise is added to: the images, or latents drawn by these keys from what the autoencoder says of them.
+
+        Where that is kept, mean and deviation [n, 2 * channels, size, size] come in place of the images, which are larger.
+        """
+        beside = self.beside
+        if beside.vae is None:
             return images
-        mean, deviation = self.beside.vae.encode(images)
+        kept = images.shape[1:] == (2 * beside.channels, beside.size, beside.size)
+        mean, deviation = images.chunk(2, dim=1) if kept else beside.vae.encode(images)
         return mean + deviation * draws.normal(keys, mean.shape[1:])
 
     def _denoise(self, module: nn.Module, images: torch.Tensor, classes: torch.Tensor, at: At, keys: torch.Tensor) -> Denoised:
