@@ -44,7 +44,7 @@ def choose_latents(run: Run, beside: Beside | None, spec: InputSpec, *, samples:
     """Whether they are kept in a run with so many training `samples`, of which it sees `seen` in all."""
     config = run.data.cache
     if beside is None or beside.vae is None:
-        return LatentChoice(None, "a network that generates pixels is frozen nowhere")
+        return LatentChoice(None, "the noise is another in every step, and there is no autoencoder before it")
     augment = training(run.data, spec).random is not None
     if config.kind == "none":
         return LatentChoice(None, "data.cache is none")

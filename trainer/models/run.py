@@ -33,6 +33,11 @@ merged: list[Callable[[RunDir, str], dict[str, torch.Tensor]]] = []
 def origin(rest: str, config: Model) -> Origin:
     """The network of a run, and its weights `best` (the default), `last`, of a step, or `none`. Raises UserError."""
     source = _Source(rest, config)
+    if not source.outputs:
+        raise UserError(
+            f"run:{source.folder.name} makes images and sees none; write `graft export {source.folder.name}` and "
+            f"diffusers:{source.folder.export}#unet, whose way down sees images"
+        )
     spec = source.spec
     return Origin(
         f"run:{source.folder.name}", partial(source.make, channels=spec.in_channels), sized=False, image_size=spec.image_size,
@@ -115,7 +120,7 @@ class _Source:
     def outputs(self) -> tuple[Output, ...]:
         """What the heads of that run give."""
         state = self.loaded.state
-        said = state.get("outputs") or [["", state["classes"]]]
+        said = state["outputs"] if "outputs" in state else [["", state["classes"]]]
         return tuple(Output(name, tuple(labels)) for name, labels in said)
 
     @property
@@ -140,7 +145,7 @@ class _Source:
         if any(".base_layer." in name for name in tensors):  # layers of an adapter: merged into the weights they stand beside
             tensors = merged[0](self.folder, str(self.loaded.step))
         several = self.outputs if any(output.name for output in self.outputs) else ()
-        classes = None if several or "generator" in self.loaded.state else self.outputs[0].labels
+        classes = None if several or not self.outputs else self.outputs[0].labels
         return Checkpoint(f"run {self.folder.name}, step {self.loaded.step:,}", tensors, classes, outputs=several)
 
 
