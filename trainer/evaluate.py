@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,35 +11,51 @@ from torch import nn
 
 from trainer.optim import Average, FreeAverage
 from trainer.runtime import Runtime
-from trainer.tasks.base import Batch, Evaluation, Measure
-
-
-@dataclass(frozen=True)
-class Lockstep:
-    """Where the ranks meet in every forward pass: each makes `passes`, as the rank with most samples does; `idle(network)` is one
-    whose figures are thrown away."""
-
-    passes: int
-    idle: Callable[[nn.Module], None]
+from trainer.tasks.base import Batch, Evaluation, Finishing, Measure
 
 
 @torch.no_grad()
-def measured(
-    network: nn.Module, measure: Measure, batches: Iterable[Any], prepare: Callable[[Any], Batch],
-    lockstep: Lockstep | None = None,
-) -> Measure:  # fmt: skip
+def measured(network: nn.Module, measure: Measure, batches: Iterable[Any], prepare: Callable[[Any], Batch]) -> Measure:
     """Update a measure with every batch, the network in eval mode."""
     network.eval()
-    passes = 0
     for raw in batches:
         batch = prepare(raw)
         if len(batch.labels):  # every file of a batch may have been unreadable
             measure.update(network, batch)
-            passes += 1
-    if lockstep is not None:
-        for _ in range(lockstep.passes - passes):
-            lockstep.idle(network)
     return measure
+
+
+@contextmanager
+def lockstep(runtime: Runtime, network: nn.Module, idle: Callable[[nn.Module], None]) -> Iterator[None]:
+    """Where the ranks meet in every forward pass: around passes of which each rank makes as many as it likes. Those that are
+    done make idle ones, whose figures are thrown away, until all are."""
+    idles = False
+
+    def goes_on(*_: Any) -> None:
+        if not idles:
+            runtime.sum_host(torch.ones(1))
+
+    hook = network.register_forward_pre_hook(goes_on, prepend=True)
+    try:
+        yield
+        idles = True
+        with torch.no_grad():
+            while runtime.sum_host(torch.zeros(1)).item():
+                idle(network)
+    finally:
+        hook.remove()
+
+
+def refer(
+    measure: Measure, data: Callable[[str], Any], load: Callable[[Any], Iterable[Any]], prepare: Callable[[Any], Batch],
+    at: Callable[[str], None] = lambda stage: None,
+) -> None:  # fmt: skip
+    """Show a measure the images of the data that it compares with, where it wants any; `data` gives `train` and `val`."""
+    wanted = measure.wants() if isinstance(measure, Finishing) else None
+    if isinstance(measure, Finishing) and wanted is not None:
+        images = data(wanted)
+        prepared = (prepare(raw) for raw in _told(load(images), at))
+        measure.refer((batch for batch in prepared if len(batch.labels)), len(images))
 
 
 def evaluate(
@@ -50,19 +66,21 @@ def evaluate(
     prepare: Callable[[Any], Batch],
     average: Average | FreeAverage | None = None,
     at: Callable[[str], None] = lambda stage: None,
-    lockstep: Lockstep | None = None,
+    idle: Callable[[nn.Module], None] | None = None,
 ) -> Evaluation:
     """Measure a network, or its averaged weights; each rank sees its own samples and the counts are summed.
 
     Leaves the network in eval mode and touches no random state. `at` hears of every batch, so that a long evaluation is seen to
-    go on.
+    go on. `idle`: an idle pass, where the ranks meet in every one.
     """
     if average is not None:
         average.swap()
     try:
         runtime.share_buffers(network)
-        with runtime.autocast():
-            measured(network, measure, _told(batches, at), prepare, lockstep)
+        with runtime.autocast(), nullcontext() if idle is None else lockstep(runtime, network, idle):
+            measured(network, measure, _told(batches, at), prepare)
+            if isinstance(measure, Finishing):
+                measure.finish(network, runtime.rank, runtime.world, at)
     finally:
         if average is not None:
             average.swap()

@@ -190,6 +190,7 @@ def assemble(
             "parallel": runtime.kind,
             "facts": parts.splits.train.facts.as_json(),
             "outputs": [[output.name, list(output.labels)] for output in parts.task.outputs],
+            **({"generator": building.generator_state(parts)} if parts.built.beside is not None else {}),
             "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
             "optimizer": run.optimizer_identity, "optimizer_state": parts.engine.state()[1],
             "references": parts.references,

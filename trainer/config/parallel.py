@@ -9,7 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from trainer.config.amounts import Seconds
 from trainer.config.base import Section
 
-
 CUTS_WEIGHTS = ("zero3", "fsdp")  # no rank holds the network whole
 
 
