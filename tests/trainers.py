@@ -96,9 +96,9 @@ class Zygote:
         self._process.stdin.flush()
         return self._read()
 
-    def preload(self, *modules: str, env: dict[str, str]) -> None:
+    def preload(self, *names: str, env: dict[str, str] | None = None) -> None:
         """Import once what trainers would import each time."""
-        self.ask({"do": "import", "modules": modules, "env": env})
+        self.ask({"do": "import", "names": names, "env": env or {}})
 
     def start(
         self, target: Path, runs: Path, *, world: int = 1, fault: str = "", args: tuple[str, ...] = (),

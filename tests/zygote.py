@@ -86,16 +86,12 @@ def serve() -> None:
                 _child(request)
             answer = {"pid": pid}
         elif request["do"] == "import":  # heavy libraries that only some runs need
+            os.environ.update(request["env"])
             for name in request["names"]:
                 importlib.import_module(name)
             gc.freeze()
         elif request["do"] == "wait":
             answer = {"code": _wait(request["pid"], request["timeout"])}
-        elif request["do"] == "import":
-            os.environ.update(request["env"])
-            for name in request["modules"]:
-                importlib.import_module(name)
-            gc.freeze()
         elif request["do"] == "kill":
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(request["pid"], signal.SIGKILL)

@@ -26,7 +26,7 @@ UNET = {
 @pytest.fixture
 def diffusers(trainers: Zygote) -> Zygote:
     """Trainers that have the library already."""
-    trainers.ask({"do": "import", "names": ["diffusers.models.unets.unet_2d", "diffusers.schedulers", "peft"]})
+    trainers.preload("diffusers.models.unets.unet_2d", "diffusers.schedulers", "peft")
     return trainers
 
 

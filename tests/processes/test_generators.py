@@ -31,7 +31,7 @@ STEPS = 200
 
 
 def train(zygote: Zygote, folder: Path, **sections: Any) -> RunDir:
-    zygote.ask({"do": "import", "names": ["diffusers.models.unets.unet_2d", "diffusers.schedulers", "peft"]})
+    zygote.preload("diffusers.models.unets.unet_2d", "diffusers.schedulers", "peft")
     often = {"every": f"{STEPS} steps"}
     settings = {
         "train": {"steps": STEPS, "global_batch": 64, "micro_batch": "auto", "ema": 0.9},
