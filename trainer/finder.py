@@ -24,7 +24,7 @@ from trainer.runtime import Runtime
 _SMOOTH = 0.98  # of the running mean of the losses, which is corrected for its start
 _DIVERGED = 4.0  # times the lowest smoothed loss
 _EVER = "1000000 h"
-_ONE = {"processes": 1, "kind": "ddp", "offload": "none", "nvme": None, "reshard_after_forward": True}
+_ONE = {"processes": 1, "kind": "ddp", "offload": "none", "reshard_after_forward": True}
 
 
 @dataclass

@@ -12,7 +12,6 @@ from tests.trainers import Zygote, points, run_file
 
 PLAIN = {"args": {"norm": False, "dropout": 0.0}}
 KINDS = ("zero1", "zero2", "zero3", "fsdp")
-# every parameter is gathered, however small
 BARE = {"trainer.runtime.zero.PERSISTS": 0.0}
 
 
@@ -31,12 +30,13 @@ def trainers(ready: Zygote) -> Iterator[Zygote]:
 
 
 def run(
-    trainers: Zygote, file: Path, folder: Path, kind: str, *, world: int = 2, fault: str = "", args: tuple[str, ...] = ()
+    trainers: Zygote, file: Path, folder: Path, kind: str, *, world: int = 2, fault: str = "", args: tuple[str, ...] = (),
+    bare: bool = True,
 ) -> list[int]:  # fmt: skip
-    """Start the ranks of a run with a kind, and wait; the exit codes."""
-    ranks = trainers.start(
-        file, folder, world=world, fault=fault, args=(f"parallel.kind={kind}", *args), constants=BARE if kind == "zero3" else None
-    )
+    """Start the ranks of a run with a kind, and wait; the exit codes. `bare`: under zero3 every parameter is gathered, however
+    small."""
+    constants = BARE if kind == "zero3" and bare else None
+    ranks = trainers.start(file, folder, world=world, fault=fault, args=(f"parallel.kind={kind}", *args), constants=constants)
     return [rank.wait() for rank in ranks]
 
 

@@ -23,7 +23,6 @@ class Parallel(Section):
     offload: Literal["none", "cpu", "nvme"] = Field(
         "none", description="where the optimizer's state (zero3, fsdp: and the weights) is kept while it is not needed"
     )
-    nvme: str | None = Field(None, description="folder on a fast local disk, for offload: nvme")
     reshard_after_forward: bool = Field(
         True, description="fsdp: false keeps gathered weights until the backward pass: more memory, fewer messages"
     )
@@ -41,14 +40,15 @@ class Parallel(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Parallel:
+        if self.offload == "nvme":
+            raise ValueError(
+                "offload: nvme keeps the optimizer's state in files of DeepSpeed's own, out of which no checkpoint can be made "
+                "yet; write offload: cpu"
+            )
         if self.offload != "none" and self.kind == "ddp":
             raise ValueError(
                 f"offload: {self.offload} takes away what a rank holds of shares, and ddp has none; write kind: zero2"
             )
-        if self.offload == "nvme" and self.kind != "zero3":
-            raise ValueError(f"offload: nvme is DeepSpeed's of zero3, which kind: {self.kind} has not; write kind: zero3, or cpu")
-        if (self.offload == "nvme") != (self.nvme is not None):
-            raise ValueError("offload: nvme and nvme: FOLDER go together; write both, or neither")
         if not self.reshard_after_forward and self.kind != "fsdp":
             raise ValueError(f"reshard_after_forward is of fsdp, and kind is {self.kind}; leave it out")
         return self

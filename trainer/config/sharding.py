@@ -30,11 +30,15 @@ def refused(run: Run) -> str | None:
     where = f"parallel.kind: {kind}"
     if run.train.precision == "fp16":
         return f"{where} does not go with train.precision: fp16, whose scale has not been shared out; write bf16"
-    if isinstance(optimizer, Timm | Torch) and optimizer.name not in _BY_NUMBER[optimizer.kind]:
-        return (
-            f"{where} cuts what the optimizer holds, and {optimizer.kind}'s {optimizer.name} looks at whole layers; choose one "
-            f"that treats each number by itself: sgd, adam, adamw, or of {optimizer.kind} {', '.join(_BY_NUMBER[optimizer.kind])}"
-        )
+    if isinstance(optimizer, Timm | Torch):
+        looks = "keeps its state in blocks" if optimizer.name.startswith("bnb") else "looks at whole layers"
+        if optimizer.args.get("caution"):
+            return f"{where} cuts what the optimizer holds, and args.caution {looks}; leave it out, or write parallel.kind: ddp"
+        if optimizer.name not in _BY_NUMBER[optimizer.kind]:
+            return (
+                f"{where} cuts what the optimizer holds, and {optimizer.kind}'s {optimizer.name} {looks}; choose one that treats "
+                f"each number by itself: sgd, adam, adamw, or of {optimizer.kind} {', '.join(_BY_NUMBER[optimizer.kind])}"
+            )
     if optimizer.kind in ("schedule_free", "prodigy"):
         what = "keeps its own average" if optimizer.kind == "schedule_free" else "looks at all parameters at once"
         return f"{where} cuts what the optimizer holds, and {optimizer.kind} {what}; write adamw, or parallel.kind: ddp"

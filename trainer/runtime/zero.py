@@ -13,13 +13,14 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from trainer.config import UserError
-from trainer.config.run import Parallel
+from trainer.config.parallel import Parallel
 from trainer.runtime.engine import Make, named, without_gradient
 from trainer.runtime.sharded import Sharded, Share
 from trainer.spec import ParamGroup, Piece
@@ -33,7 +34,13 @@ PERSISTS = 100_000  # numbers: smaller parameters stay whole on every rank under
 
 
 def prepare_process(cpu: bool, timeout: Any) -> None:
-    """Before the Accelerator is made: where DeepSpeed looks for its device, and what it leaves be."""
+    """Before the Accelerator is made: where DeepSpeed looks for its device, and what it leaves be. Raises UserError where it is
+    not installed."""
+    if find_spec("deepspeed") is None:
+        raise UserError(
+            "parallel.kind: zero1, zero2 and zero3 are DeepSpeed's, which is not installed here; write pip install "
+            "'graft-trainer[zero]', or parallel.kind: fsdp"
+        )
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     if cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -57,8 +64,6 @@ def configuration(parallel: Parallel, clip: float | None, cuda: bool) -> dict[st
         zero |= {"stage3_param_persistence_threshold": PERSISTS, "memory_efficient_linear": False}
     if parallel.offload != "none":
         place: dict[str, Any] = {"device": parallel.offload, "pin_memory": cuda}
-        if parallel.offload == "nvme":
-            place["nvme_path"] = parallel.nvme
         zero["offload_optimizer"] = dict(place)
         if stage == 3:
             zero["offload_param"] = dict(place)
