@@ -217,6 +217,12 @@ def predict(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
 
 
 @app.command(context_settings=_PASS_ON)
+def sample(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
+    """Make images: graft sample RUN --classes … --seeds 0-15"""
+    _trainer("sample", run, runs, context.args)
+
+
+@app.command(context_settings=_PASS_ON)
 def export(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
     """Write a run's best weights for use without graft."""
     _trainer("export", run, runs, context.args)

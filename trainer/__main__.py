@@ -15,7 +15,9 @@ def main() -> int:
     """Dispatch; signals are handled from the first moment on, before torch is imported."""
     die_with_parent()
     argv = sys.argv[1:]
-    known = ("evaluate", "predict", "export", "report", "fetch", "forgetting", "sync", "describe", "find-lr", "models")
+    known = (
+        "evaluate", "predict", "sample", "export", "report", "fetch", "forgetting", "sync", "describe", "find-lr", "models",
+    )  # fmt: skip
     if argv and argv[0] in known:
         from trainer.commands import main as use
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,20 +21,23 @@ from trainer.config.optimizers import ScheduleFree
 from trainer.config.sources import Listing, Splits, open_splits
 from trainer.data import Batch
 from trainer.data.dataset import BadCount, ImageDataset
-from trainer.data.loader import eval_batches, train_batches
+from trainer.data.loader import Samples, eval_batches, train_batches
 from trainer.data.order import mix
-from trainer.evaluate import evaluate
+from trainer.evaluate import evaluate, refer
 from trainer.export.scale import foldable
 from trainer.features.choose import Choice, choose, granted
 from trainer.features.kept import Features
+from trainer.features.latents import LatentChoice, Latents, choose_latents
+from trainer.judges import give
 from trainer.learning import build_objective, gradients_apart, learnt_by, named_parameters, references, unchanged
 from trainer.losses.objective import Learner, Objective, Plain
 from trainer.models import Built, build_model
 from trainer.optim import Average, FreeAverage, build_momentum, build_optimizer, build_schedule, pack, unpack
+from trainer.references import fingerprint
 from trainer.runtime import Runtime
 from trainer.spec import ParamGroup
 from trainer.tasks import build_task
-from trainer.tasks.base import Evaluation, Phase, Task
+from trainer.tasks.base import Evaluation, Generates, Phase, Task, wanted
 
 log = logging.getLogger("graft")
 Made = TypeVar("Made")
@@ -70,6 +73,11 @@ class Parts:
             self.bad.add(batch.bad)
         features = self.features is not None and self.features.train is not None
         return batch.to(self.runtime.device, None if features else self.built.spec)
+
+    def pixels(self, batch: Batch) -> Batch:
+        """The same for images themselves, whatever is kept of them."""
+        self.bad.add(batch.bad)
+        return batch.to(self.runtime.device, self.built.spec)
 
     def schedule(self) -> Callable[[int], float]:
         batch = self.run.train.global_batch
@@ -113,13 +121,17 @@ class Parts:
         share = max(rank_shares(train.global_batch, runtime.world))
         batch = self.run.evaluate.batch or 2 * (share if train.micro_batch == "auto" else train.micro_batch)
 
-        def measured() -> Evaluation:
-            batches = eval_batches(
-                dataset, batch=batch, rank=runtime.rank, world=runtime.world,
+        def loaded(images: Samples) -> Generator[Batch, None, None]:
+            return eval_batches(
+                images, batch=batch, rank=runtime.rank, world=runtime.world,
                 workers=self.run.data.workers, pin=runtime.device.type == "cuda",
             )  # fmt: skip
+
+        def measured() -> Evaluation:
             measure = self.task.measure(len(dataset), runtime.device)
-            return evaluate(runtime, self.called, measure, batches, self.prepare, self.average, at)
+            images = {"val": listing, "train": self.splits.train}
+            refer(measure, lambda name: self.dataset(images[name], train=False), loaded, self.pixels, at)
+            return evaluate(runtime, self.called, measure, loaded(dataset), self.prepare, self.average, at)
 
         return measured
 
@@ -131,8 +143,9 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     teacher that changed since (unless `accept_changes`).
     """
     rank_shares(run.train.global_batch, runtime.world)  # refuses more ranks than samples before anything is downloaded
-    splits = open_splits(run.data, run.train.seed)
+    splits = open_splits(run.data, run.train.seed, flat=run.task.flat)
     task = build_task(run.task, splits.train.facts)
+    give(run, task, runtime.device)
     if splits.val is not None:
         known = [f"val/{name}" for name in task.measure(0, torch.device("cpu")).result().metrics]
         for key, metric in run.watched.items():
@@ -141,13 +154,14 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     # what losses hold the network to is read again, also when a checkpoint comes over it
     as_it_came = saved is None or bool(run.losses.of("start"))
     model = partial(
-        build_model, run.model, run.data.normalize, task.outputs, mix(run.train.seed, WEIGHTS), load_weights=as_it_came
+        build_model, run.model, run.data.normalize, wanted(task), mix(run.train.seed, WEIGHTS), load_weights=as_it_came
     )
     built = by_turns(runtime, model)
     if task.scale is not None and saved is None:
         foldable(built.network, built.head, task.scale, built.spec)
+    stands = beside(task, built, run, runtime, saved)
     given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime))
-    fingerprints = given.fingerprints
+    fingerprints = given.fingerprints | stands
     if saved is not None:
         built.fresh = tuple(saved["fresh"])  # what the pretrained checkpoint lacked is known only when it is read
         if not accept_changes:
@@ -170,7 +184,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     summary = strategies.summary(network)
     strategies.begin(groups, saved["samples"] if saved is not None else 0)
     features = frozen(run, runtime, built, groups, steps, len(splits.train.items))
-    called = network if features is None else features.tail
+    called = network if features is None or features.tail is None else features.tail
     wrapped = called if objective is None or not extra else Learner(called, objective)
     phase = Phase("model", network, runtime.wrap(wrapped), optimizer, objective or Plain(task))
     if objective is not None:
@@ -195,6 +209,10 @@ def frozen(
     log.info("features of the frozen first part: %s", choice)
     if choice.cut is None:
         return None
+    if isinstance(choice, LatentChoice):
+        assert built.beside is not None
+        assert built.beside.vae is not None
+        return Latents(run, runtime, built.beside.vae, built.spec, choice)
     learning = [parameter for group in groups for _, parameter in group.parameters]
     return Features(run, runtime, built.network, learning, built.spec, choice)
 
@@ -204,12 +222,29 @@ def chosen(
     autocast: Callable[[], AbstractContextManager[Any]], device: torch.device,
 ) -> Choice:  # fmt: skip
     """Whether and where features are kept."""
+    seen = steps * run.train.global_batch
+    if run.task.generates:
+        return choose_latents(run, built.beside, built.spec, samples=samples, seen=seen)
     looking = run.losses.at_images
     return choose(
         run, built.network, [parameter for group in groups for _, parameter in group.parameters], built.spec,
-        samples=samples, seen=steps * run.train.global_batch, train_mode=strategies.train_mode, autocast=autocast, device=device,
+        samples=samples, seen=seen, train_mode=strategies.train_mode, autocast=autocast, device=device,
         against=f"losses.add.{looking[0]} needs the images" if looking else "",
     )  # fmt: skip
+
+
+def beside(task: Task, built: Built, run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> dict[str, str]:
+    """Give a task that generates what stands beside its network, on its device; the fingerprints of what never learns."""
+    if not isinstance(task, Generates) or built.beside is None:
+        return {}
+    if saved is not None:  # the schedule that the run began with
+        built.beside = replace(built.beside, schedule=saved["generator"]["schedule"])
+    task.bind(built.beside, run.train.seed)
+    vae = built.beside.vae
+    if vae is None:
+        return {}
+    by_turns(runtime, lambda: vae.to(runtime.device))
+    return {"vae": fingerprint(vae.network)}
 
 
 def by_turns(runtime: Runtime, make: Callable[[], Made]) -> Made:
@@ -252,6 +287,18 @@ def packed(parts: Parts) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The state of the optimizer by parameter name: tensors, and JSON."""
     named = named_parameters(parts.phase.network, parts.objective)
     return pack(parts.phase.optimizer, {parameter: name for name, parameter in named.items()})
+
+
+def generator_state(parts: Parts) -> dict[str, Any]:
+    """What whoever goes on with a generator must know of it."""
+    task, beside = parts.task, parts.built.beside
+    if not isinstance(task, Generates) or beside is None:
+        return {}
+    asked = task.generator
+    return {
+        "classes": list(asked.classes), "dropped": asked.dropped, "channels": beside.channels, "size": beside.size,
+        "schedule": dict(task.schedule()), "vae": None if beside.vae is None else beside.vae.source,
+    }  # fmt: skip
 
 
 def restore(parts: Parts, files: dict[str, dict[str, torch.Tensor]], extra: dict[str, Any]) -> None:

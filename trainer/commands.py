@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="graft: %(message)s")
     logging.captureWarnings(True)
     commands = {
-        "evaluate": evaluate, "forgetting": forgetting, "predict": predict, "export": export, "report": report,
+        "evaluate": evaluate, "forgetting": forgetting, "predict": predict, "sample": sample, "export": export, "report": report,
         "fetch": fetch, "models": models, "sync": sync, "describe": describe, "find-lr": find_lr,
     }  # fmt: skip
     try:
@@ -175,6 +175,8 @@ def predict(argv: list[str]) -> int:
     if arguments.top < 1:
         raise UserError("--top must be at least 1")
     restored = restore(RunDir(arguments.run.resolve()), arguments.checkpoint)
+    if restored.run.task.generates:
+        raise UserError(f"{restored.run.name} makes images and says nothing of any; write `graft sample {arguments.run.name}`")
     spec, device = restored.spec, device_of(arguments.device)
     transform = evaluation(restored.run.data, spec)
 
@@ -189,6 +191,15 @@ def predict(argv: list[str]) -> int:
     return show(rows, arguments.json)
 
 
+def sample(argv: list[str]) -> int:
+    """Make images with the weights of a run that generates."""
+    from trainer.generate.command import sample as made
+
+    parser = _parser("sample", "Make images with a run's weights: every seed of every class, a file each.")
+    _checkpoint(parser)
+    return made(parser, argv)
+
+
 def export(argv: list[str]) -> int:
     """Write weights, settings, a model card and a program that need no graft."""
     parser = _parser("export", "Write a run's weights with a model card, for use without graft.")
@@ -197,7 +208,7 @@ def export(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from trainer.export import export as write
-    from trainer.export import fold
+    from trainer.export import export_generator, fold
     from trainer.restored import restore
 
     folder = RunDir(arguments.run.resolve())
@@ -205,6 +216,10 @@ def export(argv: list[str]) -> int:
     evaluation: dict[str, Any] = folder.read_json(folder.samples / "evaluation.json")
     if evaluation.get("step") != restored.step and restored.run.data.val is not None:
         evaluation = _again(restored, arguments.device)
+    if restored.run.task.generates:
+        out = export_generator(restored, arguments.out or folder.export, folder.read_json(folder.summary), evaluation)
+        print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")
+        return EXIT_DONE
     if restored.task.scale is not None:
         fold(restored.network, restored.head, restored.task.scale, restored.spec)
     out = write(

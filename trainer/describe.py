@@ -23,6 +23,7 @@ from trainer.measuring import precision
 from trainer.models import Built, build_model
 from trainer.spec import ParamGroup
 from trainer.tasks import build_task
+from trainer.tasks.base import wanted
 
 State = tuple[float, int] | None  # rate and start; none: frozen
 
@@ -75,9 +76,9 @@ def describe(run: Run) -> dict[str, Any]:
 
     `bytes` are those of 32-bit numbers: the weights, the gradients of what learns at most at a time, and the optimizer's state.
     """
-    splits = open_splits(run.data, run.train.seed)
+    splits = open_splits(run.data, run.train.seed, flat=run.task.flat)
     task = build_task(run.task, splits.train.facts)
-    built = build_model(run.model, run.data.normalize, task.outputs, mix(run.train.seed, WEIGHTS), load_weights=False)
+    built = build_model(run.model, run.data.normalize, wanted(task), mix(run.train.seed, WEIGHTS), load_weights=False)
     network, samples = built.network, len(splits.train.items)
     steps = total_steps(run.train, samples)
     strategies.inject(run.strategy, network, built.head, built.fresh)

@@ -10,7 +10,7 @@ from torch import nn
 
 from trainer.optim import Average, FreeAverage
 from trainer.runtime import Runtime
-from trainer.tasks.base import Batch, Evaluation, Measure
+from trainer.tasks.base import Batch, Evaluation, Finishing, Measure
 
 
 @torch.no_grad()
@@ -22,6 +22,18 @@ def measured(network: nn.Module, measure: Measure, batches: Iterable[Any], prepa
         if len(batch.labels):  # every file of a batch may have been unreadable
             measure.update(network, batch)
     return measure
+
+
+def refer(
+    measure: Measure, data: Callable[[str], Any], load: Callable[[Any], Iterable[Any]], prepare: Callable[[Any], Batch],
+    at: Callable[[str], None] = lambda stage: None,
+) -> None:  # fmt: skip
+    """Show a measure the images of the data that it compares with, where it wants any; `data` gives `train` and `val`."""
+    wanted = measure.wants() if isinstance(measure, Finishing) else None
+    if isinstance(measure, Finishing) and wanted is not None:
+        images = data(wanted)
+        prepared = (prepare(raw) for raw in _told(load(images), at))
+        measure.refer((batch for batch in prepared if len(batch.labels)), len(images))
 
 
 def evaluate(
@@ -44,6 +56,8 @@ def evaluate(
     try:
         with runtime.autocast():
             measured(network, measure, _told(batches, at), prepare)
+            if isinstance(measure, Finishing):
+                measure.finish(network, runtime.rank, runtime.world, at)
     finally:
         if average is not None:
             average.swap()

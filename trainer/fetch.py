@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer import judges
 from trainer.config import EXIT_DONE, Run, UserError
+from trainer.config.model import Model
 from trainer.config.sources import open_splits
 from trainer.data.download import bring
 from trainer.models import needs
+from trainer.models.autoencoder import Codec
 from trainer.models.base import Need
 from trainer.models.download import alone, download, whole
+from trainer.models.generator import generator_needs
 from trainer.rundir import fetched
 
 _INTERRUPTED = 130
@@ -21,9 +25,10 @@ _INTERRUPTED = 130
 
 def fetch(run: Run) -> int:
     """Bring or check weights and data, and say what there is. Raises UserError for what cannot be had or read."""
+    fidelity = getattr(run.task, "fidelity", None)
     try:
-        for model in run.models.values():
-            wanted = needs(model)
+        for key, model in run.models.items():
+            wanted = _needs(run, key, model) + (judges.needs(fidelity) if key == "model" and fidelity is not None else [])
             files = [file for need in wanted for file in _weights(need)]
             if not wanted:
                 print(f"{model.source}: no weights to fetch")
@@ -36,6 +41,15 @@ def fetch(run: Run) -> int:
         print("graft: broken off; the same command goes on with it", file=sys.stderr)
         return _INTERRUPTED
     return EXIT_DONE
+
+
+def _needs(run: Run, key: str, model: Model) -> list[Need]:
+    """What a network is read from."""
+    if key == "task.vae":
+        return Codec.of(model.source, None).needs()
+    if key == "model" and run.task.generates:
+        return generator_needs(model, getattr(run.task, "vae", None))
+    return needs(model)
 
 
 def _weights(need: Need) -> list[Path]:
@@ -87,7 +101,7 @@ def _data(run: Run) -> None:
     """Every file is opened: a permission, or a share that is not mounted, is found here and not on a node."""
     for source in (run.data.train, run.data.val):
         bring(source or "")
-    splits = open_splits(run.data, run.train.seed)
+    splits = open_splits(run.data, run.train.seed, flat=run.task.flat)
     for name, listing in (("train", splits.train), ("val", splits.val)):
         if listing is None:
             continue

@@ -19,7 +19,7 @@ from trainer.config import RefusedError, Run
 from trainer.config.sources import Listing, Splits
 from trainer.rundir import RunDir, write_atomically
 
-_PACKAGES = ("graft-trainer", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors", "wandb")
+_PACKAGES = ("graft-trainer", "torch", "torchvision", "accelerate", "diffusers", "numpy", "pillow", "safetensors", "wandb")
 log = logging.getLogger("graft")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,27 +14,29 @@ from trainer.config.sources import Listing, open_source, open_splits
 from trainer.data import Batch
 from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import eval_batches
-from trainer.evaluate import measured
+from trainer.evaluate import measured, refer
+from trainer.judges import give
 from trainer.restored import Restored
 from trainer.spec import InputSpec
-from trainer.tasks.base import Evaluation, Task
+from trainer.tasks.base import Evaluation, Finishing, Task
 
 BATCH = 64
 
 
 def listing_of(restored: Restored, source: str | None) -> Listing:
     """The samples of a source with the targets of the run, or the run's own validation samples."""
-    targets = [known.target for known in restored.facts.targets]
+    flat = restored.run.task.flat
+    targets = None if flat else [known.target for known in restored.facts.targets]
     if source is not None:
-        return open_source(source, targets)
+        return open_source(source, targets, flat=flat)
     val = restored.run.data.val
     if val is None:
         raise UserError(f"{restored.run.name} has no validation data; name a source, such as folder:PATH")
     if val.startswith(("split:", "fold:")):
-        held = open_splits(restored.run.data, restored.run.train.seed).val
+        held = open_splits(restored.run.data, restored.run.train.seed, flat=flat).val
         assert held is not None
         return held
-    return open_source(val, targets)
+    return open_source(val, targets, flat=flat)
 
 
 def measure(restored: Restored, source: str | None, device: torch.device) -> tuple[Evaluation, int]:
@@ -56,9 +59,17 @@ def figures(
         return batch.to(device, spec)
 
     network = network.to(device)
-    batches = eval_batches(dataset, batch=BATCH, rank=0, world=1, workers=run.data.workers, pin=device.type == "cuda")
+    give(run, task, device)
+
+    def loaded(images: ImageDataset) -> Iterable[Batch]:
+        return eval_batches(images, batch=BATCH, rank=0, world=1, workers=run.data.workers, pin=device.type == "cuda")
+
     with precision(run.train.precision, device):
-        result = measured(network, task.measure(len(dataset), device), batches, prepare)
+        result = task.measure(len(dataset), device)
+        refer(result, lambda name: dataset, loaded, prepare)
+        measured(network, result, loaded(dataset), prepare)
+        if isinstance(result, Finishing):
+            result.finish(network, 0, 1, lambda stage: None)
     return result.result(), len(unreadable)
 
 

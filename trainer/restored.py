@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors.torch import load_file
@@ -18,7 +18,7 @@ from trainer.models import run as run_source
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec
 from trainer.tasks import build_task
-from trainer.tasks.base import Task
+from trainer.tasks.base import Generates, Task, wanted
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def restore(folder: RunDir, which: str) -> Restored:
     # before there were other tasks a checkpoint said the classes and their counts
     facts = Facts.from_json(state["facts"]) if "facts" in state else Facts.plain(state["classes"], state["counts"])
     task = build_task(run.task, facts)
-    built = build_model(run.model, run.data.normalize, task.outputs, 0, load_weights=False)
+    built = build_model(run.model, run.data.normalize, wanted(task), 0, load_weights=False)
     strategies.inject(run.strategy, built.network, built.head, tuple(state["fresh"]))
     weights = load_file(loaded.path / "model.safetensors")
     average = loaded.path / "model-average.safetensors"
@@ -56,6 +56,8 @@ def restore(folder: RunDir, which: str) -> Restored:
     except RefusedError as error:
         raise RefusedError(f"{loaded.path} does not fit the network of {folder.config}: {error}") from None
     network = strategies.merge(run.strategy, built.network).eval().requires_grad_(False)
+    if isinstance(task, Generates) and built.beside is not None:
+        task.bind(replace(built.beside, schedule=state["generator"]["schedule"]), run.train.seed)
     spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})
     return Restored(folder, run, network, spec, task, facts, tuple(built.head), loaded.step)
 
@@ -67,10 +69,15 @@ def _tensors(folder: RunDir, which: str) -> dict[str, torch.Tensor]:
 run_source.merged[:] = [_tensors]
 
 
-def device_of(name: str) -> torch.device:
-    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`. Raises UserError for what is not there."""
+def device_of(name: str, rank: int | None = None) -> torch.device:
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`. Raises UserError for what is not there.
+
+    With `rank`, one of several processes, GPUs are taken in turn where none is named.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and rank is not None and torch.cuda.device_count():
+        name = f"cuda:{rank % torch.cuda.device_count()}"
     match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
     if match is None:
         raise UserError(f"--device is '{name}'; write auto, cpu, cuda, or cuda:1 for the second GPU")

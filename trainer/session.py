@@ -188,6 +188,7 @@ def assemble(
             "progress": state.as_dict(), "step": state.step, "samples": state.samples, "world": runtime.world,
             "facts": parts.splits.train.facts.as_json(),
             "outputs": [[output.name, list(output.labels)] for output in parts.task.outputs],
+            **({"generator": building.generator_state(parts)} if parts.built.beside is not None else {}),
             "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
             "optimizer": run.optimizer_identity, "optimizer_state": building.packed(parts)[1],
             "references": parts.references,

@@ -1,10 +1,12 @@
-"""What a network takes, as a value that the rooms share without knowing each other."""
+"""What a network takes and gives, as values that the rooms share without knowing each other."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
+import torch
 from torch import nn
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -43,6 +45,83 @@ def labels_of(outputs: tuple[Output, ...]) -> tuple[str, ...]:
     if len(outputs) == 1:
         return outputs[0].labels
     return tuple(f"{output.name}/{label}" for output in outputs for label in output.labels)
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A network that makes images of noise: it takes noised ones [n, c, h, w] with their times [n] and gives as much of each.
+
+    `classes`: it is told which of these an image is of, by number; none: nothing. `dropped`: it also knows the number after the
+    last class, which says that the class is not told (Ho and Salimans 2022). `vae`: the images are the latents of an autoencoder,
+    that of its own pipeline (`pipeline`) or another source; none: pixels.
+    """
+
+    classes: tuple[str, ...] = ()
+    dropped: bool = False
+    vae: str | None = None
+
+
+Wanted = tuple[Output, ...] | Generator  # what a task asks of a network
+# (the network as it is called, noised images, times, what it is told besides, each [n, …]) -> what it makes of them
+Call = Callable[[nn.Module, torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
+
+
+class Autoencoder(Protocol):
+    """Between images [n, c, h, w] in [-1, 1] and latents [n, channels, h / factor, w / factor] as a generator takes them.
+
+    `source`: where it is, FOLDER#PART.
+    """
+
+    source: str
+    channels: int
+    factor: int
+
+    @property
+    def network(self) -> nn.Module:
+        """The autoencoder itself, with its weights."""
+
+    def to(self, device: torch.device) -> None:
+        """Read its weights, where that was not done, and move it to a device. Raises UserError."""
+
+    def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and deviation of the latents of images."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """The images of latents."""
+
+
+class Judge(Protocol):
+    """A network whose features of images, uint8 [n, c, h, w], tell how like each other two sets of images are.
+
+    `widths`: features by layer; `layers`: the layer that each measure looks at; `name`: whose features they are.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def widths(self) -> Mapping[str, int]: ...
+    @property
+    def layers(self) -> Mapping[str, str]: ...
+
+    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Features float32 [n, width] on the CPU, by layer."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a task must know of a generator besides the network itself.
+
+    `call` sends a batch through it; `channels` and `size` are those of what it makes: of latents, where there is a `vae`;
+    `image` are channels and size of an image. `schedule`: the settings of the scheduler that its weights were trained with, as
+    diffusers saved them, where that is known.
+    """
+
+    call: Call
+    channels: int
+    size: int
+    image: tuple[int, int]
+    schedule: Mapping[str, Any] | None = None
+    vae: Autoencoder | None = None
 
 
 @dataclass(frozen=True)

@@ -29,5 +29,7 @@ FIGURES = {
 def figures_of(details: dict[str, Any]) -> dict[str, tuple[Figures, list[dict[str, Any]]]]:
     """The rows of each head, of one without a name where there are no heads; without those that there are none of."""
     heads = details.get("heads") or {"": details}
-    found = {str(name): (FIGURES[head.get("kind", "classify")], head) for name, head in heads.items()}
+    found = {
+        str(name): (FIGURES[kind], head) for name, head in heads.items() if (kind := head.get("kind", "classify")) in FIGURES
+    }
     return {name: (figures, head[figures.rows]) for name, (figures, head) in found.items() if head.get(figures.rows)}

@@ -235,7 +235,8 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 _FREE = ("parallel.", "resources.", "track.", "checkpoint.every", "checkpoint.keep", "data.workers", "train.micro_batch",
-         "evaluate.batch", "evaluate.show", "data.max_bad", "data.cache.path", "data.cache.max_gb")  # fmt: skip
+         "evaluate.batch", "evaluate.show", "data.max_bad", "data.cache.path", "data.cache.max_gb", "task.samples.",
+         "task.fidelity.")  # fmt: skip
 
 
 def learnt(run: Run) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -9,10 +10,12 @@ from pydantic import Field, field_validator, model_validator
 from trainer.config.adapt import Adapt
 from trainer.config.base import Section
 
+Scalar = bool | int | float | str | None
+
 
 class Model(Section):
     """The network: `torchvision:NAME`, `timm:NAME`, `transformers:FOLDER`, `diffusers:FOLDER#PART`, `run:NAME` or
-    `python:path.py:factory`.
+    `python:path.py:factory`; of a task that generates also `diffusers:UNet2DModel`, with its arguments as `args`.
     """
 
     source: str
@@ -21,7 +24,7 @@ class Model(Section):
         description="the name of published weights (IMAGENET1K_V1, DEFAULT), a checkpoint file, or none; left out: none for an "
         "architecture, DEFAULT for a saved model (a folder, a repository of the hub), best for a run",
     )
-    args: dict[str, bool | int | float | str | None] = Field(default_factory=dict, description="keyword arguments of the factory")
+    args: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict, description="keyword arguments of the factory")
     adapt: Adapt = Adapt()
 
     @model_validator(mode="before")
@@ -31,7 +34,8 @@ class Model(Section):
         source = value.get("source") if isinstance(value, dict) else None
         if isinstance(source, str) and "weights" not in value:
             scheme, _, rest = source.partition(":")
-            saved = scheme in ("transformers", "diffusers") or (scheme == "timm" and "/" in rest)
+            named = re.fullmatch(r"[A-Z]\w+Model", rest)  # a class of diffusers
+            saved = scheme == "transformers" or (scheme == "diffusers" and not named) or (scheme == "timm" and "/" in rest)
             return {**value, "weights": "best" if scheme == "run" else "DEFAULT" if saved else "none"}
         return value
 

@@ -107,7 +107,7 @@ class Checkpoint(Section):
     best: str = Field(
         "val/accuracy",
         description="the metric that chooses the best, lowest for a loss or an error, else highest; left out: accuracy of "
-        "classes, map of labels, mae of numbers, loss of several heads",
+        "classes, map of labels, mae of numbers, loss of several heads and of what generates",
     )
 
     @field_validator("best")
@@ -182,14 +182,17 @@ class Run(Section):
     @property
     def models(self) -> dict[str, Model]:
         """Every network that is read, by its key in the run file."""
-        teacher = self.losses.teacher
-        return {"model": self.model} if teacher is None else {"model": self.model, "losses.teacher": teacher}
+        named = {"model": self.model, "losses.teacher": self.losses.teacher}
+        named |= {f"task.{key}": model for key, model in self.task.networks.items()}
+        return {key: model for key, model in named.items() if model is not None}
 
     def moved(self, change: Callable[[Model], Model]) -> Run:
         """The run with its networks changed."""
         found: dict[str, Any] = {"model": change(self.model)}
         if self.losses.teacher is not None:
             found["losses"] = self.losses.model_copy(update={"teacher": change(self.losses.teacher)})
+        if self.task.networks:
+            found["task"] = self.task.moved(change)
         return self.model_copy(update=found)
 
     @property
@@ -233,6 +236,23 @@ class Run(Section):
             assert issubclass(known, Task)
             value["checkpoint"] = {**checkpoint, "best": f"val/{known.best}"}
         return value
+
+    @model_validator(mode="after")
+    def _generates(self) -> Run:
+        if not self.task.generates:
+            return self
+        kind = self.task.kind
+        if self.data.normalize not in ("auto", "half"):
+            raise ValueError(f"data.normalize: task {kind} makes images of pixels from -1 to 1; leave it out")
+        if self.losses.teacher is not None or any(loss.kind != "l2_sp" for loss in self.losses.add.values()):
+            raise ValueError(
+                f"losses: of the further losses only l2_sp goes with task {kind}; leave the others and the teacher out"
+            )
+        if getattr(self.task, "fidelity", None) is not None and self.data.val is None:
+            raise ValueError("task.fidelity is measured at evaluations, which need validation data; set data.val")
+        if self.evaluate.source is not None:
+            raise ValueError(f"evaluate.source: what task {kind} forgets is not measured by samples of classes; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Run:

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from pydantic import Field
 
 from trainer.config.base import Kind
+from trainer.config.model import Model
 from trainer.config.targets import Facts, Known
 
 
 class Task(Kind):
     """What a run learns of an image: a subclass names the `metrics` that its evaluation gives, and the one that is the `best`'s
     when the run file names none.
+
+    `generates`: its network makes images.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[str] = "loss"
+    generates: ClassVar[bool] = False
+
+    @property
+    def networks(self) -> dict[str, Model]:
+        """The networks that the task reads beside the one that learns, by their keys."""
+        return {}
+
+    def moved(self, change: Callable[[Model], Model]) -> Task:
+        """The task with those changed."""
+        return self
+
+    @property
+    def flat(self) -> bool:
+        """Whether nothing that is said of images is looked at, so that nothing need be said."""
+        return False
 
     def measured(self, facts: Facts | None = None) -> tuple[str, ...] | None:
         """The metrics that may be asked for; none where only the data can tell and is not given."""

@@ -16,6 +16,9 @@ class Batch:
 
     Where features of a frozen first part are read, they stand in place of the images, [n, …].
 
+    `epochs` [n] int64 are the first halves of the samples' keys, whose second halves are the indices; empty for images of no
+    data set.
+
     `bad` lists (path, reason) of files that could not be read: in training another sample took their place, in evaluation
     they are left out, so that n may even be 0. `targets` [n, classes] float32 are the shares of the classes where images were
     mixed; `labels` then are those of the first images. `values` [n, v] float32, where a source says more of an image than its
@@ -28,11 +31,12 @@ class Batch:
     bad: list[tuple[str, str]] = field(default_factory=list)
     targets: torch.Tensor | None = None
     values: torch.Tensor | None = None
+    epochs: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory, from which a copy to a GPU need not be waited for."""
         targets, values = (None if given is None else given.pin_memory() for given in (self.targets, self.values))
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices, self.bad, targets, values)
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices, self.bad, targets, values, self.epochs)
 
     def to(self, device: torch.device, spec: InputSpec | None) -> Batch:
         """Copy to the device as uint8, a quarter of the bytes, and normalise there: (x / 255 - mean) / std.
@@ -43,8 +47,11 @@ class Batch:
         if spec is not None:
             scale, shift = _affine(spec, device)
             images = torch.addcmul(shift, images, scale)
-        more = (None if given is None else given.to(device, non_blocking=True) for given in (self.targets, self.values))
-        return Batch(images, self.labels.to(device, non_blocking=True), self.indices, self.bad, *more)
+        targets, values = (
+            None if given is None else given.to(device, non_blocking=True) for given in (self.targets, self.values)
+        )  # fmt: skip
+        labels = self.labels.to(device, non_blocking=True)
+        return Batch(images, labels, self.indices, self.bad, targets, values, self.epochs)
 
 
 @lru_cache(maxsize=16)

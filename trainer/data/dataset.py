@@ -104,7 +104,7 @@ class ImageDataset:
             pixels[place], share = mixing.apply(found, first.images[place], second.images[other])
             targets[place] *= share
             targets[place, second.labels[other]] += 1 - share
-        return Batch(pixels, first.labels, first.indices, first.bad + second.bad, targets)
+        return Batch(pixels, first.labels, first.indices, first.bad + second.bad, targets, first.epochs)
 
     def plain(self, keys: Sequence[Key]) -> Batch:
         """The samples of (epoch, index) keys as uint8 [n, c, size, size].
@@ -115,7 +115,7 @@ class ImageDataset:
         if self._pixels is None:
             return self._fetch_files(keys)
         # numpy and index_select: a third of the time of torch.tensor and of indexing by a tensor
-        indices = torch.from_numpy(np.array([index for _, index in keys], dtype=np.int64))
+        epochs, indices = torch.from_numpy(np.array(keys, dtype=np.int64).reshape(-1, 2)).unbind(1)
         pixels = self._pixels.index_select(0, indices)
         if self._fixed is not None:
             pixels = self._fixed(pixels)
@@ -131,12 +131,14 @@ class ImageDataset:
                     generator.manual_seed(mix(self.seed, epoch, index))
                     changed.append(random(image))
             pixels = torch.stack(changed)
-        return self.batch(pixels, indices, [])
+        return self.batch(pixels, epochs, indices, [])
 
-    def batch(self, images: torch.Tensor, indices: torch.Tensor, bad: list[tuple[str, str]]) -> Batch:
-        """Images (or what stands in for them) of these indices with all else that is known of the samples."""
+    def batch(
+        self, images: torch.Tensor, epochs: torch.Tensor, indices: torch.Tensor, bad: list[tuple[str, str]]
+    ) -> Batch:  # fmt: skip
+        """Images (or what stands in for them) of these keys with all else that is known of the samples."""
         values = None if self._values is None else self._values.index_select(0, indices)
-        return Batch(images, self._labels.index_select(0, indices), indices, bad, values=values)
+        return Batch(images, self._labels.index_select(0, indices), indices, bad, values=values, epochs=epochs)
 
     @property
     def random(self) -> bool:
@@ -144,7 +146,7 @@ class ImageDataset:
         return self._transforms.random is not None or self._mix is not None
 
     def _fetch_files(self, keys: Sequence[Key]) -> Batch:
-        kept: list[int] = []
+        kept: list[Key] = []
         bad: list[tuple[str, str]] = []
         pixels = torch.empty((len(keys), self._channels, self._size, self._size), dtype=torch.uint8)
         with _kept_state() as generator:
@@ -155,9 +157,9 @@ class ImageDataset:
                 index, image = found
                 generator.manual_seed(mix(self.seed, epoch, index))
                 pixels[len(kept)] = self._transforms(image)
-                kept.append(index)
-        indices = torch.tensor(kept, dtype=torch.int64)
-        return self.batch(pixels[: len(kept)], indices, bad)
+                kept.append((epoch, index))
+        epochs, indices = torch.tensor(kept, dtype=torch.int64).reshape(-1, 2).unbind(1)
+        return self.batch(pixels[: len(kept)], epochs, indices, bad)
 
     def _read(self, wanted: int, bad: list[tuple[str, str]]) -> tuple[int, torch.Tensor] | None:
         """The image of an index, or in training of the next one that can be read."""

@@ -1,6 +1,7 @@
 """A trained network as a folder that needs no graft: weights, settings, a model card and a program."""
 
 from trainer.export.folder import export
+from trainer.export.generator import export_generator
 from trainer.export.scale import fold
 
-__all__ = ["export", "fold"]
+__all__ = ["export", "export_generator", "fold"]

@@ -154,7 +154,10 @@ def _check(build: str, new: Path, network: nn.Module, spec: InputSpec, *, loaded
 
 def _commit(new: Path, out: Path, old: Path) -> None:
     """Everything durable, then the name; what was there goes afterwards."""
-    for path in new.iterdir():
+    for path in new.rglob("*"):
+        if path.is_dir():
+            fsync_folder(path)
+            continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
     fsync_folder(new)

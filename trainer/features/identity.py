@@ -24,13 +24,13 @@ from trainer.features.cut import Cut
 from trainer.spec import InputSpec
 
 Ids = NDArray[np.uint64]  # [rows, 2]
-_FORMAT = 1
+FORMAT = 1
 # Settings of `data` that choose samples or say how they are loaded; every other one decides what an image looks like.
-_CHOOSING = {
+CHOOSING = {
     "train", "val", "classes", "per_class", "fraction", "split_seed", "min_per_class", "sampling", "workers", "augment", "mix",
     "max_bad", "cache",
 }  # fmt: skip
-_READING = ("images.py", "transforms.py", "augment.py", "readers.py", "dataset.py")
+READING = ("images.py", "transforms.py", "augment.py", "readers.py", "dataset.py")
 
 
 def samples(listing: Listing) -> Ids:
@@ -76,10 +76,10 @@ def description(
     dtype: torch.dtype, device: torch.device,
 ) -> dict[str, Any]:  # fmt: skip
     """All that decides the features of a sample, as JSON; `random`: the images are changed by chance, from the run's seed."""
-    data = run.data.model_dump(mode="json", exclude=_CHOOSING)
+    data = run.data.model_dump(mode="json", exclude=CHOOSING)
     changed = {"augment": run.data.augment.model_dump(mode="json"), "seed": run.train.seed} if random else None
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "cut": [cut.module, cut.occurrence, str(cut.place), list(cut.shape), str(cut.dtype), str(dtype)],
         "weights": _weights(cut, network, set(learning)),
         "architecture": _architecture(cut, network),
@@ -90,7 +90,7 @@ def description(
         "precision": run.train.precision,
         "device": device.type,
         "versions": {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")},
-        "reading": _files(Path(trainer.data.__file__).with_name(name) for name in _READING),
+        "reading": content(Path(trainer.data.__file__).with_name(name) for name in READING),
     }
 
 
@@ -130,11 +130,11 @@ def _architecture(cut: Cut, network: nn.Module) -> str:
                     files[inspect.getsourcefile(base) or base.__qualname__] = None
                 except (TypeError, OSError):
                     files[base.__qualname__] = None
-    digest.update(_files(Path(file) for file in sorted(files)).encode())
+    digest.update(content(Path(file) for file in sorted(files)).encode())
     return digest.hexdigest()
 
 
-def _files(paths: Iterable[Path]) -> str:
+def content(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         try:

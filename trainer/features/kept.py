@@ -43,6 +43,7 @@ class Features:
     """What a run keeps of its frozen first part.
 
     `tail` is what is called in place of the network: it takes features, or images, where it turns out that they cannot be kept.
+    (None where the first part is a network of its own.)
     `train` and `val` are read in place of the images, once they are open.
     """
 
@@ -52,7 +53,7 @@ class Features:
         assert choice.cut is not None
         self._run, self._runtime, self._network, self._spec, self._choice = run, runtime, network, spec, choice
         self._learning, self._cut = list(learning), choice.cut
-        self.tail = Tail(network, choice.cut)
+        self.tail: Tail | None = Tail(network, choice.cut) if choice.cut.share else None
         self._stores: dict[str, Store] = {}
         self.train: FeatureSamples | None = None
         self.val: FeatureSamples | None = None
@@ -78,7 +79,8 @@ class Features:
                     return False
                 self._check(train, found)
         except NotKeptError as problem:
-            self.tail.release()
+            if self.tail is not None:
+                self.tail.release()
             if self._run.data.cache.kind == "features":
                 raise RefusedError(
                     f"data.cache: features, and they cannot be kept: {problem}; or write data.cache: none"
@@ -249,9 +251,13 @@ class Features:
         log.info("features at '%s': %s", self._cut.module, end)
         return outcome
 
+    def _first_part(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What sends images as far as the cut."""
+        return Prefix(self._network, self._cut)
+
     def _compute(self) -> Callable[[Batch], torch.Tensor]:
         """Images to rows, uint8 [n, bytes]."""
-        prefix, runtime, dtype = Prefix(self._network, self._cut), self._runtime, self._choice.dtype
+        prefix, runtime, dtype = self._first_part(), self._runtime, self._choice.dtype
 
         def compute(batch: Batch) -> torch.Tensor:
             with torch.no_grad(), runtime.autocast():
@@ -278,10 +284,14 @@ class Features:
         if not len(kept.labels) or not torch.equal(images.indices, kept.indices):
             return False
         with torch.no_grad(), self._runtime.autocast():
-            wanted = _first(self._network(images.to(device, self._spec).images))
-            given = _first(self.tail(kept.to(device, None).images))
+            wanted, given = self._both(images.to(device, self._spec).images, kept.to(device, None).images)
         near = 1e-3 if self._run.train.precision == "fp32" and self._choice.dtype == torch.float32 else 0.1
         return not bool((wanted - given).abs().max() <= near * wanted.abs().max() + 1e-6)
+
+    def _both(self, images: torch.Tensor, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What comes of images, and of what is kept of them: the same, if all is well."""
+        assert self.tail is not None
+        return _first(self._network(images)), _first(self.tail(features))
 
 
 def _first(output: Any) -> torch.Tensor:

@@ -74,24 +74,22 @@ class FeatureSamples:
 
     def fetch(self, keys: Sequence[Key]) -> Batch:
         """The samples of (epoch, index) keys."""
-        array = np.array(keys, dtype=np.int64).reshape(-1, 2)
-        view = ((array[:, 0] & _EPOCH) + (array[:, 0] >> 32)) % self._views
-        index, bad = array[:, 1], list[tuple[str, str]]()
+        array, bad = np.array(keys, dtype=np.int64).reshape(-1, 2), list[tuple[str, str]]()
         if self._bad:
-            view, index = self._readable(view, index, bad)
-        return self._dataset.batch(self._rows(view * len(self) + index), torch.from_numpy(index), bad)
+            array = self._readable(array, bad)
+        epoch, index = np.ascontiguousarray(array[:, 0]), np.ascontiguousarray(array[:, 1])
+        view = ((epoch & _EPOCH) + (epoch >> 32)) % self._views
+        features = self._rows(view * len(self) + index)
+        return self._dataset.batch(features, torch.from_numpy(epoch), torch.from_numpy(index), bad)
 
-    def _readable(
-        self, view: NDArray[np.int64], index: NDArray[np.int64], bad: list[tuple[str, str]]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _readable(self, keys: NDArray[np.int64], bad: list[tuple[str, str]]) -> NDArray[np.int64]:
         kept: list[tuple[int, int]] = []
-        for v, i in zip(view.tolist(), index.tolist(), strict=True):
+        for epoch, i in keys.tolist():
             while i in self._bad:
                 bad.append(self._bad[i])
                 if not self._dataset.train:
                     break
                 i = (i + 1) % len(self)
             else:
-                kept.append((v, i))
-        array = np.array(kept, dtype=np.int64).reshape(-1, 2)
-        return array[:, 0], np.ascontiguousarray(array[:, 1])
+                kept.append((epoch, i))
+        return np.array(kept, dtype=np.int64).reshape(-1, 2)

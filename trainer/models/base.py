@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer.config import UserError
-from trainer.spec import InputSpec, Interpolation, Output
+from trainer.spec import Beside, InputSpec, Interpolation, Output
 
 
 class WrongSizeError(UserError):
@@ -44,7 +44,8 @@ class Built:
 
     `head`: dotted names of the output modules (main first, then auxiliary); `fresh`: names of the parameters that were made
     for this task or were not in the checkpoint; `spec`: what it takes. With `weights: none` only what the adaptation made is
-    fresh, so that the strategy `head` freezes a random trunk when it is told to.
+    fresh, so that the strategy `head` freezes a random trunk when it is told to. `beside`: what else a task must know of a
+    network that generates; none of others.
     """
 
     network: nn.Module
@@ -52,6 +53,7 @@ class Built:
     fresh: tuple[str, ...]
     spec: InputSpec
     report: LoadReport
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True)

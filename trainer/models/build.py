@@ -18,17 +18,18 @@ from trainer.models.base import Built, LoadReport, Need, Origin, WrongSizeError
 from trainer.models.channels import normalisation
 from trainer.models.compare import compared
 from trainer.models.fit import fit
+from trainer.models.generator import build_generator
 from trainer.models.heads import GRAFTED
 from trainer.models.outputs import check, place
 from trainer.models.probe import Anatomy, examine
 from trainer.models.sizes import nearest_size
-from trainer.spec import InputSpec, Output
+from trainer.spec import Generator, InputSpec, Wanted
 
 Norm = Literal["auto", "imagenet", "half", "none"] | Normalize
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], seed: int, *, load_weights: bool = True) -> Built:
+def build_model(config: Model, normalize: Norm, wanted: Wanted, seed: int, *, load_weights: bool = True) -> Built:
     """Build the network, fit it to the outputs, channels and size of the task, and fill it from its checkpoint.
 
     Several outputs are several heads on one trunk, side by side in one tensor [n, labels of all] (`trainer.models.heads.Heads`).
@@ -36,6 +37,9 @@ def build_model(config: Model, normalize: Norm, outputs: tuple[Output, ...], see
     `spec`, for a state that is loaded over it; `fresh` then leaves out what the checkpoint turned out to lack.
     Raises UserError.
     """
+    if isinstance(wanted, Generator):
+        return build_generator(config, wanted, seed, load_weights=load_weights)
+    outputs = wanted
     check(outputs, config.adapt)
     classes = sum(len(output.labels) for output in outputs)
     source = origin_of(config)

@@ -41,6 +41,32 @@ def filters(weight: torch.Tensor, adapt: Adapt) -> tuple[torch.Tensor, str | Non
     return filled, told
 
 
+def outputs_of(
+    value: torch.Tensor, shape: torch.Size, old: int, adapt: Adapt
+) -> tuple[torch.Tensor, str | None] | None:  # fmt: skip
+    """Weights or biases [outputs, …] of a layer that gives `old` channels, for those of the run file, and what was done.
+
+    A layer may give several pixels at once (the channel varying fastest), and twice as many channels (also their variances). By
+    the rule repeat the old channels come in turn, one channel is their mean; by zero further ones begin at zero; by map each
+    is the old one of its name, or zero. None where the shapes do not fit.
+    """
+    new = adapt.in_channels
+    if shape[0] % new or value.shape[0] % old or shape[0] // new != value.shape[0] // old or shape[1:] != value.shape[1:]:
+        return None
+    if adapt.channels == "repeat":
+        chosen: Picks = [index % old for index in range(new)]
+    else:
+        chosen = picks(old, adapt)
+    if chosen == list(range(old)):
+        return value, None
+    parts = value.reshape(value.shape[0] // old, old, *value.shape[1:])
+    if adapt.channels == "repeat" and new == 1:
+        return parts.mean(dim=1).reshape(shape), f"the mean of {old} output channels"
+    zero = torch.zeros_like(parts[:, :1])
+    found = torch.cat([zero if pick is None else parts[:, pick : pick + 1] for pick in chosen], dim=1)
+    return found.reshape(shape), f"{old} output channels to {new} by the rule {adapt.channels}"
+
+
 def picks(old: int, adapt: Adapt) -> Picks:
     """For each channel of the input the old channel whose filters it takes; none: zero. For the rules zero and map."""
     if adapt.channels == "zero":

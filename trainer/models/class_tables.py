@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from trainer.config import UserError
 from trainer.config.adapt import Adapt
-from trainer.models.base import Checkpoint, LoadReport
+from trainer.models.base import Checkpoint
 from trainer.models.place import Place
-from trainer.models.rows import Rows, rows
+from trainer.models.rows import rows
 
+_SPREAD = 0.02  # deviation of a table that is new on a trained network (Peebles and Xie 2023)
 _TABLES = ("class_embedding", "class_embedder.embedding_table", "class_embeddings")
 
 
@@ -44,89 +44,75 @@ def class_names(source: str) -> tuple[str, ...] | None:
     return tuple(by_number[index] for index in range(len(by_number)))
 
 
-def adapt_classes(
-    network: nn.Module,
-    old: Sequence[str] | None,
-    classes: Sequence[str],
-    adapt: Adapt,
-    seed: int,
-    *,
-    null: Literal["first", "last"] = "last",
-) -> LoadReport:
-    """Give every table of class embeddings of a generator the task's classes, in their order; its configuration too.
+@dataclass(frozen=True)
+class Table:
+    """The class tables of a checkpoint: their rows, the names of its classes where those are known, and whether the last row
+    stands for no class (none: not known)."""
 
-    `old`: the names of its classes; none: not known. `adapt.head`, `rename`, `like` and `new_rows` mean what they mean for a
-    head: rows of shared classes are kept; new ones are drawn from `seed`, with the deviation of the old ones, or zero, or their
-    mean. A row more than there are names stands for no class at all (classifier-free guidance, Ho and Salimans 2022): it is kept
-    at its end of the table, which `null` tells; a DiT has it last.
+    rows: int
+    classes: tuple[str, ...] | None = None
+    dropped: bool | None = None
 
-    Raises UserError, before anything is changed, for a network without such tables, names that do not fit them, and for what
-    `adapt` asks of names that there are not.
+
+@dataclass(frozen=True)
+class TableRows:
+    """For each row of a new table the row of the old one that it takes (none: a new one), and what that means.
+
+    No `picks` at all: there was no table. `known`: so many of the old rows are of classes.
     """
-    kind = type(network).__name__
-    names = class_tables(network)
-    if not names:
-        raise UserError(f"the generator, a {kind}, has no table of class embeddings, so it cannot be told classes")
-    twice = next((name for name in classes if list(classes).count(name) > 1), None)
-    if twice is not None or not classes:
-        raise UserError(f"the task has the class '{twice}' twice" if twice is not None else "the task has no classes")
-    tables: dict[str, Any] = {name: network.get_submodule(name) for name in names}
-    sizes = {len(table.weight) for table in tables.values()}
-    embedders: list[Any] = [network.get_submodule(name.rpartition(".")[0]) for name in names if "." in name]
-    counted = {int(e.num_classes) for e in embedders if isinstance(getattr(e, "num_classes", None), int)}
-    if len(sizes) != 1 or len(counted) > 1:
-        raise UserError(f"the generator's tables of class embeddings have {sorted(sizes)} rows; they must agree")
-    size = sizes.pop()
-    before = len(old) if old is not None else counted.pop() if counted else size
-    extra = size - before
-    if extra not in (0, 1) or (counted and before not in counted):
-        raise UserError(
-            f"the generator has {size} rows of class embeddings and {before} class names; there may be one row more, for no class"
-        )
-    if embedders and extra and null == "first" and any(hasattr(e, "dropout_prob") for e in embedders):
-        raise UserError(f"null is 'first', and a {kind} has its row for no class last; write last")
+
+    picks: tuple[int | None, ...]
+    told: str | None
+    new_rows: str
+    known: int = 0
+
+    def of(self, value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The new table. A new row is drawn with the mean and deviation of the old classes' rows, is zero, or their mean."""
+        old = value.float()[: self.known]
+        mean, spread = old.mean(dim=0), old.std(dim=0, correction=0)
+        drawn = mean + spread * torch.randn(len(self.picks), value.shape[1], generator=generator)
+        begun = {"random": drawn, "zero": torch.zeros_like(drawn), "mean": mean.expand_as(drawn)}[self.new_rows]
+        found = [begun[row].to(value.dtype) if pick is None else value[pick] for row, pick in enumerate(self.picks)]
+        return torch.stack(found)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether no class has an old row."""
+        return all(pick is None or (pick >= self.known and len(self.picks) > 1) for pick in self.picks)
+
+    def begin(self, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """A table that the weights have not: so small that the network does nearly what it did."""
+        return torch.randn(target.shape, generator=generator) * (0.0 if self.new_rows == "zero" else _SPREAD)
+
+
+def table_rows(table: Table | None, classes: tuple[str, ...], spare: bool, adapt: Adapt, source: str) -> TableRows:
+    """Match the classes by name, as the rows of a classifier's head; `spare`: the new table has a last row for no class, too.
+
+    A row more than there are names stands for no class at all (classifier-free guidance, Ho and Salimans 2022) and stays it,
+    whatever the classes. `adapt.head`, `rename`, `like` and `new_rows` mean what they mean for a head. Raises UserError for names
+    that the weights do not have or that do not fit the table, or where nothing can be kept as was asked.
+    """
     settings = adapt.of("")
-    checkpoint = Checkpoint(f"the {kind}", {}, tuple(old) if old is not None else None)
-    kept = rows(checkpoint, {before}, settings, tuple(classes))
-    if not kept.picks:
-        kept = Rows((None,) * len(classes))
-    report = LoadReport(f"the {kind}'s class embeddings")
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, table in tables.items():
-            _replace(table, kept, settings.new_rows or "random", extra, null, generator)
-            if kept.picks == tuple(range(before)):
-                report.matched.append(f"{name}.weight")
-            elif all(pick is None for pick in kept.picks):
-                report.fresh.append(f"{name}.weight")
-            else:
-                report.adapted.append(f"{name}.weight: {kept.told}")
-    _tell(network, embedders, before, len(classes), extra)
-    return report
-
-
-def _replace(table: Any, kept: Rows, new_rows: str, extra: int, null: str, generator: torch.Generator) -> None:
-    """Put the new rows into a table of embeddings, in place."""
-    weight = table.weight
-    nulls, value = (
-        (weight[:extra], weight[extra:]) if null == "first" else (weight[len(weight) - extra :], weight[: len(weight) - extra])
-    )
-    spread = float(value.float().std()) if value.numel() > 1 else 1.0
-    fresh = torch.randn(len(kept.picks), value.shape[1], generator=generator) * spread
-    new = kept.of(value, fresh.to(weight), new_rows)
-    parameter = nn.Parameter(torch.cat([nulls, new] if null == "first" else [new, nulls]), requires_grad=weight.requires_grad)
-    table.weight, table.num_embeddings = parameter, len(parameter)
-
-
-def _tell(network: Any, embedders: list[Any], before: int, now: int, extra: int) -> None:
-    """The number of classes, wherever the network looks it up or saves it."""
-    for embedder in embedders:
-        if getattr(embedder, "num_classes", None) == before:
-            embedder.num_classes = now
-    for module in network.modules():
-        if vars(module).get("num_embeds_ada_norm") == before:
-            module.num_embeds_ada_norm = now
-    saved = getattr(network, "config", {})
-    changed = {key: value for key, value in (("num_class_embeds", now + extra), ("num_embeds_ada_norm", now)) if saved.get(key)}
-    if changed:
-        network.register_to_config(**changed)
+    new_rows = settings.new_rows or "random"
+    if table is None:
+        return TableRows((), None, new_rows)
+    dropped = table.dropped
+    if dropped is None:
+        dropped = table.rows == len(classes if table.classes is None else table.classes) + 1
+    count = table.rows - dropped
+    if table.classes is not None and len(table.classes) != count:
+        raise UserError(
+            f"{source}: has {table.rows} rows of class embeddings and {len(table.classes)} class names; there may be "
+            "one row more, for no class"
+        )
+    if not classes:
+        return TableRows((count if dropped else None,) if spare else (), "the row for no class alone", new_rows, count)
+    try:
+        found = rows(Checkpoint(source, {}, table.classes), {count}, settings, classes)
+    except UserError as error:
+        raise UserError(str(error).replace("the head of", "the class table of")) from None
+    picks = found.picks or (None,) * len(classes)
+    last = (count if dropped else None,) if spare else ()
+    same = picks == tuple(range(count)) and len(picks) + len(last) == table.rows
+    told = None if same else found.told or ("rows of the same classes" if found.picks else None)
+    return TableRows((*picks, *last), told, new_rows, count)

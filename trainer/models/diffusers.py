@@ -1,16 +1,16 @@
-"""`diffusers:FOLDER[#PART]`: the part of an image generator that sees images, as the trunk of a classifier.
+"""`diffusers:FOLDER[#PART]`: a model of diffusers, for a task that generates as a whole, for others the part that sees images.
 
 FOLDER is a model that diffusers saved (`config.json`, `diffusion_pytorch_model.safetensors`), or a pipeline
 (`model_index.json`), of which PART is one model (`unet`, `vae`, `transformer`); a repository of the hub (`owner/name`) likewise.
 
-What makes a trunk:
+What generates stands in `trainer.models.denoisers`. What makes a trunk of a classifier:
 
 - `AutoencoderKL` and `VQModel`: the encoder, its latent averaged over the image;
 - `UNet2DModel`: the way down and the middle block at time step 0, averaged over the image (Xiang et al. 2023, "Denoising
   Diffusion Autoencoders are Unified Self-supervised Learners"; Baranchuk et al. 2022, "Label-Efficient Semantic Segmentation with
   Diffusion Models").
 
-Networks that need a text, latents or a class beside the image see no image alone, and are refused.
+Networks that need a text, latents or a class beside the image see no image alone, and are refused as trunks.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from torch import nn
 
 from trainer.config import UserError, nearest
 from trainer.config.run import Model
+from trainer.models import denoisers
 from trainer.models.base import Checkpoint, Need, Origin
 from trainer.models.file import read_checkpoint
+from trainer.models.generator import Denoiser
 from trainer.models.place import Place, refuse_code
 from trainer.models.torchvision import is_path
 
@@ -57,6 +59,11 @@ def origin(rest: str, config: Model) -> Origin:
     )  # fmt: skip
 
 
+def denoiser(rest: str, config: Model) -> Denoiser:
+    """What generates, as a whole. Raises UserError for what does not."""
+    return denoisers.of(rest, config)
+
+
 def needs(rest: str, config: Model) -> list[Need]:
     """The files of the part."""
     source = _Source(rest, config)
@@ -64,7 +71,8 @@ def needs(rest: str, config: Model) -> list[Need]:
     if is_path(config.weights) and not Path(config.weights).is_dir():
         return [Need(what, Path(config.weights))]
     inside = f"{source.part}/" if source.part else ""
-    others = (*(("model_index.json",) if source.part else ()), f"{inside}config.json")
+    beside = ("model_index.json", "scheduler/scheduler_config.json", "graft.json") if source.part else ("graft.json",)
+    others = (*beside, f"{inside}config.json")
     return source.place.needs(what, others, f"{inside}{STEM}", tuple(f"{inside}{name}" for name in PICKLES))
 
 

@@ -1,4 +1,8 @@
-"""`python:package.module:factory` and `python:path.py:factory`: a network of the user's own."""
+"""`python:package.module:factory` and `python:path.py:factory`: a network of the user's own.
+
+One that generates is called with noised images [n, c, h, w], their times [n] and, where it is told of classes, their numbers [n];
+it gives a tensor [n, c, h, w], alone or first in a tuple, or an object with it as `sample`.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +23,37 @@ from trainer.config import UserError, nearest
 from trainer.config.run import Model
 from trainer.models.base import Need, Origin
 from trainer.models.file import read_checkpoint
+from trainer.models.found import call, fitted, found_parts
+from trainer.models.generator import Denoiser
 
 
 def origin(rest: str, config: Model) -> Origin:
     """The factory is called with `model.args`; what it returns must be a torch.nn.Module that maps images to logits."""
+    make = _maker(rest, config)
+    read = None if config.weights == "none" else partial(read_checkpoint, Path(config.weights))
+    return Origin(
+        f"python:{rest}", lambda classes, image_size: make(), sized=False, image_size=None, mean=None, std=None, read=read
+    )  # fmt: skip
+
+
+def denoiser(rest: str, config: Model) -> Denoiser:
+    """A network that generates; its layers are found by sending noise through it. Raises UserError."""
+    make = _maker(rest, config)
+    read = None if config.weights == "none" else partial(read_checkpoint, Path(config.weights))
+    return Denoiser(
+        f"python:{rest}", lambda shape: fitted(make(), call, shape, config.adapt, f"python:{rest}"), partial(found_parts, call),
+        call, channels=None, size=None, read=read,
+    )  # fmt: skip
+
+
+def _maker(rest: str, config: Model) -> Callable[[], nn.Module]:
+    """Calls the factory with `model.args`. Raises UserError for what is not there or gives no network."""
     place, colon, name = rest.rpartition(":")
     if not colon or not place or not name.isidentifier():
         raise UserError(f"model.source 'python:{rest}': write python:package.module:factory or python:path/to/file.py:factory")
     factory = _factory(place, name)
-    read = None if config.weights == "none" else partial(read_checkpoint, Path(config.weights))
 
-    def make(classes: int, image_size: int) -> nn.Module:
+    def make() -> nn.Module:
         try:
             network = factory(**config.args)
         except Exception as error:
@@ -38,7 +62,7 @@ def origin(rest: str, config: Model) -> Origin:
             raise UserError(f"{place}:{name} returned a {type(network).__name__}, not a torch.nn.Module")
         return network
 
-    return Origin(f"python:{rest}", make, sized=False, image_size=None, mean=None, std=None, read=read)
+    return make
 
 
 def needs(rest: str, config: Model) -> list[Need]:

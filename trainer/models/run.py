@@ -7,7 +7,7 @@ data and the weights that it began with are not needed, however many grafts stan
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from trainer.checkpoint.store import Loaded
 from trainer.config import RefusedError, Run, UserError, nearest
 from trainer.config.run import Model
 from trainer.models.base import Checkpoint, Need, Origin
+from trainer.models.class_tables import Table
 from trainer.models.file import read_checkpoint
+from trainer.models.generator import Denoiser, denoiser_of
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec, Output
 
@@ -31,11 +33,33 @@ merged: list[Callable[[RunDir, str], dict[str, torch.Tensor]]] = []
 def origin(rest: str, config: Model) -> Origin:
     """The network of a run, and its weights `best` (the default), `last`, of a step, or `none`. Raises UserError."""
     source = Source(rest, config)
+    if not source.outputs:
+        raise UserError(
+            f"run:{source.folder.name} makes images and sees none; write `graft export {source.folder.name}` and "
+            f"diffusers:{source.folder.export}#unet, whose way down sees images"
+        )
     spec = source.spec
     return Origin(
         f"run:{source.folder.name}", partial(source.make, channels=spec.in_channels), sized=False, image_size=spec.image_size,
         mean=spec.mean, std=spec.std, read=None if config.weights == "none" else source.read, interpolation=spec.interpolation,
         channels=spec.in_channels,
+    )  # fmt: skip
+
+
+def denoiser(rest: str, config: Model) -> Denoiser:
+    """The generator of a run, as that run left it. Raises UserError for a run that generates nothing."""
+    source = Source(rest, config)
+    said = source.loaded.state.get("generator")
+    if said is None:
+        raise UserError(
+            f"run:{source.folder.name} has task {source.run.task.kind}, whose network makes no images; name a run that does"
+        )
+    inner = denoiser_of(source.run.model)
+    known = said["dropped"] or inner.spare
+    return replace(
+        inner, name=f"run:{source.folder.name}", channels=said["channels"], size=said["size"], vae=said["vae"],
+        read=None if config.weights == "none" else source.read, schedule=said["schedule"],
+        table=Table(len(said["classes"]) + known, tuple(said["classes"]), known) if said["classes"] else None,
     )  # fmt: skip
 
 
@@ -98,7 +122,7 @@ class Source:
     def outputs(self) -> tuple[Output, ...]:
         """What the heads of that run give."""
         state = self.loaded.state
-        said = state.get("outputs") or [["", state["classes"]]]
+        said = state["outputs"] if "outputs" in state else [["", state["classes"]]]
         return tuple(Output(name, tuple(labels)) for name, labels in said)
 
     @property
@@ -123,7 +147,7 @@ class Source:
         if any(".base_layer." in name for name in tensors):  # layers of an adapter: merged into the weights they stand beside
             tensors = merged[0](self.folder, str(self.loaded.step))
         several = self.outputs if any(output.name for output in self.outputs) else ()
-        classes = None if several else self.outputs[0].labels
+        classes = None if several or not self.outputs else self.outputs[0].labels
         return Checkpoint(f"run {self.folder.name}, step {self.loaded.step:,}", tensors, classes, outputs=several)
 
 

@@ -10,6 +10,7 @@ from trainer.report.multilabel import of_labels
 from trainer.report.read import Json, View, picture
 from trainer.report.regress import of_values
 from trainer.report.reliability import reliability_card
+from trainer.report.samples import of_samples
 from trainer.report.svg import heat_map, meter
 
 MAX_CLASSES = 100
@@ -24,6 +25,8 @@ def evaluation(view: View, *, heading: str = "") -> str:
     if not found:
         return ""
     title = f"{escape(heading)}: " if heading else ""
+    if found.get("kind") == "diffusion":
+        return of_samples(view, found, title)
     when = f"step {found['step']:,}, " if isinstance(found.get("step"), int) else ""
     examples = [e for e in found.get("examples", []) if isinstance(e, dict)]
     pictures = _examples(view, examples, title) if examples else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _LOWER = {"loss", "error", "ece", "brier", "mae", "rmse", "mse", "forgetting"}
+_DISTANCES = {"fid", "kid", "fd", "kd"}  # of generated images from the data; with other features than theirs a name follows
 _SHARES = {"accuracy", "top5", "f1", "precision", "recall", "map", "exact"}
 _FIRST = ("accuracy", "map", "mae")  # what a task is judged by, if by nothing else
 _MOST = 8  # metrics in one line
@@ -17,7 +18,8 @@ def word(metric: str) -> str:
 
 def lower_is_better(metric: str) -> bool:
     """Whether the lowest value of a metric is its best: `val/loss`, `val/age_mae`."""
-    return word(metric) in _LOWER
+    first = metric.rsplit("/", 1)[-1].partition("_")[0]
+    return word(metric) in _LOWER or first in _DISTANCES
 
 
 def is_share(metric: str) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, overload, runtime_checkable
 
 import torch
 from torch import nn
 
-from trainer.spec import Output
+from trainer.spec import Beside, Generator, Judge, Output, Wanted
 
 
 class Batch(Protocol):
@@ -21,6 +21,12 @@ class Batch(Protocol):
     labels: torch.Tensor
     indices: torch.Tensor
     values: torch.Tensor | None
+
+
+class Keyed(Batch, Protocol):
+    """A micro-batch that also says in which epochs its samples come, [n] on the CPU: with the indices those are their keys."""
+
+    epochs: torch.Tensor
 
 
 LossFunction = Callable[[nn.Module, Any], torch.Tensor]
@@ -73,6 +79,29 @@ class Measure(Protocol):
         """The figures, once the tensors hold the sums."""
 
 
+@runtime_checkable
+class Finishing(Measure, Protocol):
+    """A measure that also needs the network when all batches are through."""
+
+    def wants(self) -> str | None:
+        """Which images of the data (`train`, `val`) it has to see before that; none where it saw them already, or wants none."""
+
+    def refer(self, batches: Iterable[Batch], count: int) -> None:
+        """Take in this rank's share of those, of `count` in all."""
+
+    def finish(self, network: nn.Module, rank: int, world: int, at: Callable[[str], None]) -> None:
+        """Do this rank's share of it; `at` hears that it goes on."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Images that an evaluation made, uint8 [n, c, h, w], to be laid out in so many columns; a word for each."""
+
+    images: torch.Tensor
+    captions: tuple[str, ...]
+    columns: int
+
+
 @dataclass
 class Evaluation:
     """The figures of an evaluation: `metrics` for the curves (named without a prefix), `details` for the report (JSON), whose
@@ -81,6 +110,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     details: dict[str, Any]
+    sheet: Sheet | None = None
 
 
 class Answers(Sequence[dict[str, Any]]):
@@ -134,6 +164,37 @@ class Task(Protocol):
         """[2, all labels] in double precision, where the network's numbers are not those that are told: these are
         `scale[0] * logits + scale[1]`.
         """
+
+
+@runtime_checkable
+class Generates(Task, Protocol):
+    """A task whose network makes images; its `outputs` are none."""
+
+    @property
+    def generator(self) -> Generator:
+        """What the network has to be."""
+
+    def bind(self, beside: Beside, seed: int) -> None:
+        """Take what stands beside the network that was built, before anything is run. Raises UserError where it does not fit."""
+
+    def compare(self, judge: Judge) -> None:
+        """Measure how like the data its images are, by the features of a judge."""
+
+    def schedule(self) -> Mapping[str, Any]:
+        """The settings of the scheduler that goes with the weights, for whoever goes on with them."""
+
+    def plan(self) -> Any:
+        """How images are made, where nobody says otherwise."""
+
+    def sample(
+        self, network: nn.Module, seeds: Sequence[int], classes: Sequence[int], plan: Any, step: Callable[[], None]
+    ) -> torch.Tensor:
+        """Images, uint8 [n, c, h, w] on the CPU, of seeds and of classes by number; `step` hears that it goes on."""
+
+
+def wanted(task: Task) -> Wanted:
+    """What a task asks of a network."""
+    return task.generator if isinstance(task, Generates) else task.outputs
 
 
 def without_gradient(phase: Phase) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer import answers as answers_of
-from trainer import gallery
+from trainer import gallery, sheet
 from trainer.config import Run
 from trainer.progress import Progress
 from trainer.rundir import Record, RunDir, write_atomically
@@ -88,6 +88,8 @@ class Tracker:
 
     def _draw(self, evaluation: Evaluation, point: dict[str, Any], progress: Progress, *, final: bool) -> None:
         samples, details = self._folder.samples, dict(evaluation.details)
+        if "answers" not in details:
+            return self._draw_sheet(evaluation, point, progress)
         answers = details.pop("answers")
         if "confusion" in details:
             self._wandb.confusion(details["confusion"], details["classes"], point)
@@ -103,6 +105,17 @@ class Tracker:
         if final:
             details["examples"] = gallery.examples(teller, answers, show.fetch, samples)
             gallery.table(teller, answers, show.keys, samples / "predictions.csv")
+        write_atomically(samples / "evaluation.json", json.dumps(details) + "\n")
+
+    def _draw_sheet(self, evaluation: Evaluation, point: dict[str, Any], progress: Progress) -> None:
+        """Keep the images that a generator made, and what was measured of it."""
+        samples, made = self._folder.samples, evaluation.sheet
+        if made is not None:
+            path = samples / f"step-{progress.step:08d}.png"
+            sheet.save([gallery.picture(image) for image in made.images], made.captions, made.columns, path)
+            self._wandb.images("val/samples", [(path, f"step {progress.step:,}")], point)
+        details = {**evaluation.details, "step": progress.step, "metrics": evaluation.metrics}
+        samples.mkdir(parents=True, exist_ok=True)
         write_atomically(samples / "evaluation.json", json.dumps(details) + "\n")
 
     def sync(self) -> None:

@@ -42,6 +42,17 @@ def listing(rest: str) -> Listing:
     return Listing("folder", root, tuple(classes), tuple(items))
 
 
+def flat(rest: str) -> Listing:
+    """All images of PATH, directly in it or anywhere below it, of one class. Raises UserError."""
+    root = Path(rest).expanduser()
+    if not rest or not root.is_dir():
+        return listing(rest)  # which says what is wrong
+    keys = sorted(key.removeprefix("./") for key in _images(root, ".", ()))
+    if not keys:
+        raise UserError(f"{root}: no image in it or below it, with one of the endings {' '.join(SUFFIXES)}")
+    return Listing("folder", root, ("images",), tuple(Item(key, 0) for key in keys))
+
+
 def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 

@@ -118,8 +118,11 @@ def _size(path: Path) -> int:
         return -1
 
 
-def read_source(source: str) -> Listing:
-    """List `scheme:rest`. Raises UserError."""
+def read_source(source: str, *, flat: bool = False) -> Listing:
+    """List `scheme:rest`. Raises UserError.
+
+    `flat`: what is said of the images is left out, and nothing need be said of them; all are of one class then.
+    """
     scheme, _, rest = source.partition(":")
     package = __package__ or ""
     here = importlib.import_module(package)
@@ -137,8 +140,15 @@ def read_source(source: str) -> Listing:
                 f"{source}: {scheme}: says one class of an image and has no '?{key}='; leave it out, or list the images in a "
                 f"file for csv:FILE?image=COLUMN&{key}=COLUMN"
             )
-    listing: Listing = importlib.import_module(f"{package}.{scheme}").listing(rest)
-    return listing
+    module = importlib.import_module(f"{package}.{scheme}")
+    listing: Listing = module.flat(rest) if flat and hasattr(module, "flat") else module.listing(rest)
+    return flattened(listing) if flat else listing
+
+
+def flattened(listing: Listing) -> Listing:
+    """The same samples, all of one class."""
+    items = tuple(replace(item, label=0, values=()) for item in listing.items)
+    return replace(listing, classes=("images",), items=items, targets=())
 
 
 def relabelled(listing: Listing, classes: Sequence[str]) -> Listing:

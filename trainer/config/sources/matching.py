@@ -14,12 +14,12 @@ from trainer.config.targets import WORDS, Target, columns
 _KEYS = {kind: key for key, kind in SAID.items()}
 
 
-def open_source(source: str, targets: Sequence[Target] | None = None) -> Listing:
+def open_source(source: str, targets: Sequence[Target] | None = None, *, flat: bool = False) -> Listing:
     """List `scheme:rest`; with `targets` everything is matched to them by name, and other classes or labels are refused.
 
     Raises UserError.
     """
-    listing = read_source(source)
+    listing = read_source(source, flat=flat)
     return listing if targets is None else fitted(listing, targets, source, "none of the network's")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from trainer.config.errors import UserError, nearest
 from trainer.config.folds import folded, fraction, groups_of, held_groups
 from trainer.config.run import Data
-from trainer.config.sources.listing import Item, Listing, relabelled
+from trainer.config.sources.listing import Item, Listing, flattened, relabelled
 from trainer.config.sources.matching import fitted, open_source
 from trainer.config.targets import Facts, columns
 
@@ -25,14 +25,18 @@ class Splits:
     val: Listing | None
 
 
-def open_splits(data: Data, seed: int) -> Splits:
-    """The samples of a run, checked: raises UserError that names the class, the folder or the row."""
+def open_splits(data: Data, seed: int, *, flat: bool = False) -> Splits:
+    """The samples of a run, checked: raises UserError that names the class, the folder or the row.
+
+    `flat`: the task looks at nothing that is said of an image, see `read_source`; `data.classes` still chooses by it.
+    """
     seed = seed if data.split_seed is None else data.split_seed
-    train = open_source(data.train)
+    train = open_source(data.train, flat=flat and data.classes is None)
     if data.classes is not None:
         train = _chosen(train, data.classes)
+        train = flattened(train) if flat else train
     for target in train.targets:
-        if target.kind == "class" and len(target.labels) < 2:
+        if target.kind == "class" and len(target.labels) < 2 and not flat:
             of = f" of '{target.name}'" if target.name else ""
             raise UserError(f"data.train: only one class{of}, '{target.labels[0]}'; a classifier needs two or more")
     if data.val is None:
@@ -46,7 +50,7 @@ def open_splits(data: Data, seed: int) -> Splits:
             "has no image in this part; write fewer parts, or add images",
         )
     else:
-        kept, val = train, _matched(data, train)
+        kept, val = train, _matched(data, train, flat=flat)
     if not kept.items:
         raise UserError("data.train: no image is left to learn from")
     facts = kept.facts
@@ -77,12 +81,17 @@ def _chosen(train: Listing, names: list[str]) -> Listing:
             raise UserError(f"data.classes names '{name}' twice")
         if name not in target.labels:
             raise UserError(f"data.classes: '{name}' is not in data.train{nearest(name, target.labels)}")
-    if train.plain:
-        return relabelled(train, names)
-    return fitted(train, [replace(target, labels=tuple(names))], "data.train", "not in data.classes", choose=True)
+    return _of(train, names)
 
 
-def _matched(data: Data, train: Listing) -> Listing:
+def _of(listing: Listing, names: list[str]) -> Listing:
+    if listing.plain:
+        return relabelled(listing, names)
+    target = replace(listing.targets[0], labels=tuple(names))
+    return fitted(listing, [target], "data", "not in data.classes", choose=True)
+
+
+def _matched(data: Data, train: Listing, *, flat: bool) -> Listing:
     """The validation source with train's targets, by name."""
     if data.val == data.train:
         raise UserError(
@@ -90,8 +99,11 @@ def _matched(data: Data, train: Listing) -> Listing:
             "write another source, or 'split:0.2' to hold images back"
         )
     hint = "; name the classes to use in data.classes to leave the others out"
+    given = open_source(data.val or "", flat=flat and data.classes is None)
+    if flat and data.classes is not None:
+        given = flattened(_of(given, data.classes))
     val = fitted(
-        open_source(data.val or ""), train.targets, "data.val", "not in data.train", hint if len(train.targets) == 1 else "",
+        given, train.targets, "data.val", "not in data.train", hint if len(train.targets) == 1 else "",
         choose=data.classes is not None,
     )  # fmt: skip
     for known in val.facts.targets:

@@ -1,0 +1,97 @@
+"""The task of a generator that takes noise out of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from trainer.config.fidelity import Fidelity
+from trainer.config.model import Model
+from trainer.config.noise import Noise, Samples, Times, Uniform
+from trainer.config.targets import Facts, Known, only
+from trainer.config.task import Task
+
+
+class Config(Task):
+    """Learn to take noise out of images, and make new ones of noise alone."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    generates: ClassVar[bool] = True
+    condition: Literal["class", "none"] = Field("class", description="what the network is told of an image")
+    drop: float = Field(
+        0.1, ge=0, lt=1, description="share of the images whose class is not told, for guidance (Ho and Salimans 2022)"
+    )
+    objective: Literal["auto", "epsilon", "v", "sample", "flow"] = Field(
+        "auto",
+        description="what the network says: epsilon: the noise (Ho et al. 2020); v: Salimans and Ho 2022; sample: the image; "
+        "flow: the way from it to the noise (Liu et al. 2023); auto: what its weights say, else epsilon",
+    )
+    retarget: bool = Field(False, description="teach weights another objective than the one they were trained with")
+    weighting: Literal["uniform", "snr", "min_snr"] = Field(
+        "uniform",
+        description="of the times in the loss; uniform: alike, on what the network says; snr: by the signal in the image, as a "
+        "loss on the image; min_snr: the same, at most `gamma` (Hang et al. 2023)",
+    )
+    gamma: float = Field(5.0, gt=0, description="of min_snr")
+    times: Times = Field(default_factory=Uniform, description="how often each time step is learnt from")
+    noise: Noise = Field(default_factory=Noise)
+    vae: str | None = Field(
+        None,
+        description="learn on the latents of an autoencoder: pipeline (the one beside the generator), or diffusers:FOLDER; "
+        "none: on pixels",
+    )
+    draws: int = Field(4, ge=1, le=1000, description="time steps at which each validation image is measured")
+    samples: Samples = Field(default_factory=Samples)
+    fidelity: Fidelity | None = Field(None, description="how like the data the images are; none: not measured")
+
+    def measured(self, facts: Facts | None = None) -> tuple[str, ...]:
+        """The loss, and how like the data the images are."""
+        return (*self.metrics, *(self.fidelity.names if self.fidelity is not None else ()))
+
+    @property
+    def networks(self) -> dict[str, Model]:
+        found = {} if self.vae in (None, "pipeline") else {"vae": Model(source=self.vae)}
+        features = self.fidelity.features if self.fidelity is not None else None
+        return found if features is None else {**found, "fidelity.features": features}
+
+    def moved(self, change: Callable[[Model], Model]) -> Config:
+        found: dict[str, Any] = {}
+        if "vae" in self.networks:
+            found["vae"] = change(self.networks["vae"]).source
+        if self.fidelity is not None and self.fidelity.features is not None:
+            found["fidelity"] = self.fidelity.model_copy(update={"features": change(self.fidelity.features)})
+        return self.model_copy(update=found)
+
+    @property
+    def flat(self) -> bool:
+        return self.condition == "none"
+
+    def learnt(self, facts: Facts) -> tuple[Known, ...]:
+        """The class, where the network is told of it."""
+        return () if self.flat else (only(facts, "class", self.kind),)
+
+    @field_validator("vae")
+    @classmethod
+    def _source(cls, value: str | None) -> str | None:
+        if value not in (None, "pipeline") and not value.startswith("diffusers:"):
+            raise ValueError("write pipeline, or diffusers:FOLDER")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        flow = self.objective == "flow"
+        if flow and any(value is not None for value in (self.noise.betas, self.noise.start, self.noise.end, self.noise.zero_snr)):
+            raise ValueError("noise.betas, start, end and zero_snr are not of flow, whose noise grows evenly; leave them out")
+        if self.noise.shift is not None and not flow and self.objective != "auto":
+            raise ValueError(f"noise.shift is of objective: flow, and this is {self.objective}; leave it out")
+        if self.noise.zero_snr and self.objective == "epsilon":
+            raise ValueError(
+                "noise.zero_snr leaves nothing of an image at the last step, so that its noise says nothing; write objective: v"
+            )
+        if self.samples.guidance != 1 and (self.condition == "none" or not self.drop):
+            why = "condition is none" if self.condition == "none" else "drop is 0, so that no class is ever left untold"
+            raise ValueError(f"samples.guidance is {self.samples.guidance:g}, and {why}; leave it at 1")
+        return self

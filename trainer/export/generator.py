@@ -1,0 +1,49 @@
+"""Writes the export of a generator: a pipeline of diffusers, a model card with what it makes, and what graft must know."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from trainer.config import UserError
+from trainer.export import pipeline
+from trainer.export.folder import _commit, _version
+from trainer.export.generator_card import card
+from trainer.restored import Restored
+from trainer.tasks.diffusion import Diffusion
+
+
+def export_generator(restored: Restored, out: Path, summary: dict[str, Any], evaluation: dict[str, Any]) -> Path:
+    """Write `out`, a pipeline of diffusers with README.md, samples.png and graft.json, and return it.
+
+    `restored`: the network on the CPU in eval mode. Before the folder takes its name, the pipeline is loaded by itself and must
+    make the same images, to a step of 255. An export that was there is replaced only then. Raises UserError when `out` is
+    something else, or the network is none of diffusers'.
+    """
+    network, task = restored.network, restored.task
+    if not hasattr(network, "save_pretrained") or not isinstance(task, Diffusion):
+        raise UserError(
+            f"{restored.run.model.source}: is no network of diffusers, so that no pipeline of theirs holds it; use it by "
+            f"`graft sample`, or read its weights (safetensors) from {restored.folder.checkpoints}"
+        )
+    there = (out / "model_index.json").is_file() and (out / "graft.json").is_file()
+    if out.exists() and not there and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there and is no export; name another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as name:
+        new = Path(name) / "new"
+        new.mkdir()
+        form, told = pipeline.write(network, task, new)
+        pipeline.check(network, task, form, new)
+        pipeline.images(network, task, new)
+        if form.own:
+            pipeline.own(new)
+        about = {"graft": _version(), "name": restored.run.name, "step": restored.step, **told}
+        (new / "graft.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        manifest = restored.folder.read_json(restored.folder.manifest)
+        text = card(restored, form.code, manifest, summary, evaluation)
+        (new / "README.md").write_text(text, encoding="utf-8")
+        _commit(new, out, Path(name) / "old")
+    return out

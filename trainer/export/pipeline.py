@@ -1,0 +1,150 @@
+"""A trained generator as a pipeline of diffusers, in a folder that diffusers loads without graft."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer import sheet
+from trainer.config import UserError
+from trainer.gallery import picture
+from trainer.models.class_tables import class_tables
+from trainer.tasks.diffusion import Diffusion
+from trainer.tasks.process import FLOW
+from trainer.tasks.sampler import Plan, scheduler
+
+OWN = Path(__file__).with_name("own_pipeline.py")
+CHECKED = 5  # passes through the network, of a check
+SHOWN, COLUMNS = 24, 8
+_CLASSES = 1000  # rows of a DiT's table that diffusers' pipeline for it counts on, before the one for no class
+_PLAIN = {"DDIMScheduler": "DDIMPipeline", "DDPMScheduler": "DDPMPipeline", FLOW: "DDPMPipeline"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which pipeline it is: a class of diffusers, or graft's `own`; `code`: how it is loaded and called, for the card."""
+
+    name: str
+    own: bool
+    code: str
+
+
+def form_of(kind: str, plan: Plan, classes: Sequence[str], vae: Any) -> Form:
+    """The pipeline that makes the same images: one of diffusers' own where there is one for it."""
+    latents = vae is not None
+    shifted = latents and bool(getattr(vae.config, "shift_factor", None))  # which the older pipelines do not look at
+    made = type(scheduler(plan.settings, plan.sampler)).__name__
+    if kind == "UNet2DModel" and not classes and not latents and made in _PLAIN:
+        return Form(_PLAIN[made], False, _code(_PLAIN[made], plan))
+    if kind == "DiTTransformer2DModel" and latents and not shifted and made == "DDIMScheduler" and len(classes) <= _CLASSES:
+        return Form("DiTPipeline", False, _code("DiTPipeline", plan, f"class_labels=[0], guidance_scale={plan.guidance:g}, "))
+    told = f"class_labels=[{classes[0]!r}], guidance_scale={plan.guidance:g}, " if classes else ""
+    return Form("ClassPipeline", True, _code("DiffusionPipeline", plan, told, ", trust_remote_code=True"))
+
+
+def _code(name: str, plan: Plan, given: str = "", load: str = "") -> str:
+    call = f"{given}generator=torch.manual_seed(0), num_inference_steps={plan.steps}"
+    return (
+        f"import torch\nfrom diffusers import {name}\n\n"
+        f'pipe = {name}.from_pretrained("FOLDER"{load})\n'
+        f'pipe({call}).images[0].save("image.png")\n'
+    )
+
+
+def write(network: nn.Module, task: Diffusion, new: Path) -> tuple[Form, dict[str, Any]]:
+    """Write the pipeline into a folder; returns what it is, and what graft must know to go on with it."""
+    import diffusers
+
+    plan, wanted = task.plan(), task.generator
+    vae = None if task.beside.vae is None else task.beside.vae.network
+    form = form_of(type(network).__name__, plan, wanted.classes, vae)
+    made = scheduler(plan.settings, plan.sampler)
+    told: dict[str, Any] = {"classes": list(wanted.classes), "dropped": wanted.dropped}
+    labels = {str(index): name.replace(",", " ") for index, name in enumerate(wanted.classes)}
+    whole: Any
+    if form.own:
+        from trainer.export.own_pipeline import ClassPipeline
+
+        whole = ClassPipeline(network, made, vae, list(wanted.classes) or None, plan.nothing)
+    elif form.name == "DiTPipeline":
+        whole = diffusers.DiTPipeline(padded(network, len(wanted.classes)), vae, made, labels or None)
+        told["rows"] = _CLASSES + 1
+    else:
+        whole = getattr(diffusers, form.name)(network, made)
+    whole.save_pretrained(new)
+    if form.name == "DiTPipeline" and labels:
+        _say(new, id2label=labels)
+    return form, told
+
+
+def padded(network: Any, classes: int) -> nn.Module:
+    """A DiT with as many rows in its tables as diffusers' pipeline counts on: the one for no class stands at number 1000."""
+    made: Any = copy.deepcopy(network)
+    for name in class_tables(made):
+        table = made.get_submodule(name)
+        rows = torch.zeros(_CLASSES + 1, table.embedding_dim)
+        rows[:classes] = table.weight[:classes]
+        rows[_CLASSES] = table.weight[-1]
+        table.weight, table.num_embeddings = nn.Parameter(rows, requires_grad=False), _CLASSES + 1
+        made.get_submodule(name.rpartition(".")[0]).num_classes = _CLASSES
+    made.register_to_config(num_embeds_ada_norm=_CLASSES)
+    found: nn.Module = made
+    return found
+
+
+def _say(new: Path, **settings: Any) -> None:
+    """Add to what the pipeline says of itself."""
+    path = new / "model_index.json"
+    index = json.loads(path.read_text(encoding="utf-8")) | settings
+    path.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def own(new: Path) -> None:
+    """Put the code of a pipeline that diffusers has not into the folder, and its name where diffusers looks for it."""
+    shutil.copyfile(OWN, new / "pipeline.py")
+    _say(new, _class_name=["pipeline", "ClassPipeline"])
+
+
+def images(network: nn.Module, task: Diffusion, new: Path) -> None:
+    """`samples.png`: images of the first seeds, of each class in turn."""
+    names = task.generator.classes
+    columns = min(len(names) or COLUMNS, COLUMNS)
+    numbers = [place % max(1, len(names)) for place in range(max(columns, SHOWN // columns * columns))]
+    made: list[torch.Tensor] = []
+    for start in range(0, len(numbers), COLUMNS):
+        part = numbers[start : start + COLUMNS]
+        made += task.sample(network, range(start, start + len(part)), part, task.plan())
+    captions = [names[number] if names else "" for number in numbers]
+    sheet.save([picture(image) for image in made], captions, columns, new / "samples.png")
+
+
+def check(network: nn.Module, task: Diffusion, form: Form, new: Path) -> None:
+    """Load the folder by itself and compare its images of two seeds with graft's. Raises UserError where they are others."""
+    import diffusers
+
+    from trainer.export.own_pipeline import ClassPipeline
+
+    names, plan = task.generator.classes, task.plan()
+    steps, guidance = min(CHECKED, plan.steps), 2.0 if plan.nothing is not None else 1.0
+    numbers = [0, len(names) - 1] if names else [0, 0]
+    expected = task.sample(network, [0, 1], numbers, Plan(plan.settings, plan.sampler, steps, guidance, plan.nothing))
+    diffusers.utils.logging.disable_progress_bar()
+    pipe: Any = (ClassPipeline if form.own else getattr(diffusers, form.name)).from_pretrained(new)
+    pipe.set_progress_bar_config(disable=True)
+    given: dict[str, Any] = {"generator": [torch.Generator().manual_seed(seed) for seed in (0, 1)], "num_inference_steps": steps}
+    if names or form.name == "DiTPipeline":
+        given |= {"class_labels": numbers, "guidance_scale": guidance}
+    else:
+        given["batch_size"] = 2
+    found = torch.as_tensor(pipe(**given, output_type="np").images).permute(0, 3, 1, 2).mul(255).round()
+    difference = float((found - expected.float()).abs().max())
+    if not difference <= 1:
+        raise UserError(f"the exported pipeline makes other images than the run (by {difference:g} of 255); nothing was written")

@@ -1,0 +1,1 @@
+"""`graft sample`: images of a trained generator, made by one process or by several side by side."""

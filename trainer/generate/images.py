@@ -1,0 +1,155 @@
+"""The images that are asked for, and making them: a file each."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from trainer.config import GraftError, UserError, nearest
+from trainer.gallery import picture
+from trainer.generate.progress import Progress
+from trainer.restored import Restored
+from trainer.tasks.base import Generates
+from trainer.tasks.sampler import Plan, scheduler
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One image: its seed and the name of its class (empty where the network is told of none)."""
+
+    seed: int
+    word: str
+
+    @property
+    def file(self) -> str:
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", self.word)[:60]
+        return f"{safe}-{self.seed:06d}.png" if safe else f"{self.seed:06d}.png"
+
+
+def seeds_of(text: str) -> list[int]:
+    """`0-15`, `3,7,20-29`: the seeds in their order. Raises UserError."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first or last >= 2**32:
+            raise UserError(f"--seeds: '{part.strip()}' is no seed nor a range; write such as 0-15 or 3,7,20-29")
+        found += range(first, last + 1)
+    if len(set(found)) < len(found):
+        raise UserError(f"--seeds: '{text}' names a seed twice")
+    return found
+
+
+def asked_for(restored: Restored, seeds: Sequence[int], words: Sequence[str]) -> list[Asked]:
+    """Every seed with every class (all of them, where none is named), in the order of the seeds. Raises UserError."""
+    known = task_of(restored).generator.classes
+    for word in words:
+        if not known:
+            raise UserError(f"--classes: {restored.run.name} was not told of classes (task.condition: none); leave it out")
+        if word not in known:
+            raise UserError(f"--classes: {restored.run.name} has no class '{word}'{nearest(word, known)}")
+    asked = [Asked(seed, word) for seed in seeds for word in (words or known or [""])]
+    files = [one.file for one in asked]
+    twice = next((file for file in files if files.count(file) > 1), None) if len(set(files)) < len(files) else None
+    if twice is not None:
+        raise UserError(
+            f"--classes: several classes would be written to {twice}; name them one at a time, with another --out each"
+        )
+    return asked
+
+
+def task_of(restored: Restored) -> Generates:
+    """The task of a run that generates. Raises UserError for any other."""
+    if not isinstance(restored.task, Generates):
+        raise UserError(
+            f"{restored.run.name} has task {restored.run.task.kind}, which makes no images; name a run that generates"
+        )
+    return restored.task
+
+
+def batch_of(restored: Restored) -> int:
+    """How many images are made at once, as the run file says."""
+    return int(getattr(restored.run.task, "samples").batch)  # noqa: B009 (of every task that generates)
+
+
+def share(asked: Sequence[Asked], batch: int, rank: int, world: int) -> list[Sequence[Asked]]:
+    """The batches of a process: cut before they are shared out, so that no image depends on the number of processes."""
+    return [asked[start : start + batch] for start in range(rank * batch, len(asked), world * batch)]
+
+
+def prepare(out: Path, asked: Sequence[Asked]) -> None:
+    """Make the folder. Raises UserError where an image would be overwritten."""
+    there = [one.file for one in asked if (out / one.file).exists()]
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file; name a folder")
+    if there:
+        raise UserError(f"{out} has {len(there)} of these images already, {there[0]} for one; name another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def make(
+    restored: Restored, plan: Plan, batches: Sequence[Sequence[Asked]], out: Path, device: torch.device, *, show: bool
+) -> None:  # fmt: skip
+    """Make images batch by batch and write them."""
+    task = task_of(restored)
+    network = restored.network.to(device)
+    known = list(task.generator.classes)
+    done = 0
+    with Progress(sum(map(len, batches)), main=show) as progress:
+        for part in batches:
+            classes = [known.index(one.word) for one in part] if known else [0] * len(part)
+            step = progress.stepping(len(part), plan.steps)
+            made = task.sample(network, [one.seed for one in part], classes, plan, step)
+            for one, image in zip(part, made, strict=True):
+                temporary = out / f".{one.file}.tmp"
+                picture(image).save(temporary, "PNG")
+                temporary.rename(out / one.file)
+            done += len(part)
+            progress.done(done)
+
+
+def note(out: Path, asked: Sequence[Asked]) -> None:
+    """What was made, as a table: samples.csv (file, class, seed); rows of an earlier call stay."""
+    path = out / "samples.csv"
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(["file", "class", "seed"])
+        writer.writerows([one.file, one.word, one.seed] for one in asked)
+
+
+def side_by_side(argv: Sequence[str], processes: int) -> None:
+    """Run this command as several processes, each with its share. Raises UserError when one fails."""
+    command = [sys.executable, "-m", "trainer", "sample", *argv]
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    shares = [{"RANK": str(rank), "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": str(threads)} for rank in range(processes)]
+    started = [subprocess.Popen(command, env={**os.environ, **share}) for share in shares]
+    codes = [process.wait() for process in started]
+    failed = [rank for rank, code in enumerate(codes) if code]
+    if failed:
+        raise GraftError(f"process {failed[0]} of {processes} failed; what the others made is there")
+
+
+def changed(plan: Plan, sampler: str | None, steps: int | None, guidance: float | None) -> Plan:
+    """The plan with what the command line says. Raises UserError for what the network or its noise does not allow."""
+    plan = replace(plan, sampler=sampler or plan.sampler, steps=steps or plan.steps)
+    scheduler(plan.settings, plan.sampler)
+    most = int(plan.settings["num_train_timesteps"])
+    if plan.steps > most:
+        raise UserError(f"--steps is {plan.steps}, and the noise has {most} time steps; write fewer")
+    if guidance is None:
+        return plan
+    if guidance != 1 and plan.nothing is None:
+        raise UserError(
+            "--guidance: the network was never told that it is told no class (task.drop was 0, or it knows none); leave it at 1"
+        )
+    return replace(plan, guidance=guidance)

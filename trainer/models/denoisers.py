@@ -1,0 +1,205 @@
+"""The networks of diffusers that generate: what of each is adapted, and how it is called."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from trainer.config import UserError, nearest
+from trainer.config.run import Model
+from trainer.models.autoencoder import beside
+from trainer.models.base import Checkpoint, Need
+from trainer.models.class_tables import Table, class_names, class_tables
+from trainer.models.file import read_checkpoint
+from trainer.models.generator import Denoiser, Parts, Shape
+from trainer.models.place import Place
+from trainer.models.torchvision import is_path
+from trainer.spec import Call
+
+if TYPE_CHECKING:
+    from trainer.models.diffusers import _Source
+
+ROLES = ("unet", "transformer")  # what pipelines call the part that generates
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A class of diffusers: how it is built for a shape, called, and what of it is adapted.
+
+    `rows(settings)`: how many its class tables have. `spare`: the last of them always stands for no class.
+    """
+
+    call: Call
+    build: Callable[[Mapping[str, Any], Shape], dict[str, Any]]
+    inputs: str
+    outputs: str
+    head: tuple[str, ...]
+    rows: Callable[[Mapping[str, Any]], int]
+    spare: bool = False
+
+
+def _unet(network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return network(images, times, class_labels=told.get("classes"), return_dict=False)[0]  # type: ignore[no-any-return]
+
+
+def _dit(network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    classes = told["classes"] if "classes" in told else torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    return network(images, timestep=times, class_labels=classes, return_dict=False)[0]  # type: ignore[no-any-return]
+
+
+def _outputs(settings: Mapping[str, Any], channels: int) -> int:
+    """As many channels as it takes, or twice as many where it also gave variances (Nichol and Dhariwal 2021)."""
+    old = settings.get("in_channels")
+    return channels * (2 if old is not None and settings.get("out_channels") == 2 * old else 1)
+
+
+def _unet_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+    if settings.get("class_embed_type") is not None:
+        raise UserError(
+            f"a UNet2DModel whose classes are given as '{settings['class_embed_type']}' has no table of classes; "
+            "only class_embed_type: null can be told of classes"
+        )
+    return {
+        **settings, "in_channels": shape.channels, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
+        "num_class_embeds": shape.rows or None,
+    }  # fmt: skip
+
+
+def _dit_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+    return {
+        **settings, "in_channels": shape.channels, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
+        "num_embeds_ada_norm": shape.rows - 1,
+    }  # fmt: skip
+
+
+KINDS = {
+    "UNet2DModel": Kind(
+        _unet, _unet_settings, "conv_in", "conv_out", ("conv_norm_out",),
+        lambda settings: int(settings.get("num_class_embeds") or 0),
+    ),
+    "DiTTransformer2DModel": Kind(
+        _dit, _dit_settings, "pos_embed.proj", "proj_out_2", ("proj_out_1",),
+        lambda settings: int(settings.get("num_embeds_ada_norm") or 0) + 1, spare=True,
+    ),
+}  # fmt: skip
+
+
+def of(rest: str, config: Model) -> Denoiser:
+    """A saved generator, a pipeline's, or a class of diffusers to be trained from scratch. Raises UserError."""
+    if rest in KINDS and not Path(rest).is_dir():
+        return _from_scratch(rest, config)
+    from trainer.models.diffusers import _Source
+
+    source = _Source(located(rest), config)
+    settings, name = source.settings, str(source.settings["_class_name"])
+    if name not in KINDS:
+        raise UserError(
+            f"{source.name}: a {name} is no generator that is known here; those that are: {', '.join(KINDS)}"
+            + (f"; name another part: {', '.join(source.parts)}" if source.parts else "")
+        )
+    for key in config.args:
+        raise UserError(f"model.args.{key} cannot be set for diffusers:{rest}: its config.json says what it is")
+    kind = KINDS[name]
+    size = settings.get("sample_size")
+    rows = kind.rows(settings)
+    graft = source.place.json("graft.json") or {}
+    dropped = True if kind.spare else graft.get("dropped")
+    names = _names(source, graft)
+    if names is not None and graft.get("rows") == rows:  # an export with rows that nobody needs, but a pipeline counts on
+        names += tuple(f"(unused {row})" for row in range(len(names), rows - 1))
+    table = Table(rows, names, dropped) if rows else None
+    return Denoiser(
+        f"diffusers:{rest}", partial(_make, source.model, settings), partial(_parts, kind), kind.call,
+        channels=source.channels, size=max(size) if isinstance(size, list | tuple) else size,
+        read=None if config.weights == "none" else partial(_read, source), table=table,
+        schedule=source.place.json("scheduler/scheduler_config.json") if source.part else None, spare=kind.spare,
+        vae=beside(rest.partition("#")[0]) if source.part else None,
+    )  # fmt: skip
+
+
+def located(rest: str) -> str:
+    """FOLDER or FOLDER#PART: the part of a pipeline that generates, where none is named."""
+    place, _, part = rest.partition("#")
+    if part or (index := Place.of(place).json("model_index.json")) is None:
+        return rest
+    part = next((role for role in ROLES if isinstance(index.get(role), list)), "")
+    return f"{place}#{part}" if part else rest
+
+
+def needs(rest: str, config: Model) -> list[Need]:
+    """The files of a generator, and of the scheduler that stands beside it. Raises UserError."""
+    if rest in KINDS and not Path(rest).is_dir():
+        return [Need(f"the weights of diffusers:{rest}", Path(config.weights))] if is_path(config.weights) else []
+    from trainer.models.diffusers import needs as of_part
+
+    return of_part(located(rest), config)
+
+
+def _names(source: _Source, graft: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of the classes, where an export of graft's or the pipeline says them."""
+    said = graft.get("classes")
+    if isinstance(said, list) and all(isinstance(name, str) for name in said):
+        return tuple(said)
+    return class_names(source.rest) if source.part else None
+
+
+def _read(source: _Source) -> Checkpoint:
+    return Checkpoint(f"{source.name} ({source.config.weights})", source.tensors())
+
+
+def _from_scratch(name: str, config: Model) -> Denoiser:
+    """An architecture with the arguments that the run file gives; its weights are a file, or none."""
+    kind, made = KINDS[name], getattr(importlib.import_module("diffusers"), name)
+    known = inspect.signature(made.__init__).parameters.keys() - {"self"}
+    own = {"in_channels", "out_channels", "sample_size", "num_class_embeds", "num_embeds_ada_norm", "class_embed_type"}
+    for key in config.args:
+        if key in own:
+            raise UserError(f"model.args.{key} follows from the task, the data and model.adapt; leave it out")
+        if key not in known:
+            raise UserError(f"model.args.{key}: diffusers' {name} has no such argument{nearest(key, known)}")
+    if config.weights != "none" and not is_path(config.weights):
+        raise UserError(f"model.weights is '{config.weights}': diffusers:{name} has none of its own; write none, or a file")
+
+    def model(settings: dict[str, Any]) -> nn.Module:
+        try:
+            network: nn.Module = made(**{key: value for key, value in settings.items() if key != "_class_name"})
+        except Exception as error:  # whatever its constructor raises
+            told = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            raise UserError(f"diffusers:{name}: does not take model.args ({told})") from error
+        return network
+
+    read = None if config.weights == "none" else partial(read_checkpoint, Path(config.weights))
+    return Denoiser(
+        f"diffusers:{name}", partial(_make, model, {"_class_name": name, **config.args}), partial(_parts, kind), kind.call,
+        channels=None, size=None, read=read, spare=kind.spare,
+    )  # fmt: skip
+
+
+def _make(model: Callable[[dict[str, Any]], nn.Module], settings: Mapping[str, Any], shape: Shape) -> nn.Module:
+    network = model(KINDS[settings["_class_name"]].build(settings, shape))
+    drops: list[Any] = [module for module in network.modules() if hasattr(module, "token_drop")]
+    for module in drops:
+        module.dropout_prob = 0.0  # which class is dropped is drawn by the task, the same for every split of a batch
+    _in_order(network)
+    return network
+
+
+def _in_order(network: nn.Module) -> None:
+    """Children in the order in which they are called: a UNet defines its way up before its middle."""
+    children = network._modules
+    if "mid_block" in children and "up_blocks" in children:
+        for name in ("up_blocks", "conv_norm_out", "conv_act", "conv_out"):
+            children[name] = children.pop(name)
+
+
+def _parts(kind: Kind, network: nn.Module, shape: Shape) -> Parts:
+    del shape
+    return Parts((kind.inputs,), (kind.outputs,), class_tables(network), kind.head)

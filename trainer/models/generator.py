@@ -1,0 +1,279 @@
+"""From `model` in the run file to a network that generates, adapted to the classes, channels and size of its task."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from trainer.config import UserError, nearest
+from trainer.config.adapt import Adapt
+from trainer.config.run import Model
+from trainer.models.adapt import inputs_of, seeded
+from trainer.models.autoencoder import Codec
+from trainer.models.base import Built, Checkpoint, LoadReport, Need, first_few
+from trainer.models.channels import outputs_of
+from trainer.models.class_tables import Table, table_rows
+from trainer.spec import Beside, Call, Generator, InputSpec
+
+_HALF = 0.5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a generator is built for: channels that it takes and gives, their side, and rows of its class tables (0: none)."""
+
+    channels: int
+    size: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The layers of a generator that are adapted, by dotted name.
+
+    `inputs`: those that take its channels; `outputs`: those that give them, as many numbers a pixel of a patch as there are
+    channels, or twice as many; `tables`: those of its classes; `head`: what else belongs to the outputs.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    tables: tuple[str, ...]
+    head: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """What `model.source` and `model.weights` name, before anything is built or read.
+
+    `make(shape)` builds the network, `parts(network, told)` names its layers, `call` sends a batch through it. `channels`, `size`
+    and `table` are those of the weights, `schedule` the settings of the scheduler that was saved with them; none where that is
+    not known, or there is none. `read`: the checkpoint, if there is one. `spare`: its tables always have a row for no class.
+    `vae`: the autoencoder that stands beside it, as FOLDER#PART.
+    """
+
+    name: str
+    make: Callable[[Shape], nn.Module]
+    parts: Callable[[nn.Module, Shape], Parts]
+    call: Call
+    channels: int | None
+    size: int | None
+    read: Callable[[], Checkpoint] | None
+    table: Table | None = None
+    schedule: Mapping[str, Any] | None = None
+    spare: bool = False
+    vae: str | None = None
+
+
+def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights: bool = True) -> Built:
+    """Build the network, fit it to what is wanted of it, and fill it from its checkpoint; see `build_model`. Raises UserError."""
+    source = denoiser_of(config)
+    adapt = config.adapt
+    _refuse(config)
+    codec = None if wanted.vae is None else Codec.of(wanted.vae, source.vae)
+    image_size = adapt.image_size or (source.size * (codec.factor if codec else 1) if source.size else None)
+    if image_size is None:
+        raise UserError(f"model.adapt.image_size is missing: {source.name} does not say what size it makes; write it in pixels")
+    shape = _shape(source, wanted, adapt, image_size, codec)
+    with seeded(seed):
+        network = source.make(shape)
+    parts = source.parts(network, shape)
+    check_size(network, source, shape)
+    adapt = adapt.model_copy(update={"in_channels": shape.channels})
+    heads = [*parts.outputs, *parts.head, *parts.tables]
+    if source.channels not in (None, shape.channels):
+        heads += parts.inputs
+    if source.read is not None and load_weights:
+        report = fill(network, source, parts, shape, adapt, wanted.classes, seed)
+        fresh = [name for name, _ in network.named_parameters() if name in report.fresh]
+    else:
+        report = LoadReport(f"{source.name}, no checkpoint read")
+        fresh = []
+    spec = InputSpec(
+        config.adapt.in_channels, image_size, (_HALF,) * config.adapt.in_channels, (_HALF,) * config.adapt.in_channels
+    )
+    schedule = None if source.read is None else source.schedule
+    beside = Beside(source.call, shape.channels, shape.size, (config.adapt.in_channels, image_size), schedule, codec)
+    return Built(network, tuple(heads), tuple(fresh), spec, report, beside)
+
+
+def generator_needs(config: Model, vae: str | None) -> list[Need]:
+    """The files of a generator and of what stands beside it, but not of an autoencoder of another source. Raises UserError."""
+    scheme, _, rest = config.source.partition(":")
+    module: Any = importlib.import_module(f"trainer.models.{'denoisers' if scheme == 'diffusers' else scheme}")
+    found: list[Need] = module.needs(rest, config)
+    return [*found, *(Codec.of(vae, denoiser_of(config).vae).needs() if vae == "pipeline" else [])]
+
+
+def denoiser_of(config: Model) -> Denoiser:
+    """What the source and the weights name. Raises UserError for a source that generates nothing."""
+    scheme, _, rest = config.source.partition(":")
+    names = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    module: Any = importlib.import_module(f"trainer.models.{scheme}") if scheme in names else None
+    if hasattr(module, "denoiser"):
+        found: Denoiser = module.denoiser(rest, config)
+        return found
+    schemes = [name for name in names if hasattr(importlib.import_module(f"trainer.models.{name}"), "denoiser")]
+    sees = hasattr(module, "origin")
+    said = f"{scheme}: has networks that see images, and none that makes them" if sees else f"unknown source '{scheme}'"
+    raise UserError(
+        f"model.source '{config.source}': {said}; write one of {', '.join(f'{name}:' for name in schemes)}, such as "
+        f"diffusers:FOLDER or diffusers:UNet2DModel{'' if sees else nearest(scheme, schemes)}"
+    )
+
+
+def _refuse(config: Model) -> None:
+    """Raises UserError for what means something for the head of a classifier alone."""
+    if config.adapt.head_module is not None:
+        raise UserError(
+            "model.adapt.head_module names the output layer of a classifier; leave it out for a network that generates"
+        )
+
+
+def _shape(source: Denoiser, wanted: Generator, adapt: Adapt, image_size: int, codec: Codec | None) -> Shape:
+    rows = len(wanted.classes) + (wanted.dropped or source.spare) if wanted.classes else int(source.spare)
+    if codec is None:
+        return Shape(adapt.in_channels, image_size, rows)
+    if adapt.in_channels != codec.in_channels:
+        raise UserError(
+            f"{codec.name} takes {codec.in_channels} channels and model.adapt.in_channels is {adapt.in_channels}; "
+            f"write {codec.in_channels}"
+        )
+    if adapt.channels == "map":
+        raise UserError("model.adapt.channels: map names the channels of pixels, and these are latents; write repeat or zero")
+    if image_size % codec.factor:
+        below = image_size // codec.factor * codec.factor
+        near = [size for size in (below, below + codec.factor) if size]
+        raise UserError(
+            f"model.adapt.image_size is {image_size}, and {codec.name} takes multiples of {codec.factor}; write "
+            f"{' or '.join(map(str, near))}"
+        )
+    return Shape(codec.channels, image_size // codec.factor, rows)
+
+
+def fill(
+    network: nn.Module, source: Denoiser, parts: Parts, shape: Shape, adapt: Adapt, classes: tuple[str, ...], seed: int
+) -> LoadReport:
+    """Copy what fits into a generator and say what became of each tensor; raises UserError before anything is changed.
+
+    A tensor of another shape is adapted where it takes or gives channels, or is a table of classes; any other is refused. So is a
+    checkpoint that holds fewer than half of the network's tensors.
+    """
+    assert source.read is not None
+    checkpoint = source.read()
+    report = LoadReport(checkpoint.source)
+    own = dict(network.state_dict())
+    old = source.channels or adapt.in_channels
+    inputs, tables = {f"{n}.weight" for n in parts.inputs}, {f"{n}.weight" for n in parts.tables}
+    outputs = {f"{name}.{part}" for name in parts.outputs for part in ("weight", "bias")}
+    counts = {checkpoint.tensors[name].shape[0] for name in tables if name in checkpoint.tensors}
+    table = source.table or (Table(min(counts), checkpoint.classes, True if source.spare else None) if len(counts) == 1 else None)
+    kept = table_rows(table if counts else None, classes, shape.rows > len(classes), adapt, checkpoint.source)
+    values: dict[str, torch.Tensor] = {}
+    wrong: list[str] = []
+    draws = torch.Generator().manual_seed(seed)
+    for name, target in own.items():
+        value, how = checkpoint.tensors.get(name), None
+        if value is None:
+            report.fresh.append(name)
+            if name in tables:
+                values[name] = kept.begin(target, draws)
+            continue
+        if name in tables and value.shape[1:] == target.shape[1:]:
+            value, how = kept.of(value, draws), kept.told
+            if kept.fresh:
+                values[name] = value
+                report.fresh.append(name)
+                continue
+        elif name in inputs and (fitted := inputs_of(value, target.shape, adapt)) is not None:
+            value, how = fitted
+        elif name in outputs and (given := outputs_of(value, target.shape, old, adapt)) is not None:
+            value, how = given
+        elif value.shape != target.shape:
+            wrong.append(f"{name} {list(value.shape)} in the file, {list(target.shape)} in the network")
+            continue
+        values[name] = value
+        (report.adapted if how else report.matched).append(f"{name}: {how}" if how else name)
+    report.left_over = [name for name in checkpoint.tensors if name not in own]
+    if wrong:
+        raise UserError(f"{checkpoint.source}: a checkpoint of another shape: {first_few(wrong, 3)}")
+    if 2 * len(report.fresh) > len(own):
+        raise UserError(
+            f"{checkpoint.source}: {len(own) - len(report.fresh)} of the network's {len(own)} tensors are in it, so it is the "
+            f"checkpoint of another network; the network has {first_few(report.fresh, 3)}; the file has "
+            f"{first_few(report.left_over, 3) or 'nothing else'}"
+        )
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].copy_(value)
+    return report
+
+
+def told(shape: Shape, count: int, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """What a generator is told of `count` images, for a trial."""
+    return {"classes": torch.arange(count, device=device) % shape.rows} if shape.rows else {}
+
+
+def trial(network: nn.Module, call: Call, shape: Shape, size: int) -> torch.Tensor:
+    """Two images of a size through a generator, for shapes alone: on the meta device where that works, else for real."""
+    values = {n: torch.empty_like(v, device="meta") for n, v in [*network.named_parameters(), *network.named_buffers()]}
+
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, *given: Any) -> torch.Tensor:
+            return call(self.network, *given)
+
+    def given(device: str) -> tuple[Any, ...]:
+        images = torch.zeros(2, shape.channels, size, size, device=device)
+        return images, torch.zeros(2, device=device), told(shape, 2, device)
+
+    training = network.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            network.eval()
+            try:
+                found: torch.Tensor = functional_call(
+                    Called(), {f"network.{name}": value for name, value in values.items()}, given("meta")
+                )
+            except Exception:  # may be the meta device's fault
+                found = call(network, *given("cpu"))
+        finally:
+            network.train(training)
+    return found
+
+
+def check_size(network: nn.Module, source: Denoiser, shape: Shape) -> None:
+    """Raises UserError, with the nearest sizes that work, where the network does not give as many pixels as it is given."""
+
+    def problem(size: int) -> str | None:
+        try:
+            found = trial(network, source.call, shape, size)
+        except UserError:
+            raise
+        except Exception as error:  # the network is anybody's: anything can come
+            return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+        if not isinstance(found, torch.Tensor):
+            return f"it gives a {type(found).__name__}, not a tensor"
+        count, channels, *sides = found.shape
+        if count != 2 or sides != [size, size] or channels not in (shape.channels, 2 * shape.channels):
+            return f"of {[2, shape.channels, size, size]} it makes {list(found.shape)}"
+        return None
+
+    why = problem(shape.size)
+    if why is None:
+        return
+    below = next((size for size in range(shape.size - 1, max(0, shape.size - 129), -1) if problem(size) is None), None)
+    above = next((size for size in range(shape.size + 1, shape.size + 129) if problem(size) is None), None)
+    near = [str(size) for size in (below, above) if size is not None]
+    hint = f"; the nearest sizes that it does are {' and '.join(near)}: set model.adapt.image_size accordingly" if near else ""
+    raise UserError(f"{source.name}: does not generate {shape.size} x {shape.size} of {shape.channels} channels ({why}){hint}")

@@ -1,0 +1,182 @@
+"""Diffusion: a network that takes noise out of images, and so makes images of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config import UserError
+from trainer.config.noise import Samples
+from trainer.config.targets import Facts
+from trainer.config.tasks.diffusion import Config
+from trainer.spec import Beside, Generator, Judge, Output
+from trainer.tasks import draws
+from trainer.tasks.base import Batch, Keyed
+from trainer.tasks.denoising import DenoisingMeasure
+from trainer.tasks.likeness import Likeness
+from trainer.tasks.process import At, Process, process
+from trainer.tasks.sampler import Plan, sample, scheduler
+
+NOISE, TIMES, DROP, LATENT = 1, 2, 3, 4  # streams of draws
+MEASURED = 16  # the first stream of an evaluation's
+
+
+def build(config: Config, facts: Facts) -> Diffusion:
+    """The task for the classes of the data, where it looks at them."""
+    learnt = config.learnt(facts)
+    counts = [count for known in learnt for count in known.counts]
+    return Diffusion(config, [label for known in learnt for label in known.target.labels], counts)
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What a network said of noised images, what it should have said, both [n, c, h, w], and where they stood."""
+
+    said: torch.Tensor
+    target: torch.Tensor
+    at: At
+
+
+class Diffusion:
+    """Noise is added to images, and the network says what it was; all draws are functions of (seed, epoch, sample)."""
+
+    def __init__(self, config: Config, classes: Sequence[str], counts: Sequence[int]) -> None:
+        self._config = config
+        self._classes, self._counts = tuple(classes), tuple(counts)
+        self._likeness: Likeness | None = None
+        self._seed = 0
+        self._beside: Beside | None = None
+        self._process: Process | None = None
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """None: it says nothing of images."""
+        return ()
+
+    @property
+    def generator(self) -> Generator:
+        """What the network is told, and what it makes."""
+        return Generator(self._classes, bool(self._classes) and self._config.drop > 0, self._config.vae)
+
+    def bind(self, beside: Beside, seed: int) -> None:
+        """Take what stands beside the network that was built. Raises UserError where it does not go with the settings."""
+        self._beside, self._seed = beside, seed
+        self._process = process(self._config, beside.schedule, latents=beside.vae is not None)
+        steps, asked = self._process.steps, self._config.samples.steps
+        if asked > steps:
+            raise UserError(
+                f"task.samples.steps is {asked}, more than the {steps} time steps of the noise; write {steps} or less"
+            )
+        scheduler(self._process.settings, self._config.samples.sampler)
+
+    def compare(self, judge: Judge) -> None:
+        """Measure how like the data the images are, by the features of this judge, as `fidelity` says."""
+        assert self._config.fidelity is not None
+        self._likeness = Likeness(self._config.fidelity, judge, self._counts)
+
+    @property
+    def beside(self) -> Beside:
+        if self._beside is None:
+            raise RuntimeError("the task has no network yet")
+        return self._beside
+
+    @property
+    def process(self) -> Process:
+        if self._process is None:
+            raise RuntimeError("the task has no network yet")
+        return self._process
+
+    def schedule(self) -> Mapping[str, Any]:
+        """Settings of a scheduler of diffusers that takes the noise out again."""
+        return self.process.settings
+
+    def plan(self, samples: Samples | None = None) -> Plan:
+        """How images are made of noise, as the run file or `samples` says."""
+        asked = samples or self._config.samples
+        nothing = len(self._classes) if self.generator.dropped else None
+        return Plan(self.process.settings, asked.sampler, asked.steps, asked.guidance, nothing)
+
+    def run(self, module: nn.Module, batch: Keyed) -> Denoised:
+        """Add the noise of each sample's own key, at the time of its own key, and ask the network."""
+        device = batch.images.device
+        place = batch.epochs.to(device, non_blocking=True), batch.indices.to(device, non_blocking=True)
+        at = self.process.at(draws.uniform(draws.keys(self._seed, TIMES, *place)))
+        classes = batch.labels
+        if self.generator.dropped:
+            dropped = draws.uniform(draws.keys(self._seed, DROP, *place)) < self._config.drop
+            classes = torch.where(dropped, len(self._classes), classes)
+        images = self._clean(batch.images, draws.keys(self._seed, LATENT, *place))
+        return self._denoise(module, images, classes, at, draws.keys(self._seed, NOISE, *place))
+
+    def _clean(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """What noise is added to: the images, or latents drawn by these keys from what the autoencoder says of them.
+
+        Where that is kept, mean and deviation [n, 2 * channels, size, size] come in place of the images, which are larger.
+        """
+        beside = self.beside
+        if beside.vae is None:
+            return images
+        kept = images.shape[1:] == (2 * beside.channels, beside.size, beside.size)
+        mean, deviation = images.chunk(2, dim=1) if kept else beside.vae.encode(images)
+        return mean + deviation * draws.normal(keys, mean.shape[1:])
+
+    def _denoise(self, module: nn.Module, images: torch.Tensor, classes: torch.Tensor, at: At, keys: torch.Tensor) -> Denoised:
+        """What the network says of images with the noise of these keys."""
+        noise = draws.normal(keys, images.shape[1:])
+        told = {"classes": classes} if self._classes else {}
+        said = self.beside.call(module, at.alpha * images + at.sigma * noise, at.times, told)
+        return Denoised(said[:, : self.beside.channels], self.process.target(images, noise, at), at)
+
+    def measured(self, network: nn.Module, batch: Batch) -> Iterator[Denoised]:
+        """Like `run` with noise that is the same at every evaluation, at several times of each sample: one in each of as many
+        parts of equal probability. No class is dropped."""
+        count, indices = self._config.draws, batch.indices.to(batch.images.device)
+        images = self._clean(batch.images, draws.keys(self._seed, MEASURED + LATENT, indices))
+        for draw in range(count):
+            place = torch.full_like(indices, draw), indices
+            within = draws.uniform(draws.keys(self._seed, MEASURED + TIMES, *place))
+            keys = draws.keys(self._seed, MEASURED + NOISE, *place)
+            yield self._denoise(network, images, batch.labels, self.process.at((draw + within) / count), keys)
+
+    def logits(self, output: Denoised) -> torch.Tensor:
+        """What the network said: no loss compares it with that of another network."""
+        return output.said
+
+    def losses(self, output: Denoised, batch: Batch) -> dict[str, torch.Tensor]:
+        """The squared error of what the network said, weighted by its time."""
+        return {"task": self.error(output)}
+
+    def error(self, output: Denoised) -> torch.Tensor:
+        """The weighted squared error of each sample, [n]."""
+        square = (output.said.float() - output.target).square().flatten(1).mean(dim=1)
+        return square * self.process.weights(output.at)
+
+    def sample(
+        self,
+        network: nn.Module,
+        seeds: Sequence[int],
+        classes: Sequence[int],
+        plan: Plan,
+        step: Callable[[], None] = lambda: None,
+    ) -> torch.Tensor:
+        """Images, uint8 [n, c, h, w] on the CPU, of seeds and, where the network is told of them, classes by number."""
+        device = next(network.parameters()).device
+        told = torch.tensor(classes, dtype=torch.int64) if self._classes else None
+        return sample(network, self.beside, plan, seeds, told, device, step)
+
+    def predictions(self, logits: torch.Tensor, top: int) -> list[dict[str, Any]]:
+        """Raises UserError: it says nothing of images."""
+        raise UserError("this run makes images and says nothing of any; write `graft sample`")
+
+    @property
+    def scale(self) -> torch.Tensor | None:
+        """None."""
+        return None
+
+    def measure(self, samples: int, device: torch.device) -> DenoisingMeasure:
+        """The loss, and images of fixed seeds."""
+        return DenoisingMeasure(self, self._config, self._classes, device, self._likeness)

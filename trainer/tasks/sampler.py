@@ -1,0 +1,95 @@
+"""From noise to images: a generator called again and again, with the schedulers of diffusers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config import UserError
+from trainer.spec import Beside
+
+_OF_BETAS = {
+    "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler",
+    "euler": "EulerDiscreteScheduler", "heun": "HeunDiscreteScheduler", "pndm": "PNDMScheduler",
+}  # fmt: skip
+_OF_FLOW = {"euler": "FlowMatchEulerDiscreteScheduler", "heun": "FlowMatchHeunDiscreteScheduler"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How images are made: by which sampler in how many steps, and how strongly guided.
+
+    `settings`: of the scheduler that the noise of the training is described by; `nothing`: the number that says that no class is
+    told, where the network knows one.
+    """
+
+    settings: Mapping[str, Any]
+    sampler: str
+    steps: int
+    guidance: float = 1.0
+    nothing: int | None = None
+
+
+def scheduler(settings: Mapping[str, Any], sampler: str) -> Any:
+    """A scheduler of diffusers for the noise of a training. Raises UserError for one that cannot take such noise out."""
+    import diffusers
+
+    flow = str(settings["_class_name"]).startswith("FlowMatch")
+    known = _OF_FLOW if flow else _OF_BETAS
+    name = ("euler" if flow else "ddim") if sampler == "auto" else sampler
+    if name not in known:
+        kind = "flow" if flow else "a network that was not trained for flow"
+        raise UserError(f"the sampler {name} does not go with {kind}; write {', '.join(known)}, or auto")
+    made = getattr(diffusers, known[name])
+    taken = inspect.signature(made.__init__).parameters
+    return made(**{key: value for key, value in settings.items() if key in taken})
+
+
+def noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[torch.Tensor, list[torch.Generator]]:
+    """What images are made of, float32 [n, *shape]: of each seed what torch draws first, as in pipelines of diffusers."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(*shape, generator=generator) for generator in generators]), generators
+
+
+@torch.no_grad()
+def sample(
+    network: nn.Module, beside: Beside, plan: Plan, seeds: Sequence[int], classes: torch.Tensor | None, device: torch.device,
+    step: Callable[[], None] = lambda: None,
+) -> torch.Tensor:  # fmt: skip
+    """Images of seeds, uint8 [n, c, h, w] on the CPU; `classes` int64 [n], where the network is told of them.
+
+    `network` in eval mode. An image depends on its seed and its class, and to rounding on how many are made at once. `step` is
+    called after each pass through the network. Raises UserError.
+    """
+    made = scheduler(plan.settings, plan.sampler)
+    told = {} if classes is None else {"classes": classes.to(device)}
+    guided = plan.guidance != 1 and classes is not None and plan.nothing is not None
+    images, generators = noise(seeds, (beside.channels, beside.size, beside.size))
+    made.set_timesteps(plan.steps)
+    images = images.to(device) * made.init_noise_sigma if hasattr(made, "init_noise_sigma") else images.to(device)
+    draws = {"generator": generators} if "generator" in inspect.signature(made.step).parameters else {}
+    for time in made.timesteps:
+        given = made.scale_model_input(images, time) if hasattr(made, "scale_model_input") else images
+        times = time.to(device).expand(len(images))
+        found = _said(network, beside, given, times, told)
+        if guided:
+            untold = {"classes": torch.full_like(told["classes"], plan.nothing or 0)}
+            without = _said(network, beside, given, times, untold)
+            found = without + plan.guidance * (found - without)
+        images = made.step(found, time, images, **draws).prev_sample
+        step()
+    if beside.vae is not None:
+        images = beside.vae.decode(images)
+    return (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+
+
+def _said(
+    network: nn.Module, beside: Beside, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """What the network says of images, without the variances that some also give."""
+    return beside.call(network, images, times, told)[:, : beside.channels].float()
