@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.trainers import Zygote, points, run_file
+from tests.trainers import LIMIT, Zygote, points, run_file
 
 PLAIN = {"args": {"norm": False, "dropout": 0.0}}
-KINDS = ("zero1", "zero2", "zero3", "fsdp")
 BARE = {"trainer.runtime.zero.PERSISTS": 0.0}
 
 
@@ -37,7 +36,7 @@ def run(
     small."""
     constants = BARE if kind == "zero3" and bare else None
     ranks = trainers.start(file, folder, world=world, fault=fault, args=(f"parallel.kind={kind}", *args), constants=constants)
-    return [rank.wait() for rank in ranks]
+    return [rank.wait(4 * LIMIT) for rank in ranks]  # each waits for the other several times a layer
 
 
 def column(folder: Path, name: str) -> list[float]:

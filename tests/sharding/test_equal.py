@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.sharding.conftest import KINDS, column, plain, run
+from tests.sharding.conftest import column, plain, run
 from tests.trainers import Zygote
 from trainer.checkpoint import averaged
 from trainer.restored import restore
@@ -20,13 +20,17 @@ def last(folder: Path) -> dict[str, torch.Tensor]:
     return averaged(max((folder / "checkpoints").glob("step-*")))
 
 
-@pytest.mark.parametrize("offload", ["none", "cpu"])
-@pytest.mark.parametrize("kind", ["ddp", *KINDS])
-def test_every_kind_learns_what_one_rank_does(trainers: Zygote, single: Path, tmp_path: Path, kind: str, offload: str) -> None:
-    """Whole shares without offload, with it several passes a step."""
-    passes = "auto" if offload == "none" else "5"
-    place = "none" if kind == "ddp" else offload
-    args = (f"train.micro_batch={passes}", f"parallel.offload={place}")
+@pytest.mark.parametrize(
+    ("kind", "passes", "offload"),
+    [("ddp", "5", "none"), ("zero1", "auto", "none"), ("zero2", "5", "cpu"), *(
+        (kind, passes, offload) for kind in ("zero3", "fsdp") for passes, offload in (("auto", "cpu"), ("5", "none"))
+    )],
+)  # fmt: skip
+def test_every_kind_learns_what_one_rank_does(
+    trainers: Zygote, single: Path, tmp_path: Path, kind: str, passes: str, offload: str
+) -> None:
+    """A rank's whole share at once, or in three passes a step."""
+    args = (f"train.micro_batch={passes}", f"parallel.offload={offload}")
     assert run(trainers, plain(tmp_path), tmp_path, kind, args=args) == [0, 0], trainers.started[-2].text()
     found, wanted = column(tmp_path / "run", "train/loss"), column(single, "train/loss")
     assert len(found) == 40

@@ -1,4 +1,4 @@
-"""A generator with an average, shared out: the same losses and the same images, though the ranks make unlike numbers of passes."""
+"""A generator with an average, shared out: the same losses and images, though the ranks make unlike numbers of passes."""
 
 from __future__ import annotations
 

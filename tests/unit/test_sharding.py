@@ -23,6 +23,7 @@ from trainer.spec import ParamGroup
 
 TEACHER = {"losses": {"teacher": {"source": "torchvision:resnet18", "weights": "best"}, "add": {"soft": {"kind": "logits"}}}}
 NEAR = {"losses": {"add": {"near": {"kind": "l2_sp"}}}, "model": {"source": "torchvision:resnet18", "weights": "best"}}
+FREE = {"optimizer": {"kind": "schedule_free", "lr": 1e-3}, "schedule": {"kind": "constant"}}
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("zero2", {"optimizer": {"kind": "timm", "name": "lamb", "lr": 1e-3}}, {}, "timm's lamb looks at whole layers; choose one"),
     ("fsdp", {"optimizer": {"kind": "timm", "name": "bnbadamw8bit", "lr": 1e-3}}, {}, "bnbadamw8bit keeps its state in blocks"),
