@@ -73,12 +73,12 @@ def test_it_does_not_matter_how_what_an_optimizer_holds_is_cut(config: Optimizer
     """Two matrices, against the numbers of both in one row that begins and ends within them."""
     torch.manual_seed(0)
     values, gradients = torch.randn(24), torch.randn(4, 24) * torch.logspace(-2, 1, 24)
-    whole = [nn.Parameter(part.clone().view(3, 4)) for part in values.split(12)]
-    cut = [nn.Parameter(part.clone()) for part in values.split([7, 9, 8])]
+    whole = [nn.Parameter(part.clone().view(3, 4)) for part in torch.split(values, 12)]
+    cut = [nn.Parameter(part.clone()) for part in torch.split(values, [7, 9, 8])]
     for parameters, sizes in ((whole, [12, 12]), (cut, [7, 9, 8])):
         optimizer = build_optimizer(config, [ParamGroup([(str(n), p) for n, p in enumerate(parameters)])])
         for gradient in gradients:
-            for parameter, part in zip(parameters, gradient.split(sizes), strict=True):
+            for parameter, part in zip(parameters, torch.split(gradient, sizes), strict=True):
                 parameter.grad = part.view_as(parameter).clone()
             optimizer.step()
     found, wanted = (torch.cat([p.detach().flatten() for p in parameters]) for parameters in (cut, whole))
