@@ -20,6 +20,13 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     """Read the arguments and make the images; as one of several ranks (RANK, WORLD_SIZE) a share of them. Raises UserError."""
     parser.add_argument("--classes", default="", help="names, separated by commas (default: all that the network is told of)")
     parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what they show, of a network that is told texts; several times",
+    )
+    parser.add_argument(
         "--seeds", default="0-3", help="such as 0-15 or 3,7,20-29 (default: 0-3); the same seed is the same image"
     )
     parser.add_argument("--guidance", type=float, help="how far past no class towards the class (default: as in the run file)")
@@ -41,7 +48,9 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     restored = restore(folder, arguments.checkpoint)
     device = device_of(arguments.device, rank if world > 1 else None)
     plan = images.changed(images.task_of(restored).plan(), arguments.sampler, arguments.steps, arguments.guidance)
-    words = [word.strip() for word in arguments.classes.split(",") if word.strip()]
+    if arguments.classes and arguments.prompt:
+        raise UserError("--classes and --prompt: a network is told one or the other; leave one of them out")
+    words = arguments.prompt or [word.strip() for word in arguments.classes.split(",") if word.strip()]
     asked = images.asked_for(restored, images.seeds_of(arguments.seeds), words)
     out = arguments.out or folder.path / "generated" / f"step-{restored.step:08d}"
     batches = images.share(asked, arguments.batch or images.batch_of(restored), rank, world)

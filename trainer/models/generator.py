@@ -21,6 +21,7 @@ from trainer.models.autoencoder import Codec
 from trainer.models.base import Built, Checkpoint, LoadReport, Need, first_few
 from trainer.models.channels import outputs_of
 from trainer.models.class_tables import Table, table_rows
+from trainer.models.text import Words
 from trainer.spec import Beside, Call, Generator, InputSpec
 
 _HALF = 0.5
@@ -28,11 +29,15 @@ _HALF = 0.5
 
 @dataclass(frozen=True)
 class Shape:
-    """What a generator is built for: channels that it takes and gives, their side, and rows of its class tables (0: none)."""
+    """What a generator is built for: channels that it takes and gives, their side, and rows of its class tables (0: none).
+
+    `text`: numbers a token of the text that it is told (0: none).
+    """
 
     channels: int
     size: int
     rows: int
+    text: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class Denoiser:
     `make(shape)` builds the network, `parts(network, told)` names its layers, `call` sends a batch through it. `channels`, `size`
     and `table` are those of the weights, `schedule` the settings of the scheduler that was saved with them; none where that is
     not known, or there is none. `read`: the checkpoint, if there is one. `spare`: its tables always have a row for no class.
-    `vae`: the autoencoder that stands beside it, as FOLDER#PART.
+    `vae`: the autoencoder that stands beside it, as FOLDER#PART. `text`: it is told texts, in so many numbers a token (0: it is
+    not); `words`: the pipeline whose text encoder stands beside it.
     """
 
     name: str
@@ -70,6 +76,8 @@ class Denoiser:
     schedule: Mapping[str, Any] | None = None
     spare: bool = False
     vae: str | None = None
+    text: int = 0
+    words: str | None = None
 
 
 def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights: bool = True) -> Built:
@@ -78,6 +86,7 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     adapt = config.adapt
     _refuse(config)
     codec = None if wanted.vae is None else Codec.of(wanted.vae, source.vae)
+    words = _words(source, wanted)
     image_size = adapt.image_size or (source.size * (codec.factor if codec else 1) if source.size else None)
     if image_size is None:
         raise UserError(f"model.adapt.image_size is missing: {source.name} does not say what size it makes; write it in pixels")
@@ -91,7 +100,7 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     if source.channels not in (None, shape.channels):
         heads += parts.inputs
     if source.read is not None and load_weights:
-        report = fill(network, source, parts, shape, adapt, wanted.classes, seed)
+        report = fill(network, source, parts, shape, adapt, () if wanted.text else wanted.classes, seed)
         fresh = [name for name, _ in network.named_parameters() if name in report.fresh]
     else:
         report = LoadReport(f"{source.name}, no checkpoint read")
@@ -100,7 +109,7 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
         config.adapt.in_channels, image_size, (_HALF,) * config.adapt.in_channels, (_HALF,) * config.adapt.in_channels
     )
     schedule = None if source.read is None else source.schedule
-    beside = Beside(source.call, shape.channels, shape.size, (config.adapt.in_channels, image_size), schedule, codec)
+    beside = Beside(source.call, shape.channels, shape.size, (config.adapt.in_channels, image_size), schedule, codec, words)
     return Built(network, tuple(heads), tuple(fresh), spec, report, beside)
 
 
@@ -109,7 +118,9 @@ def generator_needs(config: Model, vae: str | None) -> list[Need]:
     scheme, _, rest = config.source.partition(":")
     module: Any = importlib.import_module(f"trainer.models.{'denoisers' if scheme == 'diffusers' else scheme}")
     found: list[Need] = module.needs(rest, config)
-    return [*found, *(Codec.of(vae, denoiser_of(config).vae).needs() if vae == "pipeline" else [])]
+    source = denoiser_of(config)
+    found = [*found, *(Codec.of(vae, source.vae).needs() if vae == "pipeline" else [])]
+    return [*found, *(Words(source.words).needs() if source.words is not None else [])]
 
 
 def denoiser_of(config: Model) -> Denoiser:
@@ -137,10 +148,32 @@ def _refuse(config: Model) -> None:
         )
 
 
+def _words(source: Denoiser, wanted: Generator) -> Words | None:
+    """The text encoder of a generator that is told texts. Raises UserError where one of the two is missing."""
+    if bool(source.text) != wanted.text:
+        raise UserError(
+            f"{source.name}: is told a text; write task.condition: text (the names of classes are texts as well)"
+            if source.text
+            else f"{source.name}: is told no text; write task.condition: class, or none"
+        )
+    if not wanted.text:
+        return None
+    if source.words is None:
+        raise UserError(f"{source.name}: is told a text, and there is no text encoder beside it; name the folder of its pipeline")
+    words = Words(source.words)
+    if words.width != source.text:
+        raise UserError(
+            f"{source.name}: is told texts of {source.text} numbers a token, and the text encoder beside it gives "
+            f"{words.width}; it is that of another network"
+        )
+    return words
+
+
 def _shape(source: Denoiser, wanted: Generator, adapt: Adapt, image_size: int, codec: Codec | None) -> Shape:
-    rows = len(wanted.classes) + (wanted.dropped or source.spare) if wanted.classes else int(source.spare)
+    classes = 0 if wanted.text else len(wanted.classes)
+    rows = classes + (wanted.dropped or source.spare) if classes else int(source.spare)
     if codec is None:
-        return Shape(adapt.in_channels, image_size, rows)
+        return Shape(adapt.in_channels, image_size, rows, source.text)
     if adapt.in_channels != codec.in_channels:
         raise UserError(
             f"{codec.name} takes {codec.in_channels} channels and model.adapt.in_channels is {adapt.in_channels}; "
@@ -155,7 +188,7 @@ def _shape(source: Denoiser, wanted: Generator, adapt: Adapt, image_size: int, c
             f"model.adapt.image_size is {image_size}, and {codec.name} takes multiples of {codec.factor}; write "
             f"{' or '.join(map(str, near))}"
         )
-    return Shape(codec.channels, image_size // codec.factor, rows)
+    return Shape(codec.channels, image_size // codec.factor, rows, source.text)
 
 
 def fill(
@@ -218,6 +251,8 @@ def fill(
 
 def told(shape: Shape, count: int, device: str = "cpu") -> dict[str, torch.Tensor]:
     """What a generator is told of `count` images, for a trial."""
+    if shape.text:
+        return {"text": torch.zeros(count, 2, shape.text, device=device)}
     return {"classes": torch.arange(count, device=device) % shape.rows} if shape.rows else {}
 
 

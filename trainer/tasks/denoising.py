@@ -71,14 +71,16 @@ class DenoisingMeasure:
             self._likeness.make(make, first, batch, rank, world)
 
     def _chosen(self) -> Iterator[int]:
-        """The class of each image of the sheet: one of each in a row."""
-        columns, count = self._columns, self._config.samples.count
-        for place in range(max(1, count // columns) * columns if count else 0):
-            yield place % max(1, len(self._classes)) if self._classes else 0
+        """What the network is told of each image of the sheet: one class after the other, or texts."""
+        samples, told = self._config.samples, self._task.told
+        numbers = [told.number(prompt) for prompt in samples.prompts] or range(max(1, len(self._classes)))
+        columns = self._columns
+        for place in range(max(1, samples.count // columns) * columns if samples.count else 0):
+            yield numbers[place % len(numbers)]
 
     @property
     def _columns(self) -> int:
-        return min(len(self._classes) or 8, COLUMNS)
+        return min(len(self._config.samples.prompts) or len(self._classes) or 8, COLUMNS)
 
     def tensors(self) -> Sequence[torch.Tensor]:
         """What is to be summed over the ranks, in place."""
@@ -98,6 +100,7 @@ class DenoisingMeasure:
             metrics, details = metrics | found, details | about
         sheet = None
         if self._made is not None and len(self._made):
-            captions = tuple(self._classes[index] if self._classes else "" for index in self._chosen())
+            words = self._task.told.words
+            captions = tuple(words[index] if words else "" for index in self._chosen())
             sheet = Sheet(self._made, captions, self._columns)
         return Evaluation(metrics, details, sheet)
