@@ -37,8 +37,11 @@ class Restored:
     step: int
 
 
-def restore(folder: RunDir, which: str) -> Restored:
-    """The network of a checkpoint: `best`, `last` or a step. Raises UserError or RefusedError."""
+def restore(folder: RunDir, which: str, *, merge: bool = True) -> Restored:
+    """The network of a checkpoint: `best`, `last` or a step; without `merge` its adapters stand beside the weights still.
+
+    Raises UserError or RefusedError.
+    """
     run = folder.load()
     loaded = Store(folder.checkpoints, keep=run.checkpoint.keep).named(which)
     state = loaded.state
@@ -55,7 +58,8 @@ def restore(folder: RunDir, which: str) -> Restored:
         fill(built.network, weights)
     except RefusedError as error:
         raise RefusedError(f"{loaded.path} does not fit the network of {folder.config}: {error}") from None
-    network = strategies.merge(run.strategy, built.network).eval().requires_grad_(False)
+    network = strategies.merge(run.strategy, built.network) if merge else built.network
+    network = network.eval().requires_grad_(False)
     if isinstance(task, Generates) and built.beside is not None:
         task.bind(replace(built.beside, schedule=state["generator"]["schedule"]), run.train.seed)
     spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})

@@ -93,9 +93,14 @@ class Autoencoder(Protocol):
 
 
 class TextEncoder(Protocol):
-    """What turns texts into numbers [n, tokens, width] for a generator. `source`: the pipeline that it is of."""
+    """What turns texts into numbers [n, length, width] for a generator. `source`: the pipeline that it is of."""
 
     source: str
+    length: int
+
+    @property
+    def tokenizer(self) -> Any:
+        """What cuts texts into tokens, of its own library."""
 
     @property
     def network(self) -> nn.Module:
@@ -105,7 +110,7 @@ class TextEncoder(Protocol):
         """Read its weights, where that was not done, and move it to a device. Raises UserError."""
 
     def encode(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
-        """[n, tokens, width] float32 on the device."""
+        """[n, length, width] float32 on the device."""
 
     def too_long(self, texts: Sequence[str]) -> list[tuple[str, int]]:
         """The texts of which the end is not seen, each with its number of tokens."""

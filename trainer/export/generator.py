@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from trainer.config import UserError
-from trainer.export import pipeline
+from trainer.config.strategies import lora
+from trainer.export import adapters, pipeline
 from trainer.export.folder import _commit, _version
 from trainer.export.generator_card import card
 from trainer.restored import Restored
 from trainer.tasks.diffusion import Diffusion
+
+log = logging.getLogger("graft")
 
 
 def export_generator(restored: Restored, out: Path, summary: dict[str, Any], evaluation: dict[str, Any]) -> Path:
@@ -37,13 +41,29 @@ def export_generator(restored: Restored, out: Path, summary: dict[str, Any], eva
         new.mkdir()
         form, told = pipeline.write(network, task, new)
         pipeline.check(network, task, form, new)
+        why = adapters.unfit(restored, form)
+        if why is None and isinstance(restored.run.strategy, lora.Config):
+            adapters.write(restored, form, new)
+        elif why is not None:
+            log.warning("the adapters are part of the exported weights, and not a file of their own: %s", why)
         pipeline.images(network, task, new)
         if form.own:
             pipeline.own(new)
         about = {"graft": _version(), "name": restored.run.name, "step": restored.step, **told}
         (new / "graft.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         manifest = restored.folder.read_json(restored.folder.manifest)
-        text = card(restored, form.code, manifest, summary, evaluation)
+        code = form.code if not (new / adapters.FILE).is_file() else f"{form.code}\n{_over(restored)}"
+        text = card(restored, code, manifest, summary, evaluation)
         (new / "README.md").write_text(text, encoding="utf-8")
         _commit(new, out, Path(name) / "old")
     return out
+
+
+def _over(restored: Restored) -> str:
+    """How the adapters alone are loaded, for the card."""
+    place = restored.run.model.source.removeprefix("diffusers:").partition("#")[0]
+    return (
+        f"# or what was learnt alone, over the weights that it was learnt from\n"
+        f'pipe = {pipeline.TEXT}.from_pretrained("{Path(place).name}")\n'
+        f'pipe.load_lora_weights("FOLDER", weight_name="{adapters.FILE}")\n'
+    )

@@ -48,8 +48,11 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     restored = restore(folder, arguments.checkpoint)
     device = device_of(arguments.device, rank if world > 1 else None)
     plan = images.changed(images.task_of(restored).plan(), arguments.sampler, arguments.steps, arguments.guidance)
-    if arguments.classes and arguments.prompt:
-        raise UserError("--classes and --prompt: a network is told one or the other; leave one of them out")
+    text = images.task_of(restored).generator.text
+    if arguments.classes if text else arguments.prompt:
+        wrong, right = ("--classes", "--prompt TEXT") if text else ("--prompt", "--classes NAMES")
+        told = "texts" if text else "classes, and no text"
+        raise UserError(f"{wrong}: {restored.run.name} is told {told}; write {right}")
     words = arguments.prompt or [word.strip() for word in arguments.classes.split(",") if word.strip()]
     asked = images.asked_for(restored, images.seeds_of(arguments.seeds), words)
     out = arguments.out or folder.path / "generated" / f"step-{restored.step:08d}"
@@ -61,7 +64,7 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         with precision(restored.run.train.precision if device.type == "cuda" else "fp32", device):
             images.make(restored, plan, batches, out, device, show=rank == 0)
     if world == 1:
-        images.note(out, asked)
+        images.note(out, asked, "text" if text else "class")
         told = {"folder": str(out), "step": restored.step, "images": len(asked)}
         print(json.dumps(told) if arguments.json else f"{len(asked)} images of step {restored.step:,} are in {out}")
     return EXIT_DONE

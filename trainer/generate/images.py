@@ -23,7 +23,7 @@ from trainer.tasks.sampler import Plan, scheduler
 
 @dataclass(frozen=True)
 class Asked:
-    """One image: its seed and the name of its class (empty where the network is told of none)."""
+    """One image: its seed and the name of its class, or its text (empty where the network is told of none)."""
 
     seed: int
     word: str
@@ -64,7 +64,7 @@ def asked_for(restored: Restored, seeds: Sequence[int], words: Sequence[str]) ->
     twice = next((file for file in files if files.count(file) > 1), None) if len(set(files)) < len(files) else None
     if twice is not None:
         raise UserError(
-            f"--classes: several classes would be written to {twice}; name them one at a time, with another --out each"
+            f"several of what is asked for would be written to {twice}; name them one at a time, with another --out each"
         )
     return asked
 
@@ -118,14 +118,14 @@ def make(
             progress.done(done)
 
 
-def note(out: Path, asked: Sequence[Asked]) -> None:
-    """What was made, as a table: samples.csv (file, class, seed); rows of an earlier call stay."""
+def note(out: Path, asked: Sequence[Asked], told: str) -> None:
+    """What was made, as a table: samples.csv (file, what it was `told`, seed); rows of an earlier call stay."""
     path = out / "samples.csv"
     new = not path.exists()
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         if new:
-            writer.writerow(["file", "class", "seed"])
+            writer.writerow(["file", told, "seed"])
         writer.writerows([one.file, one.word, one.seed] for one in asked)
 
 

@@ -83,15 +83,29 @@ def _dit_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_MORE = ("addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "class_embed_type", "num_class_embeds",
+         "time_cond_proj_dim")  # fmt: skip
+
+
+def _text(settings: Mapping[str, Any]) -> int:
+    """Numbers a token of the text that a UNet2DConditionModel is told."""
+    width = settings.get("cross_attention_dim") or 1280
+    widths = set(width) if isinstance(width, list | tuple) else {width}
+    if len(widths) > 1:
+        raise UserError(f"a UNet2DConditionModel with cross_attention_dim: {width} is told several texts, which graft cannot do")
+    return int(widths.pop())
+
+
 def _conditioned(network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return network(images, times, encoder_hidden_states=told["text"], return_dict=False)[0]  # type: ignore[no-any-return]
 
 
 def _conditioned_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
-    for key in ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type", "num_class_embeds"):
+    for key in _MORE:
         if settings.get(key) is not None:
             raise UserError(
-                f"a UNet2DConditionModel with {key}: {settings[key]} is told more than a text, which graft cannot do yet"
+                f"a UNet2DConditionModel with {key}: {settings[key]} is told more than the texts of one encoder, which graft "
+                "cannot do; those of Stable Diffusion 1 and 2 are told nothing else"
             )
     return {
         **settings, "in_channels": shape.channels, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
@@ -109,7 +123,7 @@ KINDS = {
     ),
     "UNet2DConditionModel": Kind(
         _conditioned, _conditioned_settings, "conv_in", "conv_out", ("conv_norm_out",), lambda settings: 0,
-        lambda settings: int(settings.get("cross_attention_dim") or 1280),
+        _text,
     ),
 }  # fmt: skip
 

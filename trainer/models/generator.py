@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from trainer.config import UserError, nearest
 from trainer.config.adapt import Adapt
@@ -22,8 +22,10 @@ from trainer.models.base import Built, Checkpoint, LoadReport, Need, first_few
 from trainer.models.channels import outputs_of
 from trainer.models.class_tables import Table, table_rows
 from trainer.models.text import Words
+from trainer.models.trial import check_size
 from trainer.spec import Beside, Call, Generator, InputSpec
 
+log = logging.getLogger("graft")
 _HALF = 0.5
 
 
@@ -87,6 +89,7 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     _refuse(config)
     codec = None if wanted.vae is None else Codec.of(wanted.vae, source.vae)
     words = _words(source, wanted)
+    _warn_of_latents(source, codec)
     image_size = adapt.image_size or (source.size * (codec.factor if codec else 1) if source.size else None)
     if image_size is None:
         raise UserError(f"model.adapt.image_size is missing: {source.name} does not say what size it makes; write it in pixels")
@@ -146,6 +149,19 @@ def _refuse(config: Model) -> None:
         raise UserError(
             "model.adapt.head_module names the output layer of a classifier; leave it out for a network that generates"
         )
+
+
+def _warn_of_latents(source: Denoiser, codec: Codec | None) -> None:
+    """Say where a generator was not trained on what it is given now."""
+    if source.read is None:
+        return
+    if codec is None and source.vae is not None:
+        log.warning("%s was trained on latents, and task.vae is none: it learns on pixels; write task.vae: pipeline", source.name)
+    if codec is not None and source.channels not in (None, codec.channels):
+        log.warning(
+            "task.vae: %s has latents of %d channels, and %s was trained on %d: its input and output are adapted, and have to be "
+            "learnt; write the autoencoder that it was trained with", codec.name, codec.channels, source.name, source.channels,
+        )  # fmt: skip
 
 
 def _words(source: Denoiser, wanted: Generator) -> Words | None:
@@ -247,68 +263,3 @@ def fill(
         for name, value in values.items():
             own[name].copy_(value)
     return report
-
-
-def told(shape: Shape, count: int, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """What a generator is told of `count` images, for a trial."""
-    if shape.text:
-        return {"text": torch.zeros(count, 2, shape.text, device=device)}
-    return {"classes": torch.arange(count, device=device) % shape.rows} if shape.rows else {}
-
-
-def trial(network: nn.Module, call: Call, shape: Shape, size: int) -> torch.Tensor:
-    """Two images of a size through a generator, for shapes alone: on the meta device where that works, else for real."""
-    values = {n: torch.empty_like(v, device="meta") for n, v in [*network.named_parameters(), *network.named_buffers()]}
-
-    class Called(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, *given: Any) -> torch.Tensor:
-            return call(self.network, *given)
-
-    def given(device: str) -> tuple[Any, ...]:
-        images = torch.zeros(2, shape.channels, size, size, device=device)
-        return images, torch.zeros(2, device=device), told(shape, 2, device)
-
-    training = network.training
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        try:
-            network.eval()
-            try:
-                found: torch.Tensor = functional_call(
-                    Called(), {f"network.{name}": value for name, value in values.items()}, given("meta")
-                )
-            except Exception:  # may be the meta device's fault
-                found = call(network, *given("cpu"))
-        finally:
-            network.train(training)
-    return found
-
-
-def check_size(network: nn.Module, source: Denoiser, shape: Shape) -> None:
-    """Raises UserError, with the nearest sizes that work, where the network does not give as many pixels as it is given."""
-
-    def problem(size: int) -> str | None:
-        try:
-            found = trial(network, source.call, shape, size)
-        except UserError:
-            raise
-        except Exception as error:  # the network is anybody's: anything can come
-            return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
-        if not isinstance(found, torch.Tensor):
-            return f"it gives a {type(found).__name__}, not a tensor"
-        count, channels, *sides = found.shape
-        if count != 2 or sides != [size, size] or channels not in (shape.channels, 2 * shape.channels):
-            return f"of {[2, shape.channels, size, size]} it makes {list(found.shape)}"
-        return None
-
-    why = problem(shape.size)
-    if why is None:
-        return
-    below = next((size for size in range(shape.size - 1, max(0, shape.size - 129), -1) if problem(size) is None), None)
-    above = next((size for size in range(shape.size + 1, shape.size + 129) if problem(size) is None), None)
-    near = [str(size) for size in (below, above) if size is not None]
-    hint = f"; the nearest sizes that it does are {' and '.join(near)}: set model.adapt.image_size accordingly" if near else ""
-    raise UserError(f"{source.name}: does not generate {shape.size} x {shape.size} of {shape.channels} channels ({why}){hint}")

@@ -102,6 +102,10 @@ class Words:
         """The encoder, with its weights."""
         return self._read()[1]
 
+    @property
+    def tokenizer(self) -> Any:
+        return self._read()[0]
+
     def encode(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
         """[n, length, width] float32 on the device, of texts cut to `length` tokens."""
         self.to(device)

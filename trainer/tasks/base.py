@@ -192,6 +192,12 @@ class Generates(Task, Protocol):
     def caption(self, text: str) -> int:
         """The same of a caption, as the data has it."""
 
+    def shown(self) -> list[int]:
+        """What images are shown of, in turn, by number."""
+
+    def word(self, number: int) -> str:
+        """The name of a number, or its text; empty where the network is told of none."""
+
     def plan(self) -> Any:
         """How images are made, where nobody says otherwise."""
 

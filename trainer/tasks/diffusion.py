@@ -96,6 +96,15 @@ class Diffusion:
         """The number of a caption, as the data has it."""
         return self.told.caption(text) if isinstance(self.told, Texts) else self.told.number(text)
 
+    def shown(self) -> list[int]:
+        """What images are shown of, in turn, by number: the prompts of the run file, else the classes, or the first captions."""
+        prompts = self._config.samples.prompts
+        return [self.told.number(prompt) for prompt in prompts] or list(range(len(self._classes))) or [0]
+
+    def word(self, number: int) -> str:
+        """The class or the text of a number; nothing where the network is told of none."""
+        return self.told.words[number] if self.told.words else ""
+
     def compare(self, judge: Judge) -> None:
         """Measure how like the data the images are, by the features of this judge, as `fidelity` says."""
         assert self._config.fidelity is not None
@@ -202,4 +211,4 @@ class Diffusion:
 
     def measure(self, samples: int, device: torch.device) -> DenoisingMeasure:
         """The loss, and images of fixed seeds."""
-        return DenoisingMeasure(self, self._config, self._classes, device, self._likeness)
+        return DenoisingMeasure(self, self._config, device, self._likeness)

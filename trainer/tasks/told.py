@@ -58,14 +58,18 @@ class Texts(Told):
 
     def __init__(self, captions: Sequence[str], template: str) -> None:
         super().__init__([template.replace("{}", caption) for caption in captions])
+        self._numbers = {text: number for number, text in enumerate(self.words)}
         self._template = template
         self.encoder: TextEncoder | None = None
         self._held: dict[int, torch.Tensor] = {}
 
     def number(self, word: str) -> int:
-        if word not in self.words:
+        """The number of any text; one that the encoder sees only the beginning of is warned of."""
+        if word not in self._numbers:
+            self._numbers[word] = len(self.words)
             self.words.append(word)
-        return self.words.index(word)
+            self._warn([word])
+        return self._numbers[word]
 
     def caption(self, text: str) -> int:
         """The number of a caption of the data, which is put into the template."""
@@ -78,17 +82,21 @@ class Texts(Told):
 
     def ready(self, device: torch.device) -> None:
         """Encode the texts of the data, as far as there is room to hold them, and say which are cut."""
-        assert self.encoder is not None
-        long = self.encoder.too_long(self.words)
-        if long:
-            text, tokens = long[0]
-            log.warning(
-                "%d of %d captions have more tokens than the text encoder sees, and are cut: '%s …' has %d", len(long),
-                len(self.words), text[:60], tokens,
-            )  # fmt: skip
+        self._warn(self.words)
         self._hold([NOTHING], device)
         room = max(0, _HELD // self._held[NOTHING].nbytes - 1)
         self._hold(range(min(len(self.words), room)), device)
+
+    def _warn(self, texts: Sequence[str]) -> None:
+        """Say how many texts are too long."""
+        assert self.encoder is not None
+        long = self.encoder.too_long(texts)
+        if long:
+            text, tokens = long[0]
+            log.warning(
+                "%d of %d texts have more tokens than the %d that the encoder sees, and are cut: '%s …' has %d; shorten them",
+                len(long), len(texts), self.encoder.length, text[:60], tokens,
+            )  # fmt: skip
 
     def _hold(self, wanted: Iterable[int], device: torch.device) -> None:
         """Encode what is not held, on the CPU; for want of room go those that came first and are not wanted now."""
