@@ -9,7 +9,7 @@ import torch
 
 from trainer.config import UserError
 from trainer.config.strategies import lora
-from trainer.export.pipeline import TEXT, Form, compared
+from trainer.export.pipeline import TEXT, Form, compared, current
 from trainer.restored import Restored, restore
 from trainer.tasks.diffusion import Diffusion
 from trainer.tasks.sampler import scheduler
@@ -72,4 +72,6 @@ def _base(place: str) -> Any:
     """The network that a pipeline had before anything was learnt."""
     from trainer.models.diffusers import load
 
-    return load(f"{place}#unet")
+    network: Any = load(f"{place}#unet")
+    current(network)
+    return network
