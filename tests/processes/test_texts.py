@@ -31,7 +31,8 @@ def train(zygote: Zygote, folder: Path, pipe: str, *, world: int = 1, fault: str
         optimizer={"kind": "adamw", "lr": 0.02},
     )  # fmt: skip
     zygote.ask({"do": "import", "names": [
-        "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.schedulers", "peft",
+        "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl",
+        "diffusers.schedulers", "peft",
         "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip",
     ]})  # fmt: skip
     return zygote.run(path, folder, world=world, fault=fault)

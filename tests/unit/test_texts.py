@@ -19,6 +19,7 @@ from trainer.config.run import Data, Model
 from trainer.config.sources import open_splits
 from trainer.config.targets import Facts
 from trainer.config.tasks.diffusion import Config
+from trainer.export import pipeline
 from trainer.models import Built, build_model
 from trainer.spec import Generator
 from trainer.tasks.diffusion import build as build_task
@@ -229,3 +230,23 @@ def test_texts_that_are_too_long_are_counted_and_nothing_is_encoded_twice(
     task.told(torch.tensor([3, 3]))
     task.told(torch.tensor([3]))
     assert encoded == ["a new one"]
+
+
+def test_what_no_pipeline_of_texts_takes_has_one_of_its_own(tmp_path: Path) -> None:
+    """Flow, which diffusers' pipeline of a UNet and texts cannot sample: the folder's own code makes the same images."""
+    built = build(text_pipeline(tmp_path / "pipe"))
+    assert built.beside is not None
+    settings = {"samples": {"steps": 4}, "objective": "flow", "retarget": True}
+    task = build_task(Config(condition="text", vae="pipeline", **settings), Facts.plain(("hat", "shoes"), [1, 1]))
+    task.bind(built.beside, 0)
+    new = tmp_path / "new"
+    form, told = pipeline.write(built.network.eval(), task, new)
+    assert form.own
+    assert "prompt='hat'" in form.code
+    assert told["classes"] == []
+    pipeline.check(built.network, task, form, new)
+    last: Any = built.network.get_submodule("conv_out")
+    with torch.no_grad():
+        last.bias.add_(1)
+    with pytest.raises(UserError, match="makes other images than the run"):
+        pipeline.check(built.network, task, form, new)
