@@ -202,7 +202,7 @@ def test_what_the_settings_of_texts_need() -> None:
         ({"samples": {"prompts": ["a"]}, "condition": "class"}, "samples.prompts are texts, and condition is class"),
     ):
         with pytest.raises(ValueError, match=message):
-            Config(**{"condition": "text", **settings})
+            Config.model_validate({"condition": "text", **settings})
 
 
 def test_texts_that_are_too_long_are_counted_and_nothing_is_encoded_twice(
@@ -220,7 +220,12 @@ def test_texts_that_are_too_long_are_counted_and_nothing_is_encoded_twice(
     words: Any = built.beside.text
     encoded: list[str] = []
     encode = words.encode
-    monkeypatch.setattr(words, "encode", lambda texts, device: (encoded.extend(texts), encode(texts, device))[1])
+
+    def noted(texts: list[str], device: torch.device) -> torch.Tensor:
+        encoded.extend(texts)
+        return torch.as_tensor(encode(texts, device))
+
+    monkeypatch.setattr(words, "encode", noted)
     told = task.told(torch.tensor([2, -1, 0]))["text"]
     assert torch.equal(told, encode(["the shoes", "", "the hat"], torch.device("cpu")))
     assert not encoded, "all are held"
@@ -236,8 +241,8 @@ def test_what_no_pipeline_of_texts_takes_has_one_of_its_own(tmp_path: Path) -> N
     """Flow, which diffusers' pipeline of a UNet and texts cannot sample: the folder's own code makes the same images."""
     built = build(text_pipeline(tmp_path / "pipe"))
     assert built.beside is not None
-    settings = {"samples": {"steps": 4}, "objective": "flow", "retarget": True}
-    task = build_task(Config(condition="text", vae="pipeline", **settings), Facts.plain(("hat", "shoes"), [1, 1]))
+    settings = {"condition": "text", "vae": "pipeline", "samples": {"steps": 4}, "objective": "flow", "retarget": True}
+    task = build_task(Config.model_validate(settings), Facts.plain(("hat", "shoes"), [1, 1]))
     task.bind(built.beside, 0)
     new = tmp_path / "new"
     form, told = pipeline.write(built.network.eval(), task, new)

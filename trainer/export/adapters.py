@@ -41,8 +41,10 @@ def layers(network: Any) -> dict[str, torch.Tensor]:
     for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
             (adapter,) = module.lora_A
-            found[f"{name}.lora_A.weight"] = module.lora_A[adapter].weight.detach().contiguous()
-            found[f"{name}.lora_B.weight"] = (module.lora_B[adapter].weight.detach() * module.scaling[adapter]).contiguous()
+            first: Any = module.lora_A[adapter]
+            second: Any = module.lora_B[adapter]
+            found[f"{name}.lora_A.weight"] = first.weight.detach().contiguous()
+            found[f"{name}.lora_B.weight"] = (second.weight.detach() * module.scaling[adapter]).contiguous()
     return found
 
 

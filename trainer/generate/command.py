@@ -51,8 +51,7 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     text = images.task_of(restored).generator.text
     if arguments.classes if text else arguments.prompt:
         wrong, right = ("--classes", "--prompt TEXT") if text else ("--prompt", "--classes NAMES")
-        told = "texts" if text else "classes, and no text"
-        raise UserError(f"{wrong}: {restored.run.name} is told {told}; write {right}")
+        raise UserError(f"{wrong}: {restored.run.name} is told {'texts' if text else 'no text'}; write {right}")
     words = arguments.prompt or [word.strip() for word in arguments.classes.split(",") if word.strip()]
     asked = images.asked_for(restored, images.seeds_of(arguments.seeds), words)
     out = arguments.out or folder.path / "generated" / f"step-{restored.step:08d}"
