@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, replace
 
@@ -15,10 +16,13 @@ from trainer.config import RefusedError, Run, UserError
 from trainer.config.targets import Facts
 from trainer.models import build_model
 from trainer.models import run as run_source
+from trainer.references import fingerprint
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec
 from trainer.tasks import build_task
 from trainer.tasks.base import Generates, Task, wanted
+
+log = logging.getLogger("graft")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,20 @@ def restore(folder: RunDir, which: str, *, merge: bool = True) -> Restored:
         task.bind(replace(built.beside, schedule=state["generator"]["schedule"]), run.train.seed)
     spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})
     return Restored(folder, run, network, spec, task, facts, tuple(built.head), loaded.step)
+
+
+def warn_of_changes(restored: Restored) -> None:
+    """Say which networks beside a generator are others now than those that it was trained with."""
+    task, folder = restored.task, restored.folder
+    if not isinstance(task, Generates):
+        return
+    state = Store(folder.checkpoints, keep=restored.run.checkpoint.keep).named(str(restored.step)).state
+    for name, part in {"vae": task.beside.vae, "text": task.beside.text}.items():
+        if part is not None and state["references"].get(name) != fingerprint(part.network):
+            log.warning(
+                "%s has other weights now than when %s was trained, so that its images are others; bring the old ones back",
+                part.source, folder.name,
+            )  # fmt: skip
 
 
 def _tensors(folder: RunDir, which: str) -> dict[str, torch.Tensor]:

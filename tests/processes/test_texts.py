@@ -65,6 +65,11 @@ def test_texts_are_learnt_sampled_and_exported(
     assert main([*ask, "--prompt", "the 3", "--prompt", "a text of many more letters", "--out", str(out)]) == 0
     assert (out / "samples.csv").read_text().splitlines()[:2] == ["file,text,seed", "the_3-000005.png,the 3,5"]
     assert "1 of 1 texts have more tokens than the 12 that the encoder sees" in caplog.text
+    assert "other weights now" not in caplog.text
+    encoder.write_bytes(before[:-4] + bytes(4))
+    assert main([*ask, "--prompt", "the 4", "--out", str(out)]) == 0
+    assert "has other weights now than when run was trained" in caplog.text
+    encoder.write_bytes(before)
     for wrong, message in (
         ([], "write --prompt TEXT"),
         (["--classes", "3"], "--classes: run is told texts; write --prompt TEXT"),

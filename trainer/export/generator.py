@@ -13,7 +13,7 @@ from trainer.config.strategies import lora
 from trainer.export import adapters, pipeline
 from trainer.export.folder import _commit, _version
 from trainer.export.generator_card import card
-from trainer.restored import Restored
+from trainer.restored import Restored, warn_of_changes
 from trainer.tasks.diffusion import Diffusion
 
 log = logging.getLogger("graft")
@@ -32,6 +32,7 @@ def export_generator(restored: Restored, out: Path, summary: dict[str, Any], eva
             f"{restored.run.model.source}: is no network of diffusers, so that no pipeline of theirs holds it; use it by "
             f"`graft sample`, or read its weights (safetensors) from {restored.folder.checkpoints}"
         )
+    warn_of_changes(restored)
     there = (out / "model_index.json").is_file() and (out / "graft.json").is_file()
     if out.exists() and not there and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and is no export; name another folder")

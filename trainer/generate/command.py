@@ -12,7 +12,7 @@ from trainer.config import EXIT_DONE, UserError
 from trainer.config.noise import Sampler
 from trainer.generate import images
 from trainer.measuring import precision
-from trainer.restored import device_of, restore
+from trainer.restored import device_of, restore, warn_of_changes
 from trainer.rundir import RunDir
 
 
@@ -46,6 +46,7 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder = RunDir(arguments.run.resolve())
     restored = restore(folder, arguments.checkpoint)
+    warn_of_changes(restored)
     device = device_of(arguments.device, rank if world > 1 else None)
     plan = images.changed(images.task_of(restored).plan(), arguments.sampler, arguments.steps, arguments.guidance)
     text = images.task_of(restored).generator.text
