@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import UserError
-from trainer.config.strategies import lora
 from trainer.export import adapters, pipeline
 from trainer.export.folder import _commit, _version
 from trainer.export.generator_card import card
@@ -42,10 +41,8 @@ def export_generator(restored: Restored, out: Path, summary: dict[str, Any], eva
         new.mkdir()
         form, told = pipeline.write(network, task, new)
         pipeline.check(network, task, form, new)
-        why = adapters.unfit(restored, form)
-        if why is None and isinstance(restored.run.strategy, lora.Config):
-            adapters.write(restored, form, new)
-        elif why is not None:
+        why = adapters.write(restored, form, new)
+        if why is not None:
             log.warning("the adapters are part of the exported weights, and not a file of their own: %s", why)
         pipeline.images(network, task, new)
         if form.own:
