@@ -18,7 +18,7 @@ from trainer.models import build_model
 from trainer.models import run as run_source
 from trainer.references import fingerprint
 from trainer.rundir import RunDir
-from trainer.spec import InputSpec
+from trainer.spec import Beside, InputSpec
 from trainer.tasks import build_task
 from trainer.tasks.base import Generates, Task, wanted
 
@@ -39,6 +39,7 @@ class Restored:
     facts: Facts
     head: tuple[str, ...]
     step: int
+    beside: Beside | None = None  # of a network that generates
 
 
 def restore(folder: RunDir, which: str, *, merge: bool = True) -> Restored:
@@ -67,16 +68,16 @@ def restore(folder: RunDir, which: str, *, merge: bool = True) -> Restored:
     if isinstance(task, Generates) and built.beside is not None:
         task.bind(replace(built.beside, schedule=state["generator"]["schedule"]), run.train.seed)
     spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})
-    return Restored(folder, run, network, spec, task, facts, tuple(built.head), loaded.step)
+    return Restored(folder, run, network, spec, task, facts, tuple(built.head), loaded.step, built.beside)
 
 
 def warn_of_changes(restored: Restored) -> None:
     """Say which networks beside a generator are others now than those that it was trained with."""
-    task, folder = restored.task, restored.folder
-    if not isinstance(task, Generates):
+    beside, folder = restored.beside, restored.folder
+    if beside is None:
         return
     state = Store(folder.checkpoints, keep=restored.run.checkpoint.keep).named(str(restored.step)).state
-    for name, part in {"vae": task.beside.vae, "text": task.beside.text}.items():
+    for name, part in {"vae": beside.vae, "text": beside.text}.items():
         if part is not None and state["references"].get(name) != fingerprint(part.network):
             log.warning(
                 "%s has other weights now than when %s was trained, so that its images are others; bring the old ones back",

@@ -177,10 +177,6 @@ class Generates(Task, Protocol):
     def bind(self, beside: Beside, seed: int) -> None:
         """Take what stands beside the network that was built, before anything is run. Raises UserError where it does not fit."""
 
-    @property
-    def beside(self) -> Beside:
-        """What stands beside the network, once it was taken."""
-
     def ready(self, device: torch.device) -> None:
         """Work out what can be worked out once, before a training. Raises UserError."""
 
