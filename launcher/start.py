@@ -122,7 +122,7 @@ def counts(run: Run) -> Counts:
     from trainer.config import sampling
     from trainer.config.sources import open_splits
 
-    splits = open_splits(run.data, run.train.seed, flat=run.task.flat)
+    splits = open_splits(run.data, run.train.seed, looks_at=run.task.looks_at)
     often = sampling.rates(splits.train, run.data)
     expected = () if often is None else zip(splits.train.classes, sampling.expected(splits.train, often), strict=True)
     return Counts(

@@ -152,7 +152,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     teacher that changed since (unless `accept_changes`).
     """
     passes_alike(run, runtime)  # refuses more ranks than samples before anything is downloaded
-    splits = open_splits(run.data, run.train.seed, flat=run.task.flat)
+    splits = open_splits(run.data, run.train.seed, looks_at=run.task.looks_at)
     task = build_task(run.task, splits.train.facts)
     give(run, task, runtime.device)
     if splits.val is not None:
@@ -288,11 +288,14 @@ def beside(task: Task, built: Built, run: Run, runtime: Runtime, saved: dict[str
     if saved is not None:  # the schedule that the run began with
         built.beside = replace(built.beside, schedule=saved["generator"]["schedule"])
     task.bind(built.beside, run.train.seed)
-    vae = built.beside.vae
-    if vae is None:
-        return {}
-    by_turns(runtime, lambda: vae.to(runtime.device))
-    return {"vae": fingerprint(vae.network)}
+    frozen = {"vae": built.beside.vae, "text": built.beside.text}
+    found: dict[str, str] = {}
+    for name, part in frozen.items():
+        if part is not None:
+            by_turns(runtime, partial(part.to, runtime.device))
+            found[name] = fingerprint(part.network)
+    task.ready(runtime.device)
+    return found
 
 
 def by_turns(runtime: Runtime, make: Callable[[], Made]) -> Made:
@@ -341,8 +344,9 @@ def generator_state(parts: Parts) -> dict[str, Any]:
         return {}
     asked = task.generator
     return {
-        "classes": list(asked.classes), "dropped": asked.dropped, "channels": beside.channels, "size": beside.size,
-        "schedule": dict(task.schedule()), "vae": None if beside.vae is None else beside.vae.source,
+        "classes": [] if asked.text else list(asked.classes), "dropped": asked.dropped, "channels": beside.channels,
+        "size": beside.size, "schedule": dict(task.schedule()), "vae": None if beside.vae is None else beside.vae.source,
+        "text": None if beside.text is None else beside.text.source,
     }  # fmt: skip
 
 

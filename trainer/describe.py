@@ -76,7 +76,7 @@ def describe(run: Run) -> dict[str, Any]:
 
     `bytes` are those of 32-bit numbers: the weights, the gradients of what learns at most at a time, and the optimizer's state.
     """
-    splits = open_splits(run.data, run.train.seed, flat=run.task.flat)
+    splits = open_splits(run.data, run.train.seed, looks_at=run.task.looks_at)
     task = build_task(run.task, splits.train.facts)
     built = build_model(run.model, run.data.normalize, wanted(task), mix(run.train.seed, WEIGHTS), load_weights=False)
     network, samples = built.network, len(splits.train.items)

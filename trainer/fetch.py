@@ -101,7 +101,7 @@ def _data(run: Run) -> None:
     """Every file is opened: a permission, or a share that is not mounted, is found here and not on a node."""
     for source in (run.data.train, run.data.val):
         bring(source or "")
-    splits = open_splits(run.data, run.train.seed, flat=run.task.flat)
+    splits = open_splits(run.data, run.train.seed, looks_at=run.task.looks_at)
     for name, listing in (("train", splits.train), ("val", splits.val)):
         if listing is None:
             continue

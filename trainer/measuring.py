@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,25 +19,34 @@ from trainer.evaluate import measured, refer
 from trainer.judges import give
 from trainer.restored import Restored
 from trainer.spec import InputSpec
-from trainer.tasks.base import Evaluation, Finishing, Task
+from trainer.tasks.base import Evaluation, Finishing, Generates, Task
 
 BATCH = 64
 
 
 def listing_of(restored: Restored, source: str | None) -> Listing:
     """The samples of a source with the targets of the run, or the run's own validation samples."""
-    flat = restored.run.task.flat
-    targets = None if flat else [known.target for known in restored.facts.targets]
+    looks_at = restored.run.task.looks_at
+    targets = [known.target for known in restored.facts.targets] if looks_at == "targets" else None
     if source is not None:
-        return open_source(source, targets, flat=flat)
+        return _numbered(restored, open_source(source, targets, looks_at=looks_at))
     val = restored.run.data.val
     if val is None:
         raise UserError(f"{restored.run.name} has no validation data; name a source, such as folder:PATH")
     if val.startswith(("split:", "fold:")):
-        held = open_splits(restored.run.data, restored.run.train.seed, flat=flat).val
+        held = open_splits(restored.run.data, restored.run.train.seed, looks_at=looks_at).val
         assert held is not None
         return held
-    return open_source(val, targets, flat=flat)
+    return _numbered(restored, open_source(val, targets, looks_at=looks_at))
+
+
+def _numbered(restored: Restored, listing: Listing) -> Listing:
+    """Captions have the numbers that the task knows them by."""
+    task = restored.task
+    if restored.run.task.looks_at != "captions" or not isinstance(task, Generates):
+        return listing
+    numbers = [task.caption(text) for text in listing.classes]
+    return replace(listing, items=tuple(replace(item, label=numbers[item.label]) for item in listing.items))
 
 
 def measure(restored: Restored, source: str | None, device: torch.device) -> tuple[Evaluation, int]:

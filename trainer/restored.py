@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, replace
 
@@ -14,10 +15,13 @@ from trainer.config import RefusedError, Run, UserError
 from trainer.config.targets import Facts
 from trainer.models import build_model
 from trainer.models import run as run_source
+from trainer.references import fingerprint
 from trainer.rundir import RunDir
-from trainer.spec import InputSpec
+from trainer.spec import Beside, InputSpec
 from trainer.tasks import build_task
 from trainer.tasks.base import Generates, Task, wanted
+
+log = logging.getLogger("graft")
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,14 @@ class Restored:
     facts: Facts
     head: tuple[str, ...]
     step: int
+    beside: Beside | None = None  # of a network that generates
 
 
-def restore(folder: RunDir, which: str) -> Restored:
-    """The network of a checkpoint: `best`, `last` or a step. Raises UserError or RefusedError."""
+def restore(folder: RunDir, which: str, *, merge: bool = True) -> Restored:
+    """The network of a checkpoint: `best`, `last` or a step; without `merge` its adapters stand beside the weights still.
+
+    Raises UserError or RefusedError.
+    """
     run = folder.load()
     loaded = Store(folder.checkpoints, keep=run.checkpoint.keep).named(which)
     state = loaded.state
@@ -51,11 +59,26 @@ def restore(folder: RunDir, which: str) -> Restored:
         fill(built.network, weights)
     except RefusedError as error:
         raise RefusedError(f"{loaded.path} does not fit the network of {folder.config}: {error}") from None
-    network = strategies.merge(run.strategy, built.network).eval().requires_grad_(False)
+    network = strategies.merge(run.strategy, built.network) if merge else built.network
+    network = network.eval().requires_grad_(False)
     if isinstance(task, Generates) and built.beside is not None:
         task.bind(replace(built.beside, schedule=state["generator"]["schedule"]), run.train.seed)
     spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})
-    return Restored(folder, run, network, spec, task, facts, tuple(built.head), loaded.step)
+    return Restored(folder, run, network, spec, task, facts, tuple(built.head), loaded.step, built.beside)
+
+
+def warn_of_changes(restored: Restored) -> None:
+    """Say which networks beside a generator are others now than those that it was trained with."""
+    beside, folder = restored.beside, restored.folder
+    if beside is None:
+        return
+    state = Store(folder.checkpoints, keep=restored.run.checkpoint.keep).named(str(restored.step)).state
+    for name, part in {"vae": beside.vae, "text": beside.text}.items():
+        if part is not None and state["references"].get(name) != fingerprint(part.network):
+            log.warning(
+                "%s has other weights now than when %s was trained, so that its images are others; bring the old ones back",
+                part.source, folder.name,
+            )  # fmt: skip
 
 
 def _tensors(folder: RunDir, which: str) -> dict[str, torch.Tensor]:

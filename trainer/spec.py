@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -52,13 +52,15 @@ class Generator:
     """A network that makes images of noise: it takes noised ones [n, c, h, w] with their times [n] and gives as much of each.
 
     `classes`: it is told which of these an image is of, by number; none: nothing. `dropped`: it also knows the number after the
-    last class, which says that the class is not told (Ho and Salimans 2022). `vae`: the images are the latents of an autoencoder,
-    that of its own pipeline (`pipeline`) or another source; none: pixels.
+    last class, which says that the class is not told (Ho and Salimans 2022). `text`: it is told a text instead, by the encoder of
+    its pipeline. `vae`: the images are the latents of an autoencoder, that of its own pipeline (`pipeline`) or another source;
+    none: pixels.
     """
 
     classes: tuple[str, ...] = ()
     dropped: bool = False
     vae: str | None = None
+    text: bool = False
 
 
 Wanted = tuple[Output, ...] | Generator  # what a task asks of a network
@@ -88,6 +90,30 @@ class Autoencoder(Protocol):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """The images of latents."""
+
+
+class TextEncoder(Protocol):
+    """What turns texts into numbers [n, length, width] for a generator. `source`: the pipeline that it is of."""
+
+    source: str
+    length: int
+
+    @property
+    def tokenizer(self) -> Any:
+        """What cuts texts into tokens, of its own library."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The encoder itself, with its weights."""
+
+    def to(self, device: torch.device) -> None:
+        """Read its weights, where that was not done, and move it to a device. Raises UserError."""
+
+    def encode(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
+        """[n, length, width] float32 on the device."""
+
+    def too_long(self, texts: Sequence[str]) -> list[tuple[str, int]]:
+        """The texts of which the end is not seen, each with its number of tokens."""
 
 
 class Judge(Protocol):
@@ -122,6 +148,7 @@ class Beside:
     image: tuple[int, int]
     schedule: Mapping[str, Any] | None = None
     vae: Autoencoder | None = None
+    text: TextEncoder | None = None
 
 
 @dataclass(frozen=True)

@@ -282,11 +282,14 @@ def test_a_wrong_option_shows_the_usage(shell: Shell) -> None:
 
 
 def test_the_demo_names_its_commands_in_full(tmp_path: Path) -> None:
-    files = {work: tmp_path / "my runs" / "demo" / f"{work}.yaml" for work in ("pretrain", "head", "full", "scratch")}
+    works = ("pretrain", "head", "full", "scratch", "draw-pretrain", "draw", "draw-scratch")
+    files = {work: tmp_path / "my runs" / "demo" / f"{work}.yaml" for work in works}
     lines = commands(files, tmp_path / "my runs")
     assert f"  graft train '{files['head']}' --runs '{tmp_path}/my runs'" in lines
     assert all("--runs" in line for line in lines if line.startswith("  "))
-    assert "  graft report demo-head demo-full demo-scratch" in commands(files, Path("runs"))
+    plain = commands(files, Path("runs"))
+    assert "  graft report demo-head demo-full demo-scratch" in plain
+    assert "  graft report demo-draw demo-draw-scratch --out drawings.html" in plain
 
 
 def test_a_full_disk_is_said_without_a_traceback(tmp_path: Path) -> None:

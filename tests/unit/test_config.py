@@ -249,7 +249,7 @@ def test_a_resolved_run_is_the_same_run(tmp_path_factory: pytest.TempPathFactory
     assert changes(run, again) == []
 
 
-@pytest.mark.parametrize("name", ["pretrain", "head", "full", "scratch"])
+@pytest.mark.parametrize("name", ["pretrain", "head", "full", "scratch", "draw-pretrain", "draw", "draw-scratch"])
 def test_the_demos_run_files_load_and_fit_the_schema(name: str) -> None:
     run = load(DEMO / f"{name}.yaml")
     assert run.name == f"demo-{name}"

@@ -263,7 +263,7 @@ def test_images_are_those_of_diffusers_pipelines(sampler: str) -> None:
     given = [torch.Generator().manual_seed(seed) for seed in seeds]
     expected = made(batch_size=3, generator=given, num_inference_steps=7, output_type="np").images
     plan = Plan(settings, "auto" if sampler == "flow" else sampler, 7)
-    found = sample(network, beside, plan, seeds, None, torch.device("cpu"))
+    found = sample(network, beside, plan, seeds, {}, None, torch.device("cpu"))
     assert torch.equal(found, torch.from_numpy(expected).permute(0, 3, 1, 2).mul(255).round().to(torch.uint8))
     assert len({image.numpy().tobytes() for image in found}) == 3
 

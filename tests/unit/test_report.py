@@ -86,6 +86,19 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert "full: What was mistaken for what" in seen.text
 
 
+def test_the_distances_of_a_generator_are_drawn(tmp_path: Path) -> None:
+    runs = [trained(tmp_path, name, classes=DIGITS) for name in ("grafted", "scratch")]
+    assert "Distance of what it makes" not in page(runs, tmp_path / "report.html").text
+    for folder, values in zip(runs, ((64.9, 41.3), (210.9, 88.5)), strict=True):
+        with folder.metrics.open("a", encoding="utf-8") as file:
+            for step, value in enumerate(values, 201):
+                file.write(json.dumps({"step": step, "samples": step * 64, "val/kd_demo": 0.1, "val/fd_demo": value}) + "\n")
+    seen = page(runs, tmp_path / "report.html")
+    assert "Distance of what it makes from the data" in seen.text
+    assert "Distance of what it makes from the data" in page(runs[:1], tmp_path / "report.html").text
+    assert "200" in seen.text, "the axis reaches what Fréchet's distance says, not the kernels'"
+
+
 def test_text_of_users_is_text(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     folder = trained(tmp_path, classes=[evil, '"><img src=x>', "a&b"])

@@ -87,25 +87,25 @@ def test_images_need_no_classes_where_nobody_looks_at_them(tmp_path: Path) -> No
     for name in ("b.png", "a.png", "deep/er/c.jpg", "deep/.hidden.png", "notes.txt"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("x")
-    loose = open_source(f"folder:{root}", flat=True)
+    loose = open_source(f"folder:{root}", looks_at="nothing")
     assert [item.key for item in loose.items] == ["a.png", "b.png", "deep/er/c.jpg"]
     assert loose.classes == ("images",)
-    assert open_source("digits:0-4/val", flat=True).counts() == [178]
+    assert open_source("digits:0-4/val", looks_at="nothing").counts() == [178]
     data = Data(train=f"folder:{root}", val="split:0.4", min_per_class=1)
-    found = open_splits(data, 0, flat=True)
+    found = open_splits(data, 0, looks_at="nothing")
     assert found.val is not None
     assert len(found.train.items) + len(found.val.items) == 3
     refused(
         lambda: open_splits(Data(train=f"folder:{root / 'deep' / 'er'}"), 0), "no class folders", "1 images lie directly in it"
     )
-    chosen = open_splits(Data(train="digits:0-9/train", val="digits:0-9/val", classes=["3", "7"]), 0, flat=True)
+    chosen = open_splits(Data(train="digits:0-9/train", val="digits:0-9/val", classes=["3", "7"]), 0, looks_at="nothing")
     assert chosen.val is not None
     plain = open_splits(Data(train="digits:0-9/train", val="digits:0-9/val", classes=["3", "7"]), 0)
     assert plain.val is not None
     assert [item.key for item in chosen.train.items] == [item.key for item in plain.train.items]
     assert [item.key for item in chosen.val.items] == [item.key for item in plain.val.items]
     (tmp_path / "empty").mkdir()
-    refused(lambda: open_source(f"folder:{tmp_path / 'empty'}", flat=True), "no image in it or below it")
+    refused(lambda: open_source(f"folder:{tmp_path / 'empty'}", looks_at="nothing"), "no image in it or below it")
 
 
 def test_folder_mistakes_are_named(tmp_path: Path) -> None:

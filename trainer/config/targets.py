@@ -10,6 +10,7 @@ from typing import Any, Literal
 from trainer.config.errors import UserError
 
 Kind = Literal["class", "labels", "values"]
+LooksAt = Literal["targets", "captions", "nothing"]  # what a task looks at beside the images: classes and such, or a text of each
 WORDS: dict[Kind, str] = {"class": "one class", "labels": "labels", "values": "numbers"}
 LEARNT_BY: dict[Kind, str] = {"class": "classify", "labels": "multilabel", "values": "regress"}
 

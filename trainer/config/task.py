@@ -9,7 +9,7 @@ from pydantic import Field
 
 from trainer.config.base import Kind
 from trainer.config.model import Model
-from trainer.config.targets import Facts, Known
+from trainer.config.targets import Facts, Known, LooksAt
 
 
 class Task(Kind):
@@ -33,9 +33,9 @@ class Task(Kind):
         return self
 
     @property
-    def flat(self) -> bool:
-        """Whether nothing that is said of images is looked at, so that nothing need be said."""
-        return False
+    def looks_at(self) -> LooksAt:
+        """What of the data is looked at beside the images; where it is nothing, nothing need be said of them."""
+        return "targets"
 
     def measured(self, facts: Facts | None = None) -> tuple[str, ...] | None:
         """The metrics that may be asked for; none where only the data can tell and is not given."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from trainer.config import UserError
-from trainer.export import pipeline
+from trainer.export import adapters, pipeline
 from trainer.export.folder import _commit, _version
 from trainer.export.generator_card import card
-from trainer.restored import Restored
+from trainer.restored import Restored, warn_of_changes
 from trainer.tasks.diffusion import Diffusion
+
+log = logging.getLogger("graft")
 
 
 def export_generator(restored: Restored, out: Path, summary: dict[str, Any], evaluation: dict[str, Any]) -> Path:
@@ -28,6 +31,7 @@ def export_generator(restored: Restored, out: Path, summary: dict[str, Any], eva
             f"{restored.run.model.source}: is no network of diffusers, so that no pipeline of theirs holds it; use it by "
             f"`graft sample`, or read its weights (safetensors) from {restored.folder.checkpoints}"
         )
+    warn_of_changes(restored)
     there = (out / "model_index.json").is_file() and (out / "graft.json").is_file()
     if out.exists() and not there and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and is no export; name another folder")
@@ -37,13 +41,27 @@ def export_generator(restored: Restored, out: Path, summary: dict[str, Any], eva
         new.mkdir()
         form, told = pipeline.write(network, task, new)
         pipeline.check(network, task, form, new)
+        why = adapters.write(restored, form, new)
+        if why is not None:
+            log.warning("the adapters are part of the exported weights, and not a file of their own: %s", why)
         pipeline.images(network, task, new)
         if form.own:
             pipeline.own(new)
         about = {"graft": _version(), "name": restored.run.name, "step": restored.step, **told}
         (new / "graft.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         manifest = restored.folder.read_json(restored.folder.manifest)
-        text = card(restored, form.code, manifest, summary, evaluation)
+        code = form.code if not (new / adapters.FILE).is_file() else f"{form.code}\n{_over(restored)}"
+        text = card(restored, code, manifest, summary, evaluation)
         (new / "README.md").write_text(text, encoding="utf-8")
         _commit(new, out, Path(name) / "old")
     return out
+
+
+def _over(restored: Restored) -> str:
+    """How the adapters alone are loaded, for the card."""
+    place = restored.run.model.source.removeprefix("diffusers:").partition("#")[0]
+    return (
+        f"# or what was learnt alone, over the weights that it was learnt from\n"
+        f'pipe = {pipeline.TEXT}.from_pretrained("{Path(place).name}")\n'
+        f'pipe.load_lora_weights("FOLDER", weight_name="{adapters.FILE}")\n'
+    )

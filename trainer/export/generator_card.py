@@ -14,7 +14,7 @@ def card(restored: Restored, code: str, manifest: dict[str, Any], summary: dict[
     """README.md of an export; what the run did not measure is said to be missing."""
     run = restored.run
     return "\n".join([
-        "---\nlicense: unknown\nlibrary_name: diffusers\npipeline_tag: unconditional-image-generation\n---\n",
+        f"---\nlicense: unknown\nlibrary_name: diffusers\npipeline_tag: {_tag(restored)}\n---\n",
         f"# {_cell(run.name)}\n",
         _what(restored),
         f"## What it makes\n\n![images of fixed seeds](samples.png)\n\n{_shown(restored)}\n",
@@ -25,6 +25,11 @@ def card(restored: Restored, code: str, manifest: dict[str, Any], summary: dict[
     ])  # fmt: skip
 
 
+def _tag(restored: Restored) -> str:
+    assert isinstance(restored.task, Generates)
+    return "text-to-image" if restored.task.generator.text else "unconditional-image-generation"
+
+
 def _what(restored: Restored) -> str:
     run, task = restored.run, restored.task
     assert isinstance(task, Generates)
@@ -32,9 +37,9 @@ def _what(restored: Restored) -> str:
     given = f"fine-tuned with graft from the weights {_cell(PurePath(weights).name)}"
     made = "trained with graft from random weights" if weights == "none" else given
     kind = {1: "grey", 3: "RGB"}.get(restored.spec.in_channels, f"{restored.spec.in_channels}-channel")
-    classes = task.generator.classes
+    text, classes = task.generator.text, () if task.generator.text else task.generator.classes
     names = ", ".join(_cell(name) for name in classes[:50]) + (f" and {len(classes) - 50} more" if len(classes) > 50 else "")
-    told = f", of one of {len(classes)} classes: {names}" if classes else ""
+    told = f", of one of {len(classes)} classes: {names}" if classes else ", of what a text says" if text else ""
     return (
         f"A generator of images: `{_source(run)}`, {made}. Strategy: {run.strategy.kind}.\n\n"
         f"It makes {kind} pictures of {size} x {size} pixels{told}.\n"
@@ -44,8 +49,8 @@ def _what(restored: Restored) -> str:
 def _shown(restored: Restored) -> str:
     task = restored.task
     assert isinstance(task, Generates)
-    plan, classes = task.plan(), task.generator.classes
-    columns = f" Columns: {', '.join(map(_cell, classes[:8]))}." if classes else ""
+    plan, shown = task.plan(), [task.word(number) for number in task.shown()[:8]]
+    columns = f" Columns: {', '.join(map(_cell, shown))}." if any(shown) else ""
     return f"The first seeds, {plan.steps} steps, guidance {plan.guidance:g}; none was chosen by hand.{columns}"
 
 

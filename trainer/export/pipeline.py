@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from trainer import sheet
 from trainer.config import UserError
 from trainer.gallery import picture
 from trainer.models.class_tables import class_tables
+from trainer.spec import Generator
 from trainer.tasks.diffusion import Diffusion
 from trainer.tasks.process import FLOW
 from trainer.tasks.sampler import Plan, scheduler
@@ -25,6 +25,8 @@ OWN = Path(__file__).with_name("own_pipeline.py")
 CHECKED = 5  # passes through the network, of a check
 SHOWN, COLUMNS = 24, 8
 _CLASSES = 1000  # rows of a DiT's table that diffusers' pipeline for it counts on, before the one for no class
+_FLOWS = (FLOW, "FlowMatchHeunDiscreteScheduler")
+TEXT = "StableDiffusionPipeline"
 _PLAIN = {"DDIMScheduler": "DDIMPipeline", "DDPMScheduler": "DDPMPipeline", FLOW: "DDPMPipeline"}
 
 
@@ -37,16 +39,21 @@ class Form:
     code: str
 
 
-def form_of(kind: str, plan: Plan, classes: Sequence[str], vae: Any) -> Form:
-    """The pipeline that makes the same images: one of diffusers' own where there is one for it."""
-    latents = vae is not None
+def form_of(kind: str, plan: Plan, wanted: Generator, shown: str, vae: Any) -> Form:
+    """The pipeline that makes the same images: one of diffusers' own where there is one for it. `shown`: a class or a text."""
+    latents, classes = vae is not None, () if wanted.text else wanted.classes
     shifted = latents and bool(getattr(vae.config, "shift_factor", None))  # which the older pipelines do not look at
     made = type(scheduler(plan.settings, plan.sampler)).__name__
     if kind == "UNet2DModel" and not classes and not latents and made in _PLAIN:
         return Form(_PLAIN[made], False, _code(_PLAIN[made], plan))
     if kind == "DiTTransformer2DModel" and latents and not shifted and made == "DDIMScheduler" and len(classes) <= _CLASSES:
         return Form("DiTPipeline", False, _code("DiTPipeline", plan, f"class_labels=[0], guidance_scale={plan.guidance:g}, "))
-    told = f"class_labels=[{classes[0]!r}], guidance_scale={plan.guidance:g}, " if classes else ""
+    if wanted.text:
+        given = f"prompt={shown!r}, guidance_scale={plan.guidance:g}, "
+        if type(vae).__name__ == "AutoencoderKL" and not shifted and plan.settings["_class_name"] not in _FLOWS:
+            return Form(TEXT, False, _code(TEXT, plan, given))
+        return Form("ClassPipeline", True, _code("DiffusionPipeline", plan, given, ", trust_remote_code=True"))
+    told = f"class_labels=[{shown!r}], guidance_scale={plan.guidance:g}, " if classes else ""
     return Form("ClassPipeline", True, _code("DiffusionPipeline", plan, told, ", trust_remote_code=True"))
 
 
@@ -59,21 +66,29 @@ def _code(name: str, plan: Plan, given: str = "", load: str = "") -> str:
     )
 
 
-def write(network: nn.Module, task: Diffusion, new: Path) -> tuple[Form, dict[str, Any]]:
+def write(network: Any, task: Diffusion, new: Path) -> tuple[Form, dict[str, Any]]:
     """Write the pipeline into a folder; returns what it is, and what graft must know to go on with it."""
     import diffusers
 
     plan, wanted = task.plan(), task.generator
     vae = None if task.beside.vae is None else task.beside.vae.network
-    form = form_of(type(network).__name__, plan, wanted.classes, vae)
+    form = form_of(type(network).__name__, plan, wanted, task.word(task.shown()[0]), vae)
     made = scheduler(plan.settings, plan.sampler)
-    told: dict[str, Any] = {"classes": list(wanted.classes), "dropped": wanted.dropped}
-    labels = {str(index): name.replace(",", " ") for index, name in enumerate(wanted.classes)}
+    classes = () if wanted.text else wanted.classes
+    told: dict[str, Any] = {"classes": list(classes), "dropped": wanted.dropped}
+    labels = {str(index): name.replace(",", " ") for index, name in enumerate(classes)}
+    words = _words(task)
     whole: Any
     if form.own:
         from trainer.export.own_pipeline import ClassPipeline
 
-        whole = ClassPipeline(network, made, vae, list(wanted.classes) or None, plan.nothing)
+        whole = ClassPipeline(network, made, vae, **words, labels=list(classes) or None, nothing=plan.nothing)
+    elif form.name == TEXT:
+        current(network)
+        given = {"unet": network, "vae": vae, "scheduler": made, **words}
+        whole = diffusers.StableDiffusionPipeline(
+            **given, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
     elif form.name == "DiTPipeline":
         whole = diffusers.DiTPipeline(padded(network, len(wanted.classes)), vae, made, labels or None)
         told["rows"] = _CLASSES + 1
@@ -83,6 +98,26 @@ def write(network: nn.Module, task: Diffusion, new: Path) -> tuple[Form, dict[st
     if form.name == "DiTPipeline" and labels:
         _say(new, id2label=labels)
     return form, told
+
+
+def current(network: Any) -> None:
+    """Let a network say that this version of diffusers made it: of an old one a pipeline of texts doubts the size."""
+    import diffusers
+
+    network.register_to_config(_diffusers_version=diffusers.__version__)
+
+
+def _words(task: Diffusion) -> dict[str, Any]:
+    """The tokenizer and the encoder of texts, where there are some; texts are cut where graft cuts them."""
+    text = task.beside.text
+    if text is None:
+        return {}
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    encoder, tokenizer = text.network, text.tokenizer
+    tokenizer.model_max_length = text.length
+    return {"tokenizer": tokenizer, "text_encoder": encoder}
 
 
 def padded(network: Any, classes: int) -> nn.Module:
@@ -114,15 +149,15 @@ def own(new: Path) -> None:
 
 
 def images(network: nn.Module, task: Diffusion, new: Path) -> None:
-    """`samples.png`: images of the first seeds, of each class in turn."""
-    names = task.generator.classes
-    columns = min(len(names) or COLUMNS, COLUMNS)
-    numbers = [place % max(1, len(names)) for place in range(max(columns, SHOWN // columns * columns))]
+    """`samples.png`: images of the first seeds, of each class or text in turn."""
+    shown = task.shown()
+    columns = min(len(shown), COLUMNS) if task.generator.classes else COLUMNS
+    numbers = [shown[place % len(shown)] for place in range(max(columns, SHOWN // columns * columns))]
     made: list[torch.Tensor] = []
     for start in range(0, len(numbers), COLUMNS):
         part = numbers[start : start + COLUMNS]
         made += task.sample(network, range(start, start + len(part)), part, task.plan())
-    captions = [names[number] if names else "" for number in numbers]
+    captions = [task.word(number) for number in numbers]
     sheet.save([picture(image) for image in made], captions, columns, new / "samples.png")
 
 
@@ -132,19 +167,26 @@ def check(network: nn.Module, task: Diffusion, form: Form, new: Path) -> None:
 
     from trainer.export.own_pipeline import ClassPipeline
 
-    names, plan = task.generator.classes, task.plan()
-    steps, guidance = min(CHECKED, plan.steps), 2.0 if plan.nothing is not None else 1.0
-    numbers = [0, len(names) - 1] if names else [0, 0]
-    expected = task.sample(network, [0, 1], numbers, Plan(plan.settings, plan.sampler, steps, guidance, plan.nothing))
     diffusers.utils.logging.disable_progress_bar()
     pipe: Any = (ClassPipeline if form.own else getattr(diffusers, form.name)).from_pretrained(new)
+    difference = compared(pipe, network, task, form)
+    if not difference <= 1:
+        raise UserError(f"the exported pipeline makes other images than the run (by {difference:g} of 255); nothing was written")
+
+
+def compared(pipe: Any, network: nn.Module, task: Diffusion, form: Form) -> float:
+    """By how much of 255 the images of two seeds are others with a pipeline than with graft, at most."""
+    shown, plan = task.shown(), task.plan()
+    steps, guidance = min(CHECKED, plan.steps), 2.0 if plan.nothing is not None else 1.0
+    numbers = [shown[0], shown[-1]]
+    expected = task.sample(network, [0, 1], numbers, Plan(plan.settings, plan.sampler, steps, guidance, plan.nothing))
     pipe.set_progress_bar_config(disable=True)
     given: dict[str, Any] = {"generator": [torch.Generator().manual_seed(seed) for seed in (0, 1)], "num_inference_steps": steps}
-    if names or form.name == "DiTPipeline":
+    if task.generator.text:
+        given |= {"prompt": [task.word(number) for number in numbers], "guidance_scale": guidance}
+    elif task.generator.classes or form.name == "DiTPipeline":
         given |= {"class_labels": numbers, "guidance_scale": guidance}
     else:
         given["batch_size"] = 2
     found = torch.as_tensor(pipe(**given, output_type="np").images).permute(0, 3, 1, 2).mul(255).round()
-    difference = float((found - expected.float()).abs().max())
-    if not difference <= 1:
-        raise UserError(f"the exported pipeline makes other images than the run (by {difference:g} of 255); nothing was written")
+    return float((found - expected.float()).abs().max())

@@ -12,13 +12,20 @@ from trainer.config import EXIT_DONE, UserError
 from trainer.config.noise import Sampler
 from trainer.generate import images
 from trainer.measuring import precision
-from trainer.restored import device_of, restore
+from trainer.restored import device_of, restore, warn_of_changes
 from trainer.rundir import RunDir
 
 
 def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     """Read the arguments and make the images; as one of several ranks (RANK, WORLD_SIZE) a share of them. Raises UserError."""
     parser.add_argument("--classes", default="", help="names, separated by commas (default: all that the network is told of)")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what they show, of a network that is told texts; several times",
+    )
     parser.add_argument(
         "--seeds", default="0-3", help="such as 0-15 or 3,7,20-29 (default: 0-3); the same seed is the same image"
     )
@@ -39,9 +46,14 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder = RunDir(arguments.run.resolve())
     restored = restore(folder, arguments.checkpoint)
+    warn_of_changes(restored)
     device = device_of(arguments.device, rank if world > 1 else None)
     plan = images.changed(images.task_of(restored).plan(), arguments.sampler, arguments.steps, arguments.guidance)
-    words = [word.strip() for word in arguments.classes.split(",") if word.strip()]
+    text = images.task_of(restored).generator.text
+    if arguments.classes if text else arguments.prompt:
+        wrong, right = ("--classes", "--prompt TEXT") if text else ("--prompt", "--classes NAMES")
+        raise UserError(f"{wrong}: {restored.run.name} is told {'texts' if text else 'no text'}; write {right}")
+    words = arguments.prompt or [word.strip() for word in arguments.classes.split(",") if word.strip()]
     asked = images.asked_for(restored, images.seeds_of(arguments.seeds), words)
     out = arguments.out or folder.path / "generated" / f"step-{restored.step:08d}"
     batches = images.share(asked, arguments.batch or images.batch_of(restored), rank, world)
@@ -52,7 +64,7 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         with precision(restored.run.train.precision if device.type == "cuda" else "fp32", device):
             images.make(restored, plan, batches, out, device, show=rank == 0)
     if world == 1:
-        images.note(out, asked)
+        images.note(out, asked, "text" if text else "class")
         told = {"folder": str(out), "step": restored.step, "images": len(asked)}
         print(json.dumps(told) if arguments.json else f"{len(asked)} images of step {restored.step:,} are in {out}")
     return EXIT_DONE

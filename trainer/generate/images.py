@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import GraftError, UserError, nearest
+from trainer.config import GraftError, UserError
 from trainer.gallery import picture
 from trainer.generate.progress import Progress
 from trainer.restored import Restored
@@ -23,7 +23,7 @@ from trainer.tasks.sampler import Plan, scheduler
 
 @dataclass(frozen=True)
 class Asked:
-    """One image: its seed and the name of its class (empty where the network is told of none)."""
+    """One image: its seed and the name of its class, or its text (empty where the network is told of none)."""
 
     seed: int
     word: str
@@ -50,18 +50,21 @@ def seeds_of(text: str) -> list[int]:
 
 def asked_for(restored: Restored, seeds: Sequence[int], words: Sequence[str]) -> list[Asked]:
     """Every seed with every class (all of them, where none is named), in the order of the seeds. Raises UserError."""
-    known = task_of(restored).generator.classes
+    task = task_of(restored)
+    known = () if task.generator.text else task.generator.classes
+    if task.generator.text and not words:
+        raise UserError(f"{restored.run.name} makes images of texts; write --prompt TEXT (several times for several)")
     for word in words:
-        if not known:
-            raise UserError(f"--classes: {restored.run.name} was not told of classes (task.condition: none); leave it out")
-        if word not in known:
-            raise UserError(f"--classes: {restored.run.name} has no class '{word}'{nearest(word, known)}")
+        try:
+            task.number(word)
+        except UserError as error:
+            raise UserError(f"{restored.run.name}: {error}") from None
     asked = [Asked(seed, word) for seed in seeds for word in (words or known or [""])]
     files = [one.file for one in asked]
     twice = next((file for file in files if files.count(file) > 1), None) if len(set(files)) < len(files) else None
     if twice is not None:
         raise UserError(
-            f"--classes: several classes would be written to {twice}; name them one at a time, with another --out each"
+            f"several of what is asked for would be written to {twice}; name them one at a time, with another --out each"
         )
     return asked
 
@@ -101,11 +104,10 @@ def make(
     """Make images batch by batch and write them."""
     task = task_of(restored)
     network = restored.network.to(device)
-    known = list(task.generator.classes)
     done = 0
     with Progress(sum(map(len, batches)), main=show) as progress:
         for part in batches:
-            classes = [known.index(one.word) for one in part] if known else [0] * len(part)
+            classes = [task.number(one.word) if one.word else 0 for one in part]
             step = progress.stepping(len(part), plan.steps)
             made = task.sample(network, [one.seed for one in part], classes, plan, step)
             for one, image in zip(part, made, strict=True):
@@ -116,14 +118,14 @@ def make(
             progress.done(done)
 
 
-def note(out: Path, asked: Sequence[Asked]) -> None:
-    """What was made, as a table: samples.csv (file, class, seed); rows of an earlier call stay."""
+def note(out: Path, asked: Sequence[Asked], told: str) -> None:
+    """What was made, as a table: samples.csv (file, what it was `told`, seed); rows of an earlier call stay."""
     path = out / "samples.csv"
     new = not path.exists()
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         if new:
-            writer.writerow(["file", "class", "seed"])
+            writer.writerow(["file", told, "seed"])
         writer.writerows([one.file, one.word, one.seed] for one in asked)
 
 

@@ -21,6 +21,7 @@ from trainer.models.class_tables import Table, class_names, class_tables
 from trainer.models.file import read_checkpoint
 from trainer.models.generator import Denoiser, Parts, Shape
 from trainer.models.place import Place
+from trainer.models.text import Words
 from trainer.models.torchvision import is_path
 from trainer.spec import Call
 
@@ -34,7 +35,8 @@ ROLES = ("unet", "transformer")  # what pipelines call the part that generates
 class Kind:
     """A class of diffusers: how it is built for a shape, called, and what of it is adapted.
 
-    `rows(settings)`: how many its class tables have. `spare`: the last of them always stands for no class.
+    `rows(settings)`: how many its class tables have; `text(settings)`: numbers a token of the text that it is told. `spare`: the
+    last row always stands for no class.
     """
 
     call: Call
@@ -43,6 +45,7 @@ class Kind:
     outputs: str
     head: tuple[str, ...]
     rows: Callable[[Mapping[str, Any]], int]
+    text: Callable[[Mapping[str, Any]], int] = lambda settings: 0
     spare: bool = False
 
 
@@ -80,6 +83,35 @@ def _dit_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_MORE = ("addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "class_embed_type", "num_class_embeds",
+         "time_cond_proj_dim")  # fmt: skip
+
+
+def _text(settings: Mapping[str, Any]) -> int:
+    """Numbers a token of the text that a UNet2DConditionModel is told."""
+    width = settings.get("cross_attention_dim") or 1280
+    widths = set(width) if isinstance(width, list | tuple) else {width}
+    if len(widths) > 1:
+        raise UserError(f"a UNet2DConditionModel with cross_attention_dim: {width} is told several texts, which graft cannot do")
+    return int(widths.pop())
+
+
+def _conditioned(network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return network(images, times, encoder_hidden_states=told["text"], return_dict=False)[0]  # type: ignore[no-any-return]
+
+
+def _conditioned_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+    for key in _MORE:
+        if settings.get(key) is not None:
+            raise UserError(
+                f"a UNet2DConditionModel with {key}: {settings[key]} is told more than the texts of one encoder, which graft "
+                "cannot do; those of Stable Diffusion 1 and 2 are told nothing else"
+            )
+    return {
+        **settings, "in_channels": shape.channels, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
+    }  # fmt: skip
+
+
 KINDS = {
     "UNet2DModel": Kind(
         _unet, _unet_settings, "conv_in", "conv_out", ("conv_norm_out",),
@@ -88,6 +120,10 @@ KINDS = {
     "DiTTransformer2DModel": Kind(
         _dit, _dit_settings, "pos_embed.proj", "proj_out_2", ("proj_out_1",),
         lambda settings: int(settings.get("num_embeds_ada_norm") or 0) + 1, spare=True,
+    ),
+    "UNet2DConditionModel": Kind(
+        _conditioned, _conditioned_settings, "conv_in", "conv_out", ("conv_norm_out",), lambda settings: 0,
+        _text,
     ),
 }  # fmt: skip
 
@@ -121,7 +157,8 @@ def of(rest: str, config: Model) -> Denoiser:
         channels=source.channels, size=max(size) if isinstance(size, list | tuple) else size,
         read=None if config.weights == "none" else partial(_read, source), table=table,
         schedule=source.place.json("scheduler/scheduler_config.json") if source.part else None, spare=kind.spare,
-        vae=beside(rest.partition("#")[0]) if source.part else None,
+        vae=beside(rest.partition("#")[0]) if source.part else None, text=kind.text(settings),
+        words=Words.beside(rest.partition("#")[0]) if source.part else None,
     )  # fmt: skip
 
 
@@ -179,7 +216,7 @@ def _from_scratch(name: str, config: Model) -> Denoiser:
     read = None if config.weights == "none" else partial(read_checkpoint, Path(config.weights))
     return Denoiser(
         f"diffusers:{name}", partial(_make, model, {"_class_name": name, **config.args}), partial(_parts, kind), kind.call,
-        channels=None, size=None, read=read, spare=kind.spare,
+        channels=None, size=None, read=read, spare=kind.spare, text=kind.text(config.args),
     )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from trainer.config import UserError
 from trainer.config.adapt import Adapt
 from trainer.models.adapt import inputs_of
 from trainer.models.channels import outputs_of
-from trainer.models.generator import Parts, Shape, told
+from trainer.models.generator import Parts, Shape
+from trainer.models.trial import told
 from trainer.spec import Call
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from trainer.config import UserError, nearest
 from trainer.config.adapt import Adapt
@@ -21,18 +21,25 @@ from trainer.models.autoencoder import Codec
 from trainer.models.base import Built, Checkpoint, LoadReport, Need, first_few
 from trainer.models.channels import outputs_of
 from trainer.models.class_tables import Table, table_rows
+from trainer.models.text import Words
+from trainer.models.trial import check_size
 from trainer.spec import Beside, Call, Generator, InputSpec
 
+log = logging.getLogger("graft")
 _HALF = 0.5
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a generator is built for: channels that it takes and gives, their side, and rows of its class tables (0: none)."""
+    """What a generator is built for: channels that it takes and gives, their side, and rows of its class tables (0: none).
+
+    `text`: numbers a token of the text that it is told (0: none).
+    """
 
     channels: int
     size: int
     rows: int
+    text: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class Denoiser:
     `make(shape)` builds the network, `parts(network, told)` names its layers, `call` sends a batch through it. `channels`, `size`
     and `table` are those of the weights, `schedule` the settings of the scheduler that was saved with them; none where that is
     not known, or there is none. `read`: the checkpoint, if there is one. `spare`: its tables always have a row for no class.
-    `vae`: the autoencoder that stands beside it, as FOLDER#PART.
+    `vae`: the autoencoder that stands beside it, as FOLDER#PART. `text`: it is told texts, in so many numbers a token (0: it is
+    not); `words`: the pipeline whose text encoder stands beside it.
     """
 
     name: str
@@ -70,6 +78,8 @@ class Denoiser:
     schedule: Mapping[str, Any] | None = None
     spare: bool = False
     vae: str | None = None
+    text: int = 0
+    words: str | None = None
 
 
 def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights: bool = True) -> Built:
@@ -78,6 +88,8 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     adapt = config.adapt
     _refuse(config)
     codec = None if wanted.vae is None else Codec.of(wanted.vae, source.vae)
+    words = _words(source, wanted)
+    _warn_of_latents(source, codec)
     image_size = adapt.image_size or (source.size * (codec.factor if codec else 1) if source.size else None)
     if image_size is None:
         raise UserError(f"model.adapt.image_size is missing: {source.name} does not say what size it makes; write it in pixels")
@@ -91,7 +103,7 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     if source.channels not in (None, shape.channels):
         heads += parts.inputs
     if source.read is not None and load_weights:
-        report = fill(network, source, parts, shape, adapt, wanted.classes, seed)
+        report = fill(network, source, parts, shape, adapt, () if wanted.text else wanted.classes, seed)
         fresh = [name for name, _ in network.named_parameters() if name in report.fresh]
     else:
         report = LoadReport(f"{source.name}, no checkpoint read")
@@ -100,7 +112,7 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
         config.adapt.in_channels, image_size, (_HALF,) * config.adapt.in_channels, (_HALF,) * config.adapt.in_channels
     )
     schedule = None if source.read is None else source.schedule
-    beside = Beside(source.call, shape.channels, shape.size, (config.adapt.in_channels, image_size), schedule, codec)
+    beside = Beside(source.call, shape.channels, shape.size, (config.adapt.in_channels, image_size), schedule, codec, words)
     return Built(network, tuple(heads), tuple(fresh), spec, report, beside)
 
 
@@ -109,7 +121,9 @@ def generator_needs(config: Model, vae: str | None) -> list[Need]:
     scheme, _, rest = config.source.partition(":")
     module: Any = importlib.import_module(f"trainer.models.{'denoisers' if scheme == 'diffusers' else scheme}")
     found: list[Need] = module.needs(rest, config)
-    return [*found, *(Codec.of(vae, denoiser_of(config).vae).needs() if vae == "pipeline" else [])]
+    source = denoiser_of(config)
+    found = [*found, *(Codec.of(vae, source.vae).needs() if vae == "pipeline" else [])]
+    return [*found, *(Words(source.words).needs() if source.words is not None else [])]
 
 
 def denoiser_of(config: Model) -> Denoiser:
@@ -137,10 +151,45 @@ def _refuse(config: Model) -> None:
         )
 
 
+def _warn_of_latents(source: Denoiser, codec: Codec | None) -> None:
+    """Say where a generator was not trained on what it is given now."""
+    if source.read is None:
+        return
+    if codec is None and source.vae is not None:
+        log.warning("%s was trained on latents, and task.vae is none: it learns on pixels; write task.vae: pipeline", source.name)
+    if codec is not None and source.channels not in (None, codec.channels):
+        log.warning(
+            "task.vae: %s has latents of %d channels, and %s was trained on %d: its input and output are adapted, and have to be "
+            "learnt; write the autoencoder that it was trained with", codec.name, codec.channels, source.name, source.channels,
+        )  # fmt: skip
+
+
+def _words(source: Denoiser, wanted: Generator) -> Words | None:
+    """The text encoder of a generator that is told texts. Raises UserError where one of the two is missing."""
+    if bool(source.text) != wanted.text:
+        raise UserError(
+            f"{source.name}: is told a text; write task.condition: text (the names of classes are texts as well)"
+            if source.text
+            else f"{source.name}: is told no text; write task.condition: class, or none"
+        )
+    if not wanted.text:
+        return None
+    if source.words is None:
+        raise UserError(f"{source.name}: is told a text, and there is no text encoder beside it; name the folder of its pipeline")
+    words = Words(source.words)
+    if words.width != source.text:
+        raise UserError(
+            f"{source.name}: is told texts of {source.text} numbers a token, and the text encoder beside it gives "
+            f"{words.width}; it is that of another network"
+        )
+    return words
+
+
 def _shape(source: Denoiser, wanted: Generator, adapt: Adapt, image_size: int, codec: Codec | None) -> Shape:
-    rows = len(wanted.classes) + (wanted.dropped or source.spare) if wanted.classes else int(source.spare)
+    classes = 0 if wanted.text else len(wanted.classes)
+    rows = classes + (wanted.dropped or source.spare) if classes else int(source.spare)
     if codec is None:
-        return Shape(adapt.in_channels, image_size, rows)
+        return Shape(adapt.in_channels, image_size, rows, source.text)
     if adapt.in_channels != codec.in_channels:
         raise UserError(
             f"{codec.name} takes {codec.in_channels} channels and model.adapt.in_channels is {adapt.in_channels}; "
@@ -155,7 +204,7 @@ def _shape(source: Denoiser, wanted: Generator, adapt: Adapt, image_size: int, c
             f"model.adapt.image_size is {image_size}, and {codec.name} takes multiples of {codec.factor}; write "
             f"{' or '.join(map(str, near))}"
         )
-    return Shape(codec.channels, image_size // codec.factor, rows)
+    return Shape(codec.channels, image_size // codec.factor, rows, source.text)
 
 
 def fill(
@@ -214,66 +263,3 @@ def fill(
         for name, value in values.items():
             own[name].copy_(value)
     return report
-
-
-def told(shape: Shape, count: int, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """What a generator is told of `count` images, for a trial."""
-    return {"classes": torch.arange(count, device=device) % shape.rows} if shape.rows else {}
-
-
-def trial(network: nn.Module, call: Call, shape: Shape, size: int) -> torch.Tensor:
-    """Two images of a size through a generator, for shapes alone: on the meta device where that works, else for real."""
-    values = {n: torch.empty_like(v, device="meta") for n, v in [*network.named_parameters(), *network.named_buffers()]}
-
-    class Called(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, *given: Any) -> torch.Tensor:
-            return call(self.network, *given)
-
-    def given(device: str) -> tuple[Any, ...]:
-        images = torch.zeros(2, shape.channels, size, size, device=device)
-        return images, torch.zeros(2, device=device), told(shape, 2, device)
-
-    training = network.training
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        try:
-            network.eval()
-            try:
-                found: torch.Tensor = functional_call(
-                    Called(), {f"network.{name}": value for name, value in values.items()}, given("meta")
-                )
-            except Exception:  # may be the meta device's fault
-                found = call(network, *given("cpu"))
-        finally:
-            network.train(training)
-    return found
-
-
-def check_size(network: nn.Module, source: Denoiser, shape: Shape) -> None:
-    """Raises UserError, with the nearest sizes that work, where the network does not give as many pixels as it is given."""
-
-    def problem(size: int) -> str | None:
-        try:
-            found = trial(network, source.call, shape, size)
-        except UserError:
-            raise
-        except Exception as error:  # the network is anybody's: anything can come
-            return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
-        if not isinstance(found, torch.Tensor):
-            return f"it gives a {type(found).__name__}, not a tensor"
-        count, channels, *sides = found.shape
-        if count != 2 or sides != [size, size] or channels not in (shape.channels, 2 * shape.channels):
-            return f"of {[2, shape.channels, size, size]} it makes {list(found.shape)}"
-        return None
-
-    why = problem(shape.size)
-    if why is None:
-        return
-    below = next((size for size in range(shape.size - 1, max(0, shape.size - 129), -1) if problem(size) is None), None)
-    above = next((size for size in range(shape.size + 1, shape.size + 129) if problem(size) is None), None)
-    near = [str(size) for size in (below, above) if size is not None]
-    hint = f"; the nearest sizes that it does are {' and '.join(near)}: set model.adapt.image_size accordingly" if near else ""
-    raise UserError(f"{source.name}: does not generate {shape.size} x {shape.size} of {shape.channels} channels ({why}){hint}")

@@ -9,7 +9,7 @@ from html import escape
 from trainer.report.losses import parts
 from trainer.report.read import View
 from trainer.report.svg import SIZE, Series, line_chart
-from trainer.rundir.metric import is_share, leading, word
+from trainer.rundir.metric import distance, is_share, leading, word
 
 SMOOTH_FROM = 60
 _NAMES = {
@@ -36,6 +36,7 @@ def curves(views: Sequence[View]) -> str:
     loss: list[Series] = []
     shares: list[Series] = []
     errors: list[Series] = []
+    distances: list[Series] = []
     rate: list[Series] = []
     noisy = False
     for number, view in enumerate(views):
@@ -53,6 +54,8 @@ def curves(views: Sequence[View]) -> str:
             line = Series(f"{name}{_name(key)}", *view.series(key), number if many else place + 1, dots=True)
             if not (word(key) == "top5" and all(v >= 0.9995 for v in line.y)):
                 (shares if is_share(key) else errors).append(line)
+        for place, key in enumerate(_distances(view)[: 1 if many else None]):
+            distances.append(Series(f"{name}{_name(key)}", *view.series(key), number if many else place + 1, dots=True))
         rate.append(Series(f"{name}learning rate", *view.series("lr"), number))
     runs = [(v.label, i, False) for i, v in enumerate(views)] if many else None
     faint = "; faint: as measured" if noisy else ""
@@ -60,6 +63,7 @@ def curves(views: Sequence[View]) -> str:
         _card("Loss" + (f" <span class='soft'>(dashed: training{faint})</span>" if many else ""), loss, runs),
         _card("Validation", shares, runs, percent=True),
         _card("Validation errors", errors, runs),
+        _card("Distance of what it makes from the data", distances, runs),
     ]
     if not many:
         cards += [_card("Losses, each by itself", parts(views[0], "loss"), None)]
@@ -81,6 +85,15 @@ def _shown(view: View, *, many: bool) -> list[str]:
     if view.config["task"]["kind"] == "multi":
         return first
     return [metric for metric in view.measured() if word(metric) in ("accuracy", "f1", "top5", "map", "exact", "mae", "rmse")]
+
+
+def _distances(view: View) -> list[str]:
+    """Those of one kind, as each has a scale of its own: Fréchet's, else the kernels'."""
+    for kinds in (("fid", "fd"), ("kid", "kd")):
+        found = [metric for metric in view.measured() if distance(metric) in kinds]
+        if found:
+            return found
+    return []
 
 
 def _name(metric: str) -> str:

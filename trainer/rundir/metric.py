@@ -18,8 +18,13 @@ def word(metric: str) -> str:
 
 def lower_is_better(metric: str) -> bool:
     """Whether the lowest value of a metric is its best: `val/loss`, `val/age_mae`."""
+    return word(metric) in _LOWER or distance(metric) is not None
+
+
+def distance(metric: str) -> str | None:
+    """Which distance of generated images from the data it is: `fid`, `kid`, or `fd`, `kd` with other features; none: no such."""
     first = metric.rsplit("/", 1)[-1].partition("_")[0]
-    return word(metric) in _LOWER or first in _DISTANCES
+    return first if first in _DISTANCES else None
 
 
 def is_share(metric: str) -> bool:

@@ -67,7 +67,9 @@ def peft_config(config: Config, targets: str | list[str]) -> Any:
 
 
 def choose(config: Config, graft: Graft) -> dict[str, Learns]:
-    """The adapters, what is new, and what `train` names."""
+    """The adapters, what is new, and what `train` names. Raises UserError where what is new is to be kept."""
+    if config.head == "keep":
+        _kept(graft)
     names = [name for name, _ in graft.network.named_parameters()]
     adapters = [name for name in names if _is_adapter(graft.network, name)]
     chosen = dict.fromkeys(adapters, Learns())
@@ -76,7 +78,15 @@ def choose(config: Config, graft: Graft) -> dict[str, Learns]:
         if not found:
             raise UserError(f"strategy.train: the network has no part '{pattern}'{nearest(pattern, parts(names))}")
         chosen |= dict.fromkeys(found, Learns())
-    return chosen | graft.new()
+    return chosen if config.head == "keep" else chosen | graft.new()
+
+
+def _kept(graft: Graft) -> None:
+    """Raises UserError where a head that does not learn would say nothing."""
+    tables = [name for name in graft.head if isinstance(graft.network.get_submodule(name), nn.Embedding)]
+    new = [*graft.fresh, *(f"{name}.weight" for name in tables)]
+    if new:
+        raise UserError(f"strategy.head: keep, and '{new[0]}' is new and has to learn; write full")
 
 
 def restless(network: nn.Module) -> str | None:

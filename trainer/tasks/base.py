@@ -196,11 +196,26 @@ class Generates(Task, Protocol):
     def bind(self, beside: Beside, seed: int) -> None:
         """Take what stands beside the network that was built, before anything is run. Raises UserError where it does not fit."""
 
+    def ready(self, device: torch.device) -> None:
+        """Work out what can be worked out once, before a training. Raises UserError."""
+
     def compare(self, judge: Judge) -> None:
         """Measure how like the data its images are, by the features of a judge."""
 
     def schedule(self) -> Mapping[str, Any]:
         """The settings of the scheduler that goes with the weights, for whoever goes on with them."""
+
+    def number(self, word: str) -> int:
+        """The number of what its network is told, by name. Raises UserError for a name that means nothing to it."""
+
+    def caption(self, text: str) -> int:
+        """The same of a caption, as the data has it."""
+
+    def shown(self) -> list[int]:
+        """What images are shown of, in turn, by number."""
+
+    def word(self, number: int) -> str:
+        """The name of a number, or its text; empty where the network is told of none."""
 
     def plan(self) -> Any:
         """How images are made, where nobody says otherwise."""

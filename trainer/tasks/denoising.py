@@ -23,10 +23,8 @@ COLUMNS = 10
 class DenoisingMeasure:
     """The loss over fixed noise, in all and by quarters of the time, images of fixed seeds, and how like the data they are."""
 
-    def __init__(
-        self, task: Diffusion, config: Config, classes: Sequence[str], device: torch.device, likeness: Likeness | None
-    ) -> None:  # fmt: skip
-        self._task, self._config, self._classes = task, config, tuple(classes)
+    def __init__(self, task: Diffusion, config: Config, device: torch.device, likeness: Likeness | None) -> None:
+        self._task, self._config = task, config
         self._samples = torch.zeros(1, dtype=torch.int64, device=device)
         self._sums = torch.zeros(2, QUARTERS, dtype=torch.float64, device=device)  # of the losses, and how many
         self._made: torch.Tensor | None = None
@@ -71,14 +69,14 @@ class DenoisingMeasure:
             self._likeness.make(make, first, batch, rank, world)
 
     def _chosen(self) -> Iterator[int]:
-        """The class of each image of the sheet: one of each in a row."""
-        columns, count = self._columns, self._config.samples.count
+        """What the network is told of each image of the sheet: one class after the other, or texts."""
+        numbers, columns, count = self._task.shown(), self._columns, self._config.samples.count
         for place in range(max(1, count // columns) * columns if count else 0):
-            yield place % max(1, len(self._classes)) if self._classes else 0
+            yield numbers[place % len(numbers)]
 
     @property
     def _columns(self) -> int:
-        return min(len(self._classes) or 8, COLUMNS)
+        return min(len(self._task.shown()), COLUMNS) if self._task.told.words else 8
 
     def tensors(self) -> Sequence[torch.Tensor]:
         """What is to be summed over the ranks, in place."""
@@ -98,6 +96,6 @@ class DenoisingMeasure:
             metrics, details = metrics | found, details | about
         sheet = None
         if self._made is not None and len(self._made):
-            captions = tuple(self._classes[index] if self._classes else "" for index in self._chosen())
+            captions = tuple(self._task.word(number) for number in self._chosen())
             sheet = Sheet(self._made, captions, self._columns)
         return Evaluation(metrics, details, sheet)

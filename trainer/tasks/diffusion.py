@@ -20,6 +20,7 @@ from trainer.tasks.denoising import DenoisingMeasure
 from trainer.tasks.likeness import Likeness
 from trainer.tasks.process import At, Process, process
 from trainer.tasks.sampler import Plan, sample, scheduler
+from trainer.tasks.told import Classes, Texts, Told
 
 NOISE, TIMES, DROP, LATENT = 1, 2, 3, 4  # streams of draws
 MEASURED = 16  # the first stream of an evaluation's
@@ -30,6 +31,12 @@ def build(config: Config, facts: Facts) -> Diffusion:
     learnt = config.learnt(facts)
     counts = [count for known in learnt for count in known.counts]
     return Diffusion(config, [label for known in learnt for label in known.target.labels], counts)
+
+
+def _told(config: Config, classes: Sequence[str]) -> Told:
+    if config.condition == "text":
+        return Texts(classes, config.template)
+    return Classes(classes, dropped=config.drop > 0) if classes else Told()
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Diffusion:
     def __init__(self, config: Config, classes: Sequence[str], counts: Sequence[int]) -> None:
         self._config = config
         self._classes, self._counts = tuple(classes), tuple(counts)
+        self.told = _told(config, self._classes)
         self._likeness: Likeness | None = None
         self._seed = 0
         self._beside: Beside | None = None
@@ -60,7 +68,8 @@ class Diffusion:
     @property
     def generator(self) -> Generator:
         """What the network is told, and what it makes."""
-        return Generator(self._classes, bool(self._classes) and self._config.drop > 0, self._config.vae)
+        dropped = bool(self._classes) and self._config.drop > 0
+        return Generator(self._classes, dropped, self._config.vae, self._config.condition == "text")
 
     def bind(self, beside: Beside, seed: int) -> None:
         """Take what stands beside the network that was built. Raises UserError where it does not go with the settings."""
@@ -72,6 +81,29 @@ class Diffusion:
                 f"task.samples.steps is {asked}, more than the {steps} time steps of the noise; write {steps} or less"
             )
         scheduler(self._process.settings, self._config.samples.sampler)
+        if isinstance(self.told, Texts):
+            self.told.encoder = beside.text
+
+    def ready(self, device: torch.device) -> None:
+        """Encode the texts of the data."""
+        self.told.ready(device)
+
+    def number(self, word: str) -> int:
+        """The number of a class, or of any text. Raises UserError for a class that there is not."""
+        return self.told.number(word)
+
+    def caption(self, text: str) -> int:
+        """The number of a caption, as the data has it."""
+        return self.told.caption(text) if isinstance(self.told, Texts) else self.told.number(text)
+
+    def shown(self) -> list[int]:
+        """What images are shown of, in turn, by number: the prompts of the run file, else the classes, or the first captions."""
+        prompts = self._config.samples.prompts
+        return [self.told.number(prompt) for prompt in prompts] or list(range(len(self._classes))) or [0]
+
+    def word(self, number: int) -> str:
+        """The class or the text of a number; nothing where the network is told of none."""
+        return self.told.words[number] if self.told.words else ""
 
     def compare(self, judge: Judge) -> None:
         """Measure how like the data the images are, by the features of this judge, as `fidelity` says."""
@@ -97,8 +129,7 @@ class Diffusion:
     def plan(self, samples: Samples | None = None) -> Plan:
         """How images are made of noise, as the run file or `samples` says."""
         asked = samples or self._config.samples
-        nothing = len(self._classes) if self.generator.dropped else None
-        return Plan(self.process.settings, asked.sampler, asked.steps, asked.guidance, nothing)
+        return Plan(self.process.settings, asked.sampler, asked.steps, asked.guidance, self.told.nothing)
 
     def run(self, module: nn.Module, batch: Keyed) -> Denoised:
         """Add the noise of each sample's own key, at the time of its own key, and ask the network."""
@@ -106,9 +137,9 @@ class Diffusion:
         place = batch.epochs.to(device, non_blocking=True), batch.indices.to(device, non_blocking=True)
         at = self.process.at(draws.uniform(draws.keys(self._seed, TIMES, *place)))
         classes = batch.labels
-        if self.generator.dropped:
+        if self.told.nothing is not None:
             dropped = draws.uniform(draws.keys(self._seed, DROP, *place)) < self._config.drop
-            classes = torch.where(dropped, len(self._classes), classes)
+            classes = torch.where(dropped, self.told.nothing, classes)
         images = self._clean(batch.images, draws.keys(self._seed, LATENT, *place))
         return self._denoise(module, images, classes, at, draws.keys(self._seed, NOISE, *place))
 
@@ -127,8 +158,7 @@ class Diffusion:
     def _denoise(self, module: nn.Module, images: torch.Tensor, classes: torch.Tensor, at: At, keys: torch.Tensor) -> Denoised:
         """What the network says of images with the noise of these keys."""
         noise = draws.normal(keys, images.shape[1:])
-        told = {"classes": classes} if self._classes else {}
-        said = self.beside.call(module, at.alpha * images + at.sigma * noise, at.times, told)
+        said = self.beside.call(module, at.alpha * images + at.sigma * noise, at.times, self.told(classes))
         return Denoised(said[:, : self.beside.channels], self.process.target(images, noise, at), at)
 
     def measured(self, network: nn.Module, batch: Batch) -> Iterator[Denoised]:
@@ -163,10 +193,12 @@ class Diffusion:
         plan: Plan,
         step: Callable[[], None] = lambda: None,
     ) -> torch.Tensor:
-        """Images, uint8 [n, c, h, w] on the CPU, of seeds and, where the network is told of them, classes by number."""
+        """Images, uint8 [n, c, h, w] on the CPU, of seeds and, where the network is told of them, classes or texts by number."""
         device = next(network.parameters()).device
-        told = torch.tensor(classes, dtype=torch.int64) if self._classes else None
-        return sample(network, self.beside, plan, seeds, told, device, step)
+        numbers = torch.tensor(classes, dtype=torch.int64, device=device)
+        nothing = self.told.nothing
+        untold = None if nothing is None or plan.guidance == 1 else self.told(torch.full_like(numbers, nothing))
+        return sample(network, self.beside, plan, seeds, self.told(numbers), untold, device, step)
 
     def predictions(self, logits: torch.Tensor, top: int) -> list[dict[str, Any]]:
         """Raises UserError: it says nothing of images."""
@@ -179,4 +211,4 @@ class Diffusion:
 
     def measure(self, samples: int, device: torch.device) -> DenoisingMeasure:
         """The loss, and images of fixed seeds."""
-        return DenoisingMeasure(self, self._config, self._classes, device, self._likeness)
+        return DenoisingMeasure(self, self._config, device, self._likeness)

@@ -118,9 +118,11 @@ def process(config: Config, saved: Mapping[str, Any] | None, *, latents: bool) -
 
     Raises UserError for a scheduler of another objective, or of another kind of noise.
     """
+    # what diffusers' pipelines of text make of every scheduler that they are given
+    usual = {"steps_offset": 1, "clip_sample": False} if config.condition == "text" and latents else {}
     if saved is None:
         objective: str = "epsilon" if config.objective == "auto" else config.objective
-        return Process(config, objective, _new(config.noise, objective, latents=latents))
+        return Process(config, objective, _new(config.noise, objective, latents=latents, usual=usual))
     said = _objective(saved)
     objective = said if config.objective == "auto" else config.objective
     if objective != said and not config.retarget:
@@ -129,13 +131,13 @@ def process(config: Config, saved: Mapping[str, Any] | None, *, latents: bool) -
             f"{said}; leave it out, or write task.retarget: true to teach them the other one"
         )
     if (objective == "flow") != (said == "flow"):
-        return Process(config, objective, _new(config.noise, objective, latents=latents))
+        return Process(config, objective, _new(config.noise, objective, latents=latents, usual=usual))
     settings = {**saved, **_given(config.noise)}
     for key, value in settings.items():
         if key in saved and saved[key] != value:
             log.warning("task.noise: %s is %s, and %s in the scheduler saved with the weights", key, value, saved[key])
     if objective != "flow":
-        settings["prediction_type"] = _SAYS[objective]
+        settings |= {"prediction_type": _SAYS[objective], **usual}
     if settings.get("rescale_betas_zero_snr") and objective == "epsilon":
         raise UserError(
             "task.noise.zero_snr leaves nothing of an image at the last step, so that its noise says nothing; write "
@@ -168,12 +170,12 @@ def _given(noise: Noise) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value is not None}
 
 
-def _new(noise: Noise, objective: str, *, latents: bool) -> dict[str, Any]:
+def _new(noise: Noise, objective: str, *, latents: bool, usual: Mapping[str, Any]) -> dict[str, Any]:
     given = _given(noise)
     if objective == "flow":
         return {"_class_name": FLOW, "num_train_timesteps": 1000, "shift": 1.0, **given}
     return {
         "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4,
         "beta_end": 0.02, "rescale_betas_zero_snr": False, "prediction_type": _SAYS[objective], "clip_sample": not latents,
-        "clip_sample_range": 1.0, "timestep_spacing": "trailing", **given,
+        "clip_sample_range": 1.0, "timestep_spacing": "trailing", **usual, **given,
     }  # fmt: skip

@@ -24,7 +24,7 @@ _OF_FLOW = {"euler": "FlowMatchEulerDiscreteScheduler", "heun": "FlowMatchHeunDi
 class Plan:
     """How images are made: by which sampler in how many steps, and how strongly guided.
 
-    `settings`: of the scheduler that the noise of the training is described by; `nothing`: the number that says that no class is
+    `settings`: of the scheduler that the noise of the training is described by; `nothing`: the number that says that nothing is
     told, where the network knows one.
     """
 
@@ -58,17 +58,16 @@ def noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[torch.Tensor, lis
 
 @torch.no_grad()
 def sample(
-    network: nn.Module, beside: Beside, plan: Plan, seeds: Sequence[int], classes: torch.Tensor | None, device: torch.device,
-    step: Callable[[], None] = lambda: None,
+    network: nn.Module, beside: Beside, plan: Plan, seeds: Sequence[int], told: Mapping[str, torch.Tensor],
+    untold: Mapping[str, torch.Tensor] | None, device: torch.device, step: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:  # fmt: skip
-    """Images of seeds, uint8 [n, c, h, w] on the CPU; `classes` int64 [n], where the network is told of them.
+    """Images of seeds, uint8 [n, c, h, w] on the CPU. `told`: what the network is told of each, [n, …]; `untold`: what says that
+    it is told nothing, which guidance goes on from.
 
-    `network` in eval mode. An image depends on its seed and its class, and to rounding on how many are made at once. `step` is
-    called after each pass through the network. Raises UserError.
+    `network` in eval mode. An image depends on its seed and on what it is told, and to rounding on how many are made at once.
+    `step` is called after each pass through the network. Raises UserError.
     """
     made = scheduler(plan.settings, plan.sampler)
-    told = {} if classes is None else {"classes": classes.to(device)}
-    guided = plan.guidance != 1 and classes is not None and plan.nothing is not None
     images, generators = noise(seeds, (beside.channels, beside.size, beside.size))
     made.set_timesteps(plan.steps)
     images = images.to(device) * made.init_noise_sigma if hasattr(made, "init_noise_sigma") else images.to(device)
@@ -77,8 +76,7 @@ def sample(
         given = made.scale_model_input(images, time) if hasattr(made, "scale_model_input") else images
         times = time.to(device).expand(len(images))
         found = _said(network, beside, given, times, told)
-        if guided:
-            untold = {"classes": torch.full_like(told["classes"], plan.nothing or 0)}
+        if plan.guidance != 1 and untold is not None:
             without = _said(network, beside, given, times, untold)
             found = without + plan.guidance * (found - without)
         images = made.step(found, time, images, **draws).prev_sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -51,6 +52,50 @@ def flat(rest: str) -> Listing:
     if not keys:
         raise UserError(f"{root}: no image in it or below it, with one of the endings {' '.join(SUFFIXES)}")
     return Listing("folder", root, ("images",), tuple(Item(key, 0) for key in keys))
+
+
+def captions(rest: str) -> Listing:
+    """The images of PATH with a text each, as classes: those of `metadata.jsonl` in it, or the names of the class folders.
+
+    A line of the file is an object with `file_name`, relative to PATH, and `text` (or `caption`). Raises UserError with the line,
+    or for images without a caption.
+    """
+    root = Path(rest).expanduser()
+    file = root / "metadata.jsonl"
+    if not rest or not file.is_file():
+        return listing(rest)
+    keys = {item.key for item in flat(rest).items}
+    texts: dict[str, str] = {}
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            key, text = _caption(f"{file}, line {number}", line)
+            if key not in keys:
+                raise UserError(f"{file}, line {number}: no such image here: {key}{nearest(key, keys)}")
+            if texts.setdefault(key, text) != text:
+                raise UserError(f"{file}, line {number}: another text of {key} than before")
+    lost = sorted(keys - texts.keys())
+    if lost:
+        raise UserError(f"{file}: {len(lost)} of {len(keys)} images have no line, {lost[0]} for one; add them, or move them away")
+    found = sorted(set(texts.values()))
+    places = {text: index for index, text in enumerate(found)}
+    return Listing("folder", root, tuple(found), tuple(Item(key, places[texts[key]]) for key in sorted(keys)))
+
+
+def _caption(at: str, line: str) -> tuple[str, str]:
+    """The image and the text of a line. Raises UserError that begins with `at`."""
+    try:
+        said = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{at}: not JSON: {error}") from None
+    said = said if isinstance(said, dict) else {}
+    name, text = said.get("file_name"), said.get("text", said.get("caption"))
+    if not isinstance(name, str) or not isinstance(text, str):
+        raise UserError(f'{at}: write {{"file_name": "image.png", "text": "what it shows"}}')
+    return os.path.normpath(name), text
 
 
 def _is_image(name: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from trainer.config.errors import UserError, nearest
 from trainer.config.formats.query import SAID
-from trainer.config.targets import Facts, Target, columns, known
+from trainer.config.targets import Facts, LooksAt, Target, columns, known
 
 _HELPERS = ("listing", "matching", "splits")  # modules here that are no scheme
 _SAY_MORE = ("csv", "hf", "webdataset")
@@ -118,10 +118,11 @@ def _size(path: Path) -> int:
         return -1
 
 
-def read_source(source: str, *, flat: bool = False) -> Listing:
+def read_source(source: str, *, looks_at: LooksAt = "targets") -> Listing:
     """List `scheme:rest`. Raises UserError.
 
-    `flat`: what is said of the images is left out, and nothing need be said of them; all are of one class then.
+    `looks_at`: nothing: what is said of the images is left out, and nothing need be said of them; all are of one class then.
+    captions: the classes are texts of the images, of whatever kind the source has: captions in a file of its own, or names.
     """
     scheme, _, rest = source.partition(":")
     package = __package__ or ""
@@ -141,8 +142,14 @@ def read_source(source: str, *, flat: bool = False) -> Listing:
                 f"file for csv:FILE?image=COLUMN&{key}=COLUMN"
             )
     module = importlib.import_module(f"{package}.{scheme}")
-    listing: Listing = module.flat(rest) if flat and hasattr(module, "flat") else module.listing(rest)
-    return flattened(listing) if flat else listing
+    others = {"nothing": "flat", "captions": "captions"}
+    how = others.get(looks_at, "listing")
+    listing: Listing = getattr(module, how if hasattr(module, how) else "listing")(rest)
+    if looks_at == "captions" and not listing.plain:
+        raise UserError(
+            f"{source}: a text of an image is one thing, and it says several; write ?label=COLUMN for the captions alone"
+        )
+    return flattened(listing) if looks_at == "nothing" else listing
 
 
 def flattened(listing: Listing) -> Listing:

@@ -9,17 +9,17 @@ from dataclasses import replace
 from trainer.config.errors import UserError, nearest
 from trainer.config.formats.query import SAID
 from trainer.config.sources.listing import Item, Listing, read_source, relabelled
-from trainer.config.targets import WORDS, Target, columns
+from trainer.config.targets import WORDS, LooksAt, Target, columns
 
 _KEYS = {kind: key for key, kind in SAID.items()}
 
 
-def open_source(source: str, targets: Sequence[Target] | None = None, *, flat: bool = False) -> Listing:
+def open_source(source: str, targets: Sequence[Target] | None = None, *, looks_at: LooksAt = "targets") -> Listing:
     """List `scheme:rest`; with `targets` everything is matched to them by name, and other classes or labels are refused.
 
     Raises UserError.
     """
-    listing = read_source(source, flat=flat)
+    listing = read_source(source, looks_at=looks_at)
     return listing if targets is None else fitted(listing, targets, source, "none of the network's")
 
 

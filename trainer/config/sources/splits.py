@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from trainer.config.errors import UserError, nearest
 from trainer.config.folds import folded, fraction, groups_of, held_groups
 from trainer.config.run import Data
-from trainer.config.sources.listing import Item, Listing, flattened, relabelled
+from trainer.config.sources.listing import Item, Listing, flattened, read_source, relabelled
 from trainer.config.sources.matching import fitted, open_source
-from trainer.config.targets import Facts, columns
+from trainer.config.targets import Facts, LooksAt, columns
 
 _FINEST = 1e-5  # of a value's mean: then 32-bit numbers tell its deviation apart to 0.6%
 
@@ -25,13 +25,18 @@ class Splits:
     val: Listing | None
 
 
-def open_splits(data: Data, seed: int, *, flat: bool = False) -> Splits:
+def open_splits(data: Data, seed: int, *, looks_at: LooksAt = "targets") -> Splits:
     """The samples of a run, checked: raises UserError that names the class, the folder or the row.
 
-    `flat`: the task looks at nothing that is said of an image, see `read_source`; `data.classes` still chooses by it.
+    `looks_at`: what the task looks at, see `read_source`; `data.classes` chooses by it in any case. Captions are the classes of
+    what comes back, those of the validation samples after those of the training samples, and the samples are split as if they
+    had none.
     """
+    if looks_at == "captions":
+        return _captioned(data, seed)
+    flat = looks_at == "nothing"
     seed = seed if data.split_seed is None else data.split_seed
-    train = open_source(data.train, flat=flat and data.classes is None)
+    train = open_source(data.train, looks_at=looks_at if data.classes is None else "targets")
     if data.classes is not None:
         train = _chosen(train, data.classes)
         train = flattened(train) if flat else train
@@ -68,6 +73,35 @@ def open_splits(data: Data, seed: int, *, flat: bool = False) -> Splits:
     return Splits(kept, val)
 
 
+def _captioned(data: Data, seed: int) -> Splits:
+    """The samples of a run with a text each."""
+    if data.classes is not None:
+        raise UserError("data.classes chooses among classes, and the task looks at texts; leave it out")
+    sources = [data.train, *([data.val] if data.val and data.val.partition(":")[0] not in ("split", "fold") else [])]
+    said: dict[tuple[str, str], str] = {}
+    for source in sources:
+        listing = read_source(source, looks_at="captions")
+        said |= {(str(listing.root), item.key): listing.classes[item.label] for item in listing.items}
+    plain = open_splits(data, seed, looks_at="nothing")
+    places: dict[str, int] = {}
+    found = []
+    for part in (plain.train, plain.val):
+        lost = next((item.key for item in part.items if (str(part.root), item.key) not in said), None) if part else None
+        if part is not None and lost is not None:
+            raise UserError(f"{part.root}: {lost} has no caption")
+        texts = [said[str(part.root), item.key] for item in part.items] if part is not None else []
+        for text in texts:
+            places.setdefault(text, len(places))
+        found.append(texts)
+    classes = tuple(places)
+
+    def told(part: Listing, texts: list[str]) -> Listing:
+        items = tuple(replace(item, label=places[text]) for item, text in zip(part.items, texts, strict=True))
+        return replace(part, classes=classes, items=items, targets=())
+
+    return Splits(told(plain.train, found[0]), None if plain.val is None else told(plain.val, found[1]))
+
+
 def _chosen(train: Listing, names: list[str]) -> Listing:
     """The samples of these classes; or, of a source with labels alone, all samples with these labels alone."""
     if not names:
@@ -99,7 +133,7 @@ def _matched(data: Data, train: Listing, *, flat: bool) -> Listing:
             "write another source, or 'split:0.2' to hold images back"
         )
     hint = "; name the classes to use in data.classes to leave the others out"
-    given = open_source(data.val or "", flat=flat and data.classes is None)
+    given = open_source(data.val or "", looks_at="nothing" if flat and data.classes is None else "targets")
     if flat and data.classes is not None:
         given = flattened(_of(given, data.classes))
     val = fitted(

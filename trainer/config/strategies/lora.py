@@ -27,6 +27,9 @@ class Config(Strategy):
         "auto",
         description="names of layers, their last parts, or patterns with *; auto: all linear layers, else convolutions",
     )
+    head: Literal["full", "keep"] = Field(
+        "full", description="keep: the head does not learn, so that the adapters are all that is learnt; full: it does, in full"
+    )
     train: list[str] = Field(default_factory=list, description="parts that learn in full, by name or pattern")
 
     @model_validator(mode="after")

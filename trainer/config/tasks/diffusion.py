@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from trainer.config.fidelity import Fidelity
 from trainer.config.model import Model
 from trainer.config.noise import Noise, Samples, Times, Uniform
-from trainer.config.targets import Facts, Known, only
+from trainer.config.targets import Facts, Known, LooksAt, only
 from trainer.config.task import Task
 
 
@@ -20,7 +20,8 @@ class Config(Task):
     kind: Literal["diffusion"] = "diffusion"
     metrics: ClassVar[tuple[str, ...]] = ("loss",)
     generates: ClassVar[bool] = True
-    condition: Literal["class", "none"] = Field("class", description="what the network is told of an image")
+    condition: Literal["class", "text", "none"] = Field("class", description="what the network is told of an image")
+    template: str = Field("{}", description="of text: what a caption (or the name of a class) is put into, at {}")
     drop: float = Field(
         0.1, ge=0, lt=1, description="share of the images whose class is not told, for guidance (Ho and Salimans 2022)"
     )
@@ -66,12 +67,13 @@ class Config(Task):
         return self.model_copy(update=found)
 
     @property
-    def flat(self) -> bool:
-        return self.condition == "none"
+    def looks_at(self) -> LooksAt:
+        looks: dict[str, LooksAt] = {"none": "nothing", "text": "captions"}
+        return looks.get(self.condition, "targets")
 
     def learnt(self, facts: Facts) -> tuple[Known, ...]:
-        """The class, where the network is told of it."""
-        return () if self.flat else (only(facts, "class", self.kind),)
+        """The class, or the text, where the network is told of it."""
+        return () if self.condition == "none" else (only(facts, "class", self.kind),)
 
     @field_validator("vae")
     @classmethod
@@ -91,6 +93,10 @@ class Config(Task):
             raise ValueError(
                 "noise.zero_snr leaves nothing of an image at the last step, so that its noise says nothing; write objective: v"
             )
+        if self.template != "{}" and (self.condition != "text" or "{}" not in self.template):
+            raise ValueError("template goes with condition: text, and has a {} where the caption comes in")
+        if self.samples.prompts and self.condition != "text":
+            raise ValueError(f"samples.prompts are texts, and condition is {self.condition}; leave them out")
         if self.samples.guidance != 1 and (self.condition == "none" or not self.drop):
             why = "condition is none" if self.condition == "none" else "drop is 0, so that no class is ever left untold"
             raise ValueError(f"samples.guidance is {self.samples.guidance:g}, and {why}; leave it at 1")
