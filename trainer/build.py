@@ -23,6 +23,7 @@ from trainer.data import Batch
 from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import Samples, eval_batches, train_batches
 from trainer.data.order import mix
+from trainer.data.pairs import PairDataset, dataset_of, loaded
 from trainer.evaluate import evaluate, refer
 from trainer.export.scale import foldable
 from trainer.features.choose import Choice, choose, granted
@@ -37,7 +38,7 @@ from trainer.references import fingerprint
 from trainer.runtime import Runtime
 from trainer.spec import ParamGroup
 from trainer.tasks import build_task
-from trainer.tasks.base import Evaluation, Generates, Phase, Task, wanted
+from trainer.tasks.base import Evaluation, Generates, Phase, Task, Translates, loss_names, wanted
 
 log = logging.getLogger("graft")
 Made = TypeVar("Made")
@@ -72,12 +73,12 @@ class Parts:
         if batch.bad:
             self.bad.add(batch.bad)
         features = self.features is not None and self.features.train is not None
-        return batch.to(self.runtime.device, None if features else self.built.spec)
+        return batch.to(self.runtime.device, None if features else loaded(self.run, self.built.spec))
 
     def pixels(self, batch: Batch) -> Batch:
         """The same for images themselves, whatever is kept of them."""
         self.bad.add(batch.bad)
-        return batch.to(self.runtime.device, self.built.spec)
+        return batch.to(self.runtime.device, loaded(self.run, self.built.spec))
 
     def schedule(self) -> Callable[[int], float]:
         batch = self.run.train.global_batch
@@ -91,8 +92,8 @@ class Parts:
         """What dropout is seeded with: a pure function of (seed, step, rank, micro-batch)."""
         return mix(self.run.train.seed, DROPOUT, step, rank, index)
 
-    def dataset(self, listing: Listing, *, train: bool) -> ImageDataset:
-        return ImageDataset(listing, self.run.data, self.built.spec, train=train, seed=self.run.train.seed)
+    def dataset(self, listing: Listing, *, train: bool) -> ImageDataset | PairDataset:
+        return dataset_of(self.run, listing, self.built.spec, train=train)
 
     def open_features(self, at: Callable[[str], None], stop: Callable[[], bool], *, val: bool = True) -> bool:
         """Have the features ready, where some are kept, once the weights are the run's own; false where a stop was wished."""
@@ -159,6 +160,8 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     built = by_turns(runtime, model)
     if task.scale is not None and saved is None:
         foldable(built.network, built.head, task.scale, built.spec)
+    if isinstance(task, Translates):
+        task.fit(built.spec)
     stands = beside(task, built, run, runtime, saved)
     given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime))
     fingerprints = given.fingerprints | stands
@@ -174,7 +177,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     average: Average | FreeAverage | None = Average(network, run.train.ema) if run.train.ema is not None else None
     objective: Objective | None = None
     extra: list[ParamGroup] = []
-    if not run.losses.plain or len(task.outputs) > 1:
+    if not run.losses.plain or len(loss_names(task)) > 1:
         seed = mix(run.train.seed, PROJECTIONS)
         objective = build_objective(run, runtime, built, task, given, groups, seed, samples)
         extra = learnt_by(objective, getattr(run.losses.balance, "rate", 1.0))
@@ -225,6 +228,8 @@ def chosen(
     seen = steps * run.train.global_batch
     if run.task.generates:
         return choose_latents(run, built.beside, built.spec, samples=samples, seen=seen)
+    if run.task.translates:
+        return Choice(None, "a decoder looks at maps from all over the trunk")
     looking = run.losses.at_images
     return choose(
         run, built.network, [parameter for group in groups for _, parameter in group.parameters], built.spec,
@@ -235,6 +240,8 @@ def chosen(
 
 def beside(task: Task, built: Built, run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> dict[str, str]:
     """Give a task that generates what stands beside its network, on its device; the fingerprints of what never learns."""
+    if isinstance(task, Translates) and task.perceives is not None:
+        return {"perceptual": fingerprint(task.perceives)}
     if not isinstance(task, Generates) or built.beside is None:
         return {}
     if saved is not None:  # the schedule that the run began with

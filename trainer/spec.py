@@ -63,7 +63,18 @@ class Generator:
     text: bool = False
 
 
-Wanted = tuple[Output, ...] | Generator  # what a task asks of a network
+@dataclass(frozen=True)
+class Translator:
+    """A network that makes pictures [n, channels, h, w] in [-1, 1] of pictures of the same size.
+
+    `width`: of the decoder that a trunk without one gets, in channels at full resolution.
+    """
+
+    channels: int
+    width: int
+
+
+Wanted = tuple[Output, ...] | Generator | Translator  # what a task asks of a network
 # (the network as it is called, noised images, times, what it is told besides, each [n, …]) -> what it makes of them
 Call = Callable[[nn.Module, torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 

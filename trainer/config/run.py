@@ -107,7 +107,7 @@ class Checkpoint(Section):
     best: str = Field(
         "val/accuracy",
         description="the metric that chooses the best, lowest for a loss or an error, else highest; left out: accuracy of "
-        "classes, map of labels, mae of numbers, loss of several heads and of what generates",
+        "classes, map of labels, mae of numbers, psnr of a translation, loss of several heads and of what generates",
     )
 
     @field_validator("best")
@@ -239,6 +239,7 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _generates(self) -> Run:
+        self.task.goes_with(self)
         if not self.task.generates:
             return self
         kind = self.task.kind
