@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -19,7 +20,7 @@ from trainer.config.pairs import Edges, Given, Grey, Masked, Side, Small
 from trainer.config.run import Data, Run
 from trainer.config.sources import Listing
 from trainer.config.tasks.translate import Config
-from trainer.data import images, readers
+from trainer.data import images, readers, transforms
 from trainer.data.batch import Batch
 from trainer.data.dataset import ImageDataset
 from trainer.data.order import Key, Order, mix
@@ -191,3 +192,24 @@ class _Pairs:
 
     def _name(self, key: str) -> str:
         return os.path.join(self._root, key)  # noqa: PTH118
+
+
+class Inputs:
+    """Reads pictures as inputs of a network: as they are, or `derived` from targets as in an evaluation."""
+
+    def __init__(self, run: Run, spec: InputSpec, *, derived: bool) -> None:
+        assert isinstance(run.task, Config)
+        self._way, self._seed, self._most = run.task.pairs, run.train.seed, run.data.max_pixels
+        self._given, self._derived = spec.in_channels, derived
+        self._read = run.task.channels if derived else 1 if self._way.kind == "grey" else spec.in_channels
+        self._fixed = transforms.evaluation(run.data, replace(spec, in_channels=self._read))
+        self._count = 0
+
+    def __call__(self, path: Path) -> torch.Tensor:
+        """uint8 [c, size, size]. Raises BadImageError."""
+        image = self._fixed(images.read(path, self._read, self._most))
+        if self._derived:
+            generator = torch.Generator().manual_seed(mix(self._seed, DERIVED, 0, self._count))
+            image = derive(self._way, image, generator)
+            self._count += 1
+        return coloured(image, self._given)

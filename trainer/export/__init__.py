@@ -3,5 +3,6 @@
 from trainer.export.folder import export
 from trainer.export.generator import export_generator
 from trainer.export.scale import fold
+from trainer.export.translator import export_translator
 
-__all__ = ["export", "export_generator", "fold"]
+__all__ = ["export", "export_generator", "export_translator", "fold"]

@@ -26,6 +26,7 @@ class Decoder(nn.Module):
 
     def __init__(self, widths: Sequence[int], image: int, channels: int, width: int) -> None:
         super().__init__()
+        self.arguments = {"widths": list(widths), "image": image, "channels": channels, "width": width}
         sizes = [min(width * 2**level, 8 * width) for level in range(len(widths) + 1)]
         self.neck = nn.Conv2d(widths[-1], sizes[-1], 1)
         joined = [image, *widths[:-1]]  # from fine to coarse: what comes beside the maps from below

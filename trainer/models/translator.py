@@ -134,7 +134,8 @@ def pyramid(network: nn.Module, spec: InputSpec, name: str) -> list[Level]:
         what = f"only maps of one size ('{levels[0].name}')" if levels else "no maps [n, channels, height, width]"
         raise UserError(
             f"{name}: gives {what} of images of {spec.image_size} pixels, and a decoder needs two sizes at least; take a "
-            "convolutional trunk (ResNet, VGG, EfficientNet, ConvNeXt), larger images, or a network of your own that gives pictures (python:)"
+            "convolutional trunk (ResNet, VGG, EfficientNet, ConvNeXt), larger images, or a network of your own that gives "
+            "pictures (python:)"
         )
     return levels
 
