@@ -7,21 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 
 from tests.unit.test_generators import VAE
-from trainer.config import UserError
 from trainer.config.adapt import Adapt
-from trainer.config.run import Data, Model
-from trainer.config.sources import open_splits
-from trainer.config.targets import Facts
-from trainer.config.tasks.diffusion import Config
+from trainer.config.run import Model
 from trainer.models import Built, build_model
 from trainer.spec import Generator
-from trainer.tasks.diffusion import build as build_task
 
 UNET: dict[str, Any] = {
     "sample_size": 4, "in_channels": 2, "out_channels": 2, "block_out_channels": (8, 16), "layers_per_block": 1,
