@@ -53,6 +53,7 @@ def evaluate(
     runtime.share_buffers(network)
     if average is not None:
         average.swap()
+        runtime.share_buffers(network)  # those of the average: each rank's own copy followed its own samples
     try:
         with runtime.autocast():
             measured(network, measure, _told(batches, at), prepare)

@@ -16,7 +16,7 @@ class Average:
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self._decay = decay
+        self._decay, self._network = decay, network
         everything = network.state_dict(keep_vars=True)
         # Frozen parameters do not move: the average is over what learns, and buffers follow.
         self._learning = [n for n, v in everything.items() if isinstance(v, nn.Parameter) and v.requires_grad]
@@ -35,19 +35,24 @@ class Average:
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_([self.state[n] for n in self._learning], [self._source[n].data for n in self._learning], 1 - decay)
         if self._buffers:
-            torch._foreach_copy_([self.state[n] for n in self._buffers], [self._source[n] for n in self._buffers])
+            torch._foreach_copy_([self.state[n] for n in self._buffers], [*self._now().values()])
+
+    def _now(self) -> dict[str, torch.Tensor]:
+        """The buffers as the network holds them now: what is put around it for several ranks gives it others."""
+        held = dict(self._network.named_buffers(remove_duplicate=False))
+        return {name: held[name] for name in self._buffers}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take a saved average over; what it lacks begins with the weights as they are."""
+        now = self._now()
         for name, value in self.state.items():
-            value.copy_(tensors.get(name, self._source[name]))
+            value.copy_(tensors.get(name, now.get(name, self._source[name])))
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the averaged and the current weights; twice restores both."""
-        for name in (*self._learning, *self._buffers):
-            value = self._source[name]
+        for name, value in {**{name: self._source[name] for name in self._learning}, **self._now()}.items():
             held = value.data.clone()
             value.data.copy_(self.state[name])
             self.state[name].copy_(held)
