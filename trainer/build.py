@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from trainer import restored, strategies  # noqa: F401 (restored: what a `run:` source is read with)
+from trainer import restored, rivals, strategies  # noqa: F401 (restored: what a `run:` source is read with)
 from trainer.checkpoint import fill
 from trainer.config import RefusedError, Run, UserError, nearest
 from trainer.config.amounts import Amount
@@ -63,6 +63,16 @@ class Parts:
     objective: Objective | None = None  # where there is more than the task's own loss
     references: dict[str, str] = field(default_factory=dict)  # fingerprints of the networks that losses look at
     features: Features | None = None
+    others: tuple[Phase, ...] = ()  # networks that learn against the first, each with an optimizer of its own
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (self.phase, *self.others)
+
+    def train_mode(self) -> None:
+        """Every network in training mode, as its strategy has it."""
+        for phase in self.phases:
+            strategies.train_mode(phase.module)
 
     @property
     def epoch_samples(self) -> int:
@@ -197,7 +207,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
         phase.stage = partial(_stage, runtime, phase, groups, wrapped)
     return Parts(
         run, runtime, splits, built, task, phase, called, average, steps, BadCount(run.data.max_bad), summary, objective,
-        fingerprints, features,
+        fingerprints, features, rivals.rivals(run, runtime, task, built),
     )  # fmt: skip
 
 
@@ -290,7 +300,7 @@ def tensors(parts: Parts) -> dict[str, dict[str, torch.Tensor]]:
         files[f"{phase.name}-average.safetensors"] = parts.average.state
     if parts.objective is not None and (held := parts.objective.state_dict()):
         files[f"{phase.name}-objective.safetensors"] = held
-    return files
+    return files | rivals.tensors(parts.others)
 
 
 def packed(parts: Parts) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -331,6 +341,7 @@ def restore(parts: Parts, files: dict[str, dict[str, torch.Tensor]], extra: dict
         saved = {}
     named = named_parameters(phase.network, parts.objective)
     unpack(phase.optimizer, named, saved, extra.get("optimizer_state", {}) if saved else {})
+    rivals.restore(parts.others, files, extra.get("others", {}), optimizers=bool(saved))
     if parts.runtime.scaler is not None and "scaler" in extra:
         parts.runtime.scaler.load_state_dict(extra["scaler"])
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from trainer import build as building
-from trainer import strategies
+from trainer import rivals
 from trainer.checkpoint import Loaded, Saver, Store
 from trainer.config import EXIT_DONE, EXIT_REQUEUE, RefusedError, Run
 from trainer.faultpoints import reached
@@ -192,6 +192,7 @@ def assemble(
             "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
             "optimizer": run.optimizer_identity, "optimizer_state": building.packed(parts)[1],
             "references": parts.references,
+            **({"others": rivals.states(parts.others)} if parts.others else {}),
         }  # fmt: skip
         if runtime.scaler is not None:
             extra["scaler"] = runtime.scaler.state_dict()
@@ -236,7 +237,7 @@ def assemble(
     early = run.evaluate.early_stop
     return Job(
         runtime=runtime,
-        phases=[parts.phase],
+        phases=parts.phases,
         average=parts.average,
         batches=parts.batches(progress.step),
         prepare=parts.prepare,
@@ -247,7 +248,7 @@ def assemble(
         momentum=parts.momentum(),
         react=reaction(run.schedule, run.checkpoint.best),
         seed=parts.seed,
-        train_mode=lambda: strategies.train_mode(parts.phase.module),
+        train_mode=parts.train_mode,
         evaluate=parts.evaluation(parts.splits.val, heart.at) if parts.splits.val else None,
         save=save,
         wants_retry=lambda: saver is not None and saver.retry,

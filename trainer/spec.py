@@ -74,6 +74,19 @@ class Translator:
     width: int
 
 
+@dataclass(frozen=True)
+class Critic:
+    """A network that tells pictures [n, channels, h, w] that are real from others, by patches.
+
+    `rate`: factor on the learning rate.
+    """
+
+    channels: int
+    width: int
+    layers: int
+    rate: float
+
+
 Wanted = tuple[Output, ...] | Generator | Translator  # what a task asks of a network
 # (the network as it is called, noised images, times, what it is told besides, each [n, …]) -> what it makes of them
 Call = Callable[[nn.Module, torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]

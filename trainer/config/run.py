@@ -282,7 +282,7 @@ class Run(Section):
                 )
             if self.train.clip is not None:
                 raise ValueError("losses.balance: adatask takes gradients that train.clip does not clip; leave clip out")
-        if balance in ("adatask", "gradnorm") and self.train.precision == "fp16":
+        if balance in ("adatask", "gradnorm", "match") and self.train.precision == "fp16":
             raise ValueError(f"losses.balance: {balance} takes gradients that fp16 does not scale; write train.precision: bf16")
         norm = self.data.normalize
         if isinstance(norm, Normalize) and not len(norm.mean) == len(norm.std) == self.model.adapt.in_channels:

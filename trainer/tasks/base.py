@@ -9,7 +9,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 import torch
 from torch import nn
 
-from trainer.spec import Beside, Generator, InputSpec, Judge, Output, Translator, Wanted
+from trainer.spec import Beside, Critic, Generator, InputSpec, Judge, Output, Translator, Wanted
 
 
 class Batch(Protocol):
@@ -232,6 +232,12 @@ class Translates(Task, Protocol):
 
     def perceive(self, distance: Perceives | None, weights: Mapping[str, float]) -> None:
         """Take the distance of features, where there is one, and the losses' weights."""
+
+    def critic(self) -> Critic | None:
+        """A second network, which its pictures have to deceive; none without an adversarial loss. Comes after `fit`."""
+
+    def oppose(self, network: nn.Module) -> LossFunction:
+        """Learn against this network; returns that one's own loss."""
 
     @property
     def perceives(self) -> nn.Module | None:

@@ -44,8 +44,9 @@ class TranslationMeasure:
 
     def __init__(self, task: Translate, config: Config, samples: int, device: torch.device) -> None:
         self._task, self._config = task, config
+        self._names = [name for name in task.loss_names if name != "adversarial"]  # that of a critic is no measure
         # whether it was seen, its loss, the figures of what was made, those of the input itself, each loss by itself
-        self._rows = torch.zeros(samples, 2 + 2 * len(_FIGURES) + len(task.loss_names), dtype=torch.float64, device=device)
+        self._rows = torch.zeros(samples, 2 + 2 * len(_FIGURES) + len(self._names), dtype=torch.float64, device=device)
         count = min(config.samples.count, samples)
         self._shown = [place * samples // count for place in range(count)] if count else []
         self._made: torch.Tensor | None = None
@@ -54,7 +55,7 @@ class TranslationMeasure:
         """Add a batch."""
         made = self._task.run(network, batch).float()
         given, target = self._task.cut(batch.images)
-        losses = self._task.losses(made, batch)
+        losses = self._task.distances(made, target)
         seen, wanted = pixels(made), pixels(target)
         plain = self._plain(given)
         rows = batch.indices.to(made.device)
@@ -118,7 +119,7 @@ class TranslationMeasure:
         details: dict[str, Any] = {
             "kind": "translate", "samples": len(seen),
             "input": dict(zip(_FIGURES, means[2 + count : 2 + 2 * count], strict=True)),
-            "losses": dict(zip(self._task.loss_names, means[2 + 2 * count :], strict=True)),
+            "losses": dict(zip(self._names, means[2 + 2 * count :], strict=True)),
         }  # fmt: skip
         sheet = None
         if self._made is not None:

@@ -10,9 +10,10 @@ from torch import nn
 
 from trainer.config import UserError
 from trainer.config.targets import Facts
-from trainer.config.tasks.translate import Config
-from trainer.spec import InputSpec, Output, Translator
-from trainer.tasks.base import Batch, Perceives
+from trainer.config.tasks.translate import Adversary, Config
+from trainer.spec import Critic, InputSpec, Output, Translator
+from trainer.tasks.adversary import Opponent
+from trainer.tasks.base import Batch, LossFunction, Perceives
 from trainer.tasks.likening import TranslationMeasure
 
 # (what was made, what should have been), both [n, c, h, w] in [-1, 1] -> the distance of each, [n]
@@ -42,6 +43,7 @@ class Translate:
         self._distances: dict[str, Distance] = {"l1": _l1, "mse": _mse}
         self._weights: Mapping[str, float] = {}
         self._spec: InputSpec | None = None
+        self._opponent: Opponent | None = None
         self.perceives: nn.Module | None = None
 
     @property
@@ -53,6 +55,23 @@ class Translate:
     def translator(self) -> Translator:
         """What the network has to be."""
         return Translator(self._config.channels, self._config.decoder.width)
+
+    def critic(self) -> Critic | None:
+        """The network that the pictures have to deceive, where there is one."""
+        if "adversarial" not in self._config.losses:
+            return None
+        found = self._config.adversary or Adversary()
+        given = self.spec.in_channels if found.shown_input else 0
+        return Critic(given + self._config.channels, found.width, found.layers, found.rate)
+
+    def oppose(self, network: nn.Module) -> LossFunction:
+        """Learn against this critic; returns its own loss, [n]."""
+        opponent = self._opponent = Opponent(self._config.adversary or Adversary(), network)
+
+        def judge(module: nn.Module, batch: Batch) -> torch.Tensor:
+            return opponent.judge(module, *self.cut(batch.images))
+
+        return judge
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -94,11 +113,16 @@ class Translate:
         return output
 
     def losses(self, output: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        """The distances of what was made from the targets, by name."""
-        target = self.cut(batch.images)[1]
-        if len(self.loss_names) == 1:
-            return {"task": self._distances[self.loss_names[0]](output.float(), target)}
-        return {name: self._distances[name](output.float(), target) for name in self.loss_names}
+        """The distances of what was made from the targets, by name, and how far from deceiving the critic it is."""
+        given, target = self.cut(batch.images)
+        found = self.distances(output, target)
+        if self._opponent is not None:
+            found["adversarial"] = self._opponent.deceive(given, output)
+        return found if len(self.loss_names) > 1 else {"task": found[self.loss_names[0]]}
+
+    def distances(self, output: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Those of the losses that need no critic, each [n]."""
+        return {name: self._distances[name](output.float(), target) for name in self.loss_names if name != "adversarial"}
 
     def weighted(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Their sum with the weights of the run file, [n]."""

@@ -25,6 +25,16 @@ class Perceptual(Section):
     )
 
 
+class Adversary(Section):
+    """The adversarial loss: a critic of patches (PatchGAN) that learns to tell what is made from the targets."""
+
+    loss: Literal["hinge", "lsgan", "non_saturating"] = "hinge"
+    width: int = Field(64, ge=8, le=512, multiple_of=8, description="channels of its first layer; twice as many at each further")
+    layers: int = Field(3, ge=1, le=8, description="layers that halve the size")
+    rate: float = Field(1.0, gt=0, description="factor on the learning rate")
+    shown_input: bool = Field(True, description="it sees the input beside the picture (Isola et al. 2017)")
+
+
 class Decoder(Section):
     """The head of a trunk that saw images until now: it makes pictures of the trunk's maps of every resolution."""
 
@@ -49,10 +59,11 @@ class Config(Task):
         description="given (of a source `pairs:`), side, or made of a photo: grey, small, edges, masked",
     )
     channels: Literal[1, 3] = Field(3, description="of the picture that is made")
-    losses: list[Literal["l1", "mse", "perceptual"]] = Field(
+    losses: list[Literal["l1", "mse", "perceptual", "adversarial"]] = Field(
         default_factory=lambda: ["l1"], min_length=1, description="weighted by losses.weights, balanced by losses.balance"
     )
     perceptual: Perceptual | None = Field(None, description="of the loss perceptual")
+    adversary: Adversary | None = Field(None, description="of the loss adversarial; left out: its defaults")
     decoder: Decoder = Field(default_factory=Decoder, description="of a classifier's trunk")
     samples: Samples = Field(default_factory=Samples)
 
@@ -99,6 +110,12 @@ class Config(Task):
             raise ValueError("losses: of the further losses only l2_sp goes with task translate; leave the others out")
         if run.data.cache.kind == "features":
             raise ValueError("data.cache: features are not kept for task translate, which needs maps from all over the trunk")
+        balance = run.losses.balance.kind
+        if "adversarial" in self.losses and balance in ("dwa", "uncertainty", "gradnorm"):
+            raise ValueError(
+                f"losses.balance: {balance} goes by how far losses fell, and one against a critic that learns as well says "
+                "nothing of that; write balance: match, or weights"
+            )
         if run.evaluate.source is not None:
             raise ValueError("evaluate.source: what task translate forgets is not measured by samples of classes; leave it out")
         if run.data.classes is not None and self.pairs.kind == "given":
@@ -108,6 +125,10 @@ class Config(Task):
     def _fits(self) -> Config:
         if len(set(self.losses)) < len(self.losses):
             raise ValueError(f"losses are {', '.join(self.losses)}; write each once, and its weight as losses.weights")
+        if self.adversary is not None and "adversarial" not in self.losses:
+            raise ValueError("adversary says a critic, and losses do not name it; write losses: [l1, adversarial]")
+        if self.losses == ["adversarial"]:
+            raise ValueError("losses: adversarial alone asks for real pictures, whatever the input; write [l1, adversarial]")
         if ("perceptual" in self.losses) != (self.perceptual is not None):
             raise ValueError(
                 "losses name perceptual, and the network is not said; write perceptual: {features: {source: torchvision:vgg16, "
