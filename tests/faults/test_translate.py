@@ -35,16 +35,17 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def file(folder: Path, photographs: Path, **sections: Any) -> Path:
-    """A run file: holes are filled by a trunk with a decoder, by pixels and features, balanced as it goes."""
+    """A run file: holes are filled by a trunk with a decoder, by pixels, features and a critic, balanced as it goes."""
     path = run_file(folder)
     run = json.loads(path.read_text())
     features = {"source": f"python:{OWN}:trunk", "args": {"width": 6}, "weights": str(photographs / "features.safetensors")}
     run["model"] = {"source": f"python:{OWN}:trunk", "adapt": {"image_size": 16}}
     run["task"] = {
-        "kind": "translate", "pairs": "masked", "losses": ["l1", "perceptual"], "decoder": {"width": 8}, "samples": {"count": 4},
+        "kind": "translate", "pairs": "masked", "losses": ["l1", "perceptual", "adversarial"], "decoder": {"width": 8},
+        "samples": {"count": 4}, "adversary": {"width": 8, "layers": 2},
         "perceptual": {"features": {**features, "adapt": {"image_size": 16}}},
     }  # fmt: skip
-    run["losses"] = {"balance": {"kind": "uncertainty"}}
+    run["losses"] = {"balance": {"kind": "match"}}
     run["data"] = {
         "train": f"folder:{photographs / 'train'}", "val": f"folder:{photographs / 'val'}", "workers": 0,
         "augment": {"flip": 0.5},
@@ -65,7 +66,7 @@ def whole(zygote: Zygote, photographs: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_killed_and_started_again_it_ends_the_same(trainers: Zygote, whole: RunDir, photographs: Path, tmp_path: Path) -> None:
-    """On two ranks; killed between two checkpoints, and other features are refused."""
+    """Both networks and both optimizers, on two ranks; killed between two checkpoints, and other features are refused."""
     assert KILLED in trainers.run(file(tmp_path, photographs), tmp_path, world=2, fault="step@6:1=kill")
     weights = photographs / "features.safetensors"
     before = weights.read_bytes()
@@ -76,6 +77,8 @@ def test_killed_and_started_again_it_ends_the_same(trainers: Zygote, whole: RunD
     weights.write_bytes(before)
     assert trainers.run(file(tmp_path, photographs), tmp_path, world=2) == [0, 0]
     same(tmp_path / "run", whole.path)
+    files = {path.name for path in (whole.checkpoints / "step-00000016").iterdir()}
+    assert {"critic.safetensors", "critic-optimizer.safetensors", "model.safetensors", "model-optimizer.safetensors"} <= files
     for name in ("step-00000006.png", "step-00000016.png"):
         one, other = (np.array(Image.open(folder / "samples" / name)) for folder in (tmp_path / "run", whole.path))
         assert np.array_equal(one, other)
