@@ -171,7 +171,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     if task.scale is not None and saved is None:
         foldable(built.network, built.head, task.scale, built.spec)
     if isinstance(task, Translates):
-        task.fit(built.spec)
+        task.fit(built.spec, built.network, run.train.seed)
     stands = beside(task, built, run, runtime, saved)
     given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime))
     fingerprints = given.fingerprints | stands
@@ -238,8 +238,8 @@ def chosen(
     seen = steps * run.train.global_batch
     if run.task.generates:
         return choose_latents(run, built.beside, built.spec, samples=samples, seen=seen)
-    if run.task.translates:
-        return Choice(None, "a decoder looks at maps from all over the trunk")
+    if run.task.translates or run.task.reconstructs:
+        return Choice(None, "a decoder looks at maps from all over the network")
     looking = run.losses.at_images
     return choose(
         run, built.network, [parameter for group in groups for _, parameter in group.parameters], built.spec,

@@ -178,10 +178,9 @@ def predict(argv: list[str]) -> int:
     restored = restore(RunDir(arguments.run.resolve()), arguments.checkpoint)
     if restored.run.task.generates:
         raise UserError(f"{restored.run.name} makes images and says nothing of any; write `graft sample {arguments.run.name}`")
-    if restored.run.task.translates:
-        raise UserError(
-            f"{restored.run.name} makes pictures and says nothing of any; write `graft translate {arguments.run.name}`"
-        )
+    if restored.run.task.translates or restored.run.task.reconstructs:
+        command = "translate" if restored.run.task.translates else "export"
+        raise UserError(f"{restored.run.name} makes pictures and says nothing; write `graft {command} {arguments.run.name}`")
     spec, device = restored.spec, device_of(arguments.device)
     transform = evaluation(restored.run.data, spec)
 
@@ -222,7 +221,7 @@ def export(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from trainer.export import export as write
-    from trainer.export import export_generator, export_translator, fold
+    from trainer.export import export_autoencoder, export_generator, export_translator, fold
     from trainer.restored import restore
 
     folder = RunDir(arguments.run.resolve())
@@ -230,8 +229,9 @@ def export(argv: list[str]) -> int:
     evaluation: dict[str, Any] = folder.read_json(folder.samples / "evaluation.json")
     if evaluation.get("step") != restored.step and restored.run.data.val is not None:
         evaluation = _again(restored, arguments.device)
-    if restored.run.task.translates:
-        out = export_translator(restored, arguments.out or folder.export, folder.read_json(folder.summary), evaluation)
+    if restored.run.task.translates or restored.run.task.reconstructs:
+        pictures = export_translator if restored.run.task.translates else export_autoencoder
+        out = pictures(restored, arguments.out or folder.export, folder.read_json(folder.summary), evaluation)
         print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")
         return EXIT_DONE
     if restored.run.task.generates:

@@ -12,7 +12,7 @@ from torch import nn
 from trainer.config import Run, UserError
 from trainer.config.fidelity import Fidelity
 from trainer.config.model import Model
-from trainer.config.tasks.translate import Config as Translate
+from trainer.config.pictures import Pictures
 from trainer.data import Batch
 from trainer.models import build_model
 from trainer.models.base import Need
@@ -36,8 +36,9 @@ def give(run: Run, task: Task, device: torch.device) -> None:
 
     Raises UserError.
     """
-    if isinstance(task, Translates) and isinstance(run.task, Translate):
-        distance = None if run.task.perceptual is None else Perceptual(run.task.perceptual, run.task.channels, device)
+    if isinstance(task, Translates) and isinstance(run.task, Pictures):
+        channels = getattr(run.task, "channels", run.model.adapt.in_channels)
+        distance = None if run.task.perceptual is None else Perceptual(run.task.perceptual, channels, device)
         task.perceive(distance, run.losses.weights)
     fidelity = getattr(run.task, "fidelity", None)
     if isinstance(task, Generates) and fidelity is not None:

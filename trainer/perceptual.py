@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trainer.config import UserError
-from trainer.config.tasks.translate import Perceptual as Config
+from trainer.config.pictures import Perceptual as Config
 from trainer.losses.taps import Taps, maps
 from trainer.models import build_model
 from trainer.references import as_taken, block_names, still

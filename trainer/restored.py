@@ -64,7 +64,7 @@ def restore(folder: RunDir, which: str, *, merge: bool = True) -> Restored:
         task.bind(replace(built.beside, schedule=state["generator"]["schedule"]), run.train.seed)
     spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})
     if isinstance(task, Translates):
-        task.fit(spec)
+        task.fit(spec, network, run.train.seed)
     return Restored(folder, run, network, spec, task, facts, tuple(built.head), loaded.step)
 
 

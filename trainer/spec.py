@@ -75,6 +75,13 @@ class Translator:
 
 
 @dataclass(frozen=True)
+class Reconstructor:
+    """A network that makes pictures again of latents: called with images and noise [n, *latents], or without noise, it gives
+    pictures, means and logarithms of the variances of the latents. Its `latents`: their channels, and how much smaller they are.
+    """
+
+
+@dataclass(frozen=True)
 class Critic:
     """A network that tells pictures [n, channels, h, w] that are real from others, by patches.
 
@@ -87,7 +94,7 @@ class Critic:
     rate: float
 
 
-Wanted = tuple[Output, ...] | Generator | Translator  # what a task asks of a network
+Wanted = tuple[Output, ...] | Generator | Translator | Reconstructor  # what a task asks of a network
 # (the network as it is called, noised images, times, what it is told besides, each [n, …]) -> what it makes of them
 Call = Callable[[nn.Module, torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 

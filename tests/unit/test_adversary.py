@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from trainer.config import Run, UserError
 from trainer.config.balances import match
-from trainer.config.tasks.translate import Adversary
+from trainer.config.pictures import Adversary
 from trainer.losses.balances import match as match_balance
 from trainer.losses.balances.base import Scale
 from trainer.models.critic import build_critic
@@ -33,7 +33,7 @@ from trainer.tasks.adversary import Opponent
 )
 def test_each_side_has_its_loss(kind: Any, critic: Any, maker: Any) -> None:
     network = build_critic(Critic(4, 8, 2, 1.0), 16, 0)
-    opponent = Opponent(Adversary(loss=kind), network)
+    opponent = Opponent(Adversary(loss=kind), network, shown=True)
     given, real = torch.randn(3, 1, 16, 16), torch.randn(3, 3, 16, 16)
     made = torch.randn(3, 3, 16, 16, requires_grad=True)
     said = [network(torch.cat([given, pictures], dim=1)).detach() for pictures in (real, made)]

@@ -16,8 +16,8 @@ from tests import painter
 from trainer.config import UserError
 from trainer.config.adapt import Adapt
 from trainer.config.model import Model
+from trainer.config.pictures import Perceptual as PerceptualConfig
 from trainer.config.strategies import head as head_strategy
-from trainer.config.tasks.translate import Perceptual as PerceptualConfig
 from trainer.models import Built, build_model
 from trainer.perceptual import Perceptual
 from trainer.spec import Translator

@@ -16,13 +16,14 @@ class Task(Kind):
     """What a run learns of an image: a subclass names the `metrics` that its evaluation gives, and the one that is the `best`'s
     when the run file names none.
 
-    `generates`: its network makes images; `translates`: it makes them of other images.
+    `generates`: its network makes images; `translates`: it makes them of other images; `reconstructs`: of themselves.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[str] = "loss"
     generates: ClassVar[bool] = False
     translates: ClassVar[bool] = False
+    reconstructs: ClassVar[bool] = False
 
     @property
     def networks(self) -> dict[str, Model]:

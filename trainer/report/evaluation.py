@@ -25,7 +25,7 @@ def evaluation(view: View, *, heading: str = "") -> str:
     if not found:
         return ""
     title = f"{escape(heading)}: " if heading else ""
-    if found.get("kind") in ("diffusion", "translate"):
+    if found.get("kind") in ("diffusion", "translate", "autoencoder"):
         return of_samples(view, found, title)
     when = f"step {found['step']:,}, " if isinstance(found.get("step"), int) else ""
     examples = [e for e in found.get("examples", []) if isinstance(e, dict)]

@@ -21,7 +21,8 @@ _QUARTERS = ("least noise", "less", "more", "most noise")
 
 def of_samples(view: View, found: Json, title: str) -> str:
     """HTML of the sheets of a run, and of its loss by quarters of the time or its figures beside those of the inputs."""
-    of = "the same validation pairs" if found.get("kind") == "translate" else "fixed seeds"
+    words = {"translate": "the same validation pairs", "autoencoder": "the same validation pictures"}
+    of = words.get(str(found.get("kind")), "fixed seeds")
     files = sorted(view.folder.samples.glob("step-*.png"))
     sheets = [(int(path.stem.partition("-")[2]), *read) for path in files if (read := sheet.read(path)) is not None]
     blocks = []
@@ -43,7 +44,7 @@ def of_samples(view: View, found: Json, title: str) -> str:
             '<div class="card wide"><table>'
             f"<tr><th>quarter of the time</th>{head}</tr><tr><td>loss</td>{cells}</tr></table></div>"
         )
-    if found.get("kind") == "translate":
+    if found.get("kind") in words:
         blocks.append(_figures(found, title))
     return "".join(blocks)
 
@@ -51,7 +52,7 @@ def of_samples(view: View, found: Json, title: str) -> str:
 def _figures(found: Json, title: str) -> str:
     """What was made, beside the input taken for it."""
     names = {"psnr": "PSNR, dB", "ssim": "SSIM", "mae": "mean error"}
-    rows = [(word, found.get(key) or {}) for word, key in (("output", "metrics"), ("input itself", "input"))]
+    rows = [(word, found.get(key) or {}) for word, key in (("output", "metrics"), ("input itself", "input")) if key in found]
     body = "".join(
         f"<tr><td>{word}</td>{''.join(f'<td>{_number(of.get(name))}</td>' for name in names)}</tr>" for word, of in rows
     )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from trainer.config.tasks.translate import Adversary as Config
+from trainer.config.pictures import Adversary as Config
 
 Said = torch.Tensor
 # (what the critic says of real ones, of made ones) -> its loss of each value; what it says of made ones -> the maker's
@@ -32,8 +32,9 @@ class Opponent:
     again.
     """
 
-    def __init__(self, config: Config, network: nn.Module) -> None:
-        self._config, self._network = config, network
+    def __init__(self, config: Config, network: nn.Module, *, shown: bool) -> None:
+        """`shown`: the critic sees the input beside the picture."""
+        self._config, self._network, self._input = config, network, shown
         self._made: deque[torch.Tensor] = deque()
 
     def deceive(self, given: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
@@ -57,4 +58,4 @@ class Opponent:
         return _CRITIC[self._config.loss](of_real, of_made).flatten(1).mean(dim=1)
 
     def _shown(self, given: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
-        return torch.cat([given, picture.to(given.dtype)], dim=1) if self._config.shown_input else picture
+        return torch.cat([given, picture.to(given.dtype)], dim=1) if self._input else picture

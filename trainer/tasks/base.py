@@ -9,7 +9,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 import torch
 from torch import nn
 
-from trainer.spec import Beside, Critic, Generator, InputSpec, Judge, Output, Translator, Wanted
+from trainer.spec import Beside, Critic, Generator, InputSpec, Judge, Output, Reconstructor, Translator, Wanted
 
 
 class Batch(Protocol):
@@ -217,18 +217,18 @@ class Perceives(Protocol):
 
 @runtime_checkable
 class Translates(Task, Protocol):
-    """A task whose network makes pictures of pictures; its `outputs` are none."""
+    """A task whose network makes pictures of pictures, other ones or the same; its `outputs` are none."""
 
     @property
-    def translator(self) -> Translator:
+    def wanted(self) -> Translator | Reconstructor:
         """What the network has to be."""
 
     @property
     def loss_names(self) -> tuple[str, ...]:
         """Those of `losses`."""
 
-    def fit(self, spec: InputSpec) -> None:
-        """Take what the network takes that was built, before anything is run. Raises UserError where it does not fit."""
+    def fit(self, spec: InputSpec, network: nn.Module, seed: int) -> None:
+        """Take the network that was built and what it takes, before anything is run. Raises UserError where it does not fit."""
 
     def perceive(self, distance: Perceives | None, weights: Mapping[str, float]) -> None:
         """Take the distance of features, where there is one, and the losses' weights."""
@@ -248,7 +248,7 @@ def wanted(task: Task) -> Wanted:
     """What a task asks of a network."""
     if isinstance(task, Generates):
         return task.generator
-    return task.translator if isinstance(task, Translates) else task.outputs
+    return task.wanted if isinstance(task, Translates) else task.outputs
 
 
 def loss_names(task: Task) -> tuple[str, ...]:

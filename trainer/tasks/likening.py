@@ -1,4 +1,4 @@
-"""How near translated pictures are to what they should be: of every sample, as they would be written."""
+"""How near pictures are to what they should be: of every sample, as they would be written."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import torch
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from trainer.config.tasks.translate import Config
 from trainer.tasks.base import Batch, Evaluation, Sheet
 
 if TYPE_CHECKING:
-    from trainer.tasks.translate import Translate
+    from trainer.tasks.pictures import Pictures
 
 _EXACT = 1e-10  # the mean squared error below which PSNR is said as 100 dB
 _REACH = 5  # pixels from the middle of a window to its edge
@@ -39,23 +38,25 @@ def figures(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.stack([psnr, whole, (one - other).abs().flatten(1).mean(dim=1)], dim=1)
 
 
-class TranslationMeasure:
+class PictureMeasure:
     """A row for each sample, so that the figures are the same to the bit on any number of ranks; and pictures of some."""
 
-    def __init__(self, task: Translate, config: Config, samples: int, device: torch.device) -> None:
-        self._task, self._config = task, config
+    def __init__(self, task: Pictures, shown: int, samples: int, device: torch.device) -> None:
+        self._task = task
         self._names = [name for name in task.loss_names if name != "adversarial"]  # that of a critic is no measure
-        # whether it was seen, its loss, the figures of what was made, those of the input itself, each loss by itself
-        self._rows = torch.zeros(samples, 2 + 2 * len(_FIGURES) + len(self._names), dtype=torch.float64, device=device)
-        count = min(config.samples.count, samples)
+        # whether it was seen, its loss, the figures of what was made, those of the input itself, each loss, further figures
+        columns = 2 + 2 * len(_FIGURES) + len(self._names) + len(task.more_names)
+        self._rows = torch.zeros(samples, columns, dtype=torch.float64, device=device)
+        count = min(shown, samples)
         self._shown = [place * samples // count for place in range(count)] if count else []
         self._made: torch.Tensor | None = None
 
     def update(self, network: nn.Module, batch: Batch) -> None:
         """Add a batch."""
-        made = self._task.run(network, batch).float()
+        output = self._task.measured(network, batch)
+        made = self._task.made(output).float()
         given, target = self._task.cut(batch.images)
-        losses = self._task.distances(made, target)
+        losses = self._task.distances(output, target)
         seen, wanted = pixels(made), pixels(target)
         plain = self._plain(given)
         rows = batch.indices.to(made.device)
@@ -64,7 +65,7 @@ class TranslationMeasure:
             self._task.weighted(losses)[:, None].double(),
             figures(seen, wanted),
             figures(plain, wanted),
-            torch.stack([loss.double() for loss in losses.values()], dim=1),
+            torch.stack([value.double() for value in (*losses.values(), *self._task.more(output).values())], dim=1),
         ]
         self._rows[rows] = torch.cat(columns, dim=1)
         self._show(batch.indices.tolist(), torch.stack([plain, seen, wanted], dim=1).cpu())
@@ -74,7 +75,7 @@ class TranslationMeasure:
         spec = self._task.spec
         mean, std = (torch.tensor(values, device=given.device)[:, None, None] for values in (spec.mean, spec.std))
         image = pixels((given.float() * std + mean) * 2 - 1)
-        channels = self._config.channels
+        channels = self._task.channels
         if image.shape[1] == channels:
             return image
         weights = torch.tensor([0.299, 0.587, 0.114], device=image.device)[:, None, None]
@@ -103,7 +104,7 @@ class TranslationMeasure:
         """Have room for the pictures where this rank saw none of those that are shown."""
         if self._shown and self._made is None:
             side = self._task.spec.image_size
-            self._made = torch.zeros(len(self._shown), 3, self._config.channels, side, side, dtype=torch.uint8)
+            self._made = torch.zeros(len(self._shown), 3, self._task.channels, side, side, dtype=torch.uint8)
 
     def tensors(self) -> Sequence[torch.Tensor]:
         """What is to be summed over the ranks, in place."""
@@ -117,12 +118,19 @@ class TranslationMeasure:
         count = len(_FIGURES)
         metrics = {"loss": means[1], **dict(zip(_FIGURES, means[2 : 2 + count], strict=True))}
         details: dict[str, Any] = {
-            "kind": "translate", "samples": len(seen),
-            "input": dict(zip(_FIGURES, means[2 + count : 2 + 2 * count], strict=True)),
-            "losses": dict(zip(self._names, means[2 + 2 * count :], strict=True)),
+            "kind": self._task.kind, "samples": len(seen),
+            "losses": dict(zip(self._names, means[2 + 2 * count :], strict=False)),
         }  # fmt: skip
+        more = dict(zip(self._task.more_names, means[len(means) - len(self._task.more_names) :], strict=True))
+        if "kl" in more:
+            metrics["kl"] = more["kl"]
+            spread = max(0.0, more["latent_square"] - more["latent"] ** 2) ** 0.5
+            details["latents"] = {"mean": more["latent"], "std": spread}
+        if self._task.pairs:
+            details["input"] = dict(zip(_FIGURES, means[2 + count : 2 + 2 * count], strict=True))
         sheet = None
         if self._made is not None:
-            made = self._made.flatten(0, 1)
-            sheet = Sheet(made, ("input", "output", "target") * len(self._made), 3)
+            words = ("input", "output", "target") if self._task.pairs else ("input", "output")
+            made = self._made[:, : len(words)].flatten(0, 1)
+            sheet = Sheet(made, words * len(self._made), len(words))
         return Evaluation(metrics, details, sheet)
