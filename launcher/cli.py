@@ -223,6 +223,12 @@ def sample(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
 
 
 @app.command(context_settings=_PASS_ON)
+def translate(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
+    """Make pictures of pictures: graft translate RUN FOLDER --out DIR"""
+    _trainer("translate", run, runs, context.args)
+
+
+@app.command(context_settings=_PASS_ON)
 def export(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
     """Write a run's best weights for use without graft."""
     _trainer("export", run, runs, context.args)

@@ -16,7 +16,8 @@ def main() -> int:
     die_with_parent()
     argv = sys.argv[1:]
     known = (
-        "evaluate", "predict", "sample", "export", "report", "fetch", "forgetting", "sync", "describe", "find-lr", "models",
+        "evaluate", "predict", "sample", "translate", "export", "report", "fetch", "forgetting", "sync", "describe", "find-lr",
+        "models",
     )  # fmt: skip
     if argv and argv[0] in known:
         from trainer.commands import main as use

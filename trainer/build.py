@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from trainer import restored, strategies  # noqa: F401 (restored: what a `run:` source is read with)
+from trainer import restored, rivals, strategies  # noqa: F401 (restored: what a `run:` source is read with)
 from trainer.checkpoint import Tensors
 from trainer.config import RefusedError, Run, UserError, nearest
 from trainer.config.amounts import Amount
@@ -24,6 +24,7 @@ from trainer.data import Batch
 from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import Samples, eval_batches, train_batches
 from trainer.data.order import mix
+from trainer.data.pairs import PairDataset, dataset_of, loaded
 from trainer.evaluate import evaluate, refer
 from trainer.export.scale import foldable
 from trainer.features.choose import Choice, choose, granted
@@ -38,7 +39,7 @@ from trainer.references import block_names, fingerprint
 from trainer.runtime import Engine, Runtime
 from trainer.spec import ParamGroup, Piece
 from trainer.tasks import build_task
-from trainer.tasks.base import Evaluation, Generates, Phase, Task, wanted
+from trainer.tasks.base import Evaluation, Generates, Phase, Task, Translates, loss_names, wanted
 
 log = logging.getLogger("graft")
 Made = TypeVar("Made")
@@ -63,6 +64,16 @@ class Parts:
     objective: Objective | None = None  # where there is more than the task's own loss
     references: dict[str, str] = field(default_factory=dict)  # fingerprints of the networks that losses look at
     features: Features | None = None
+    others: tuple[Phase, ...] = ()  # networks that learn against the first, each with an optimizer of its own
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (self.phase, *self.others)
+
+    def train_mode(self) -> None:
+        """Every network in training mode, as its strategy has it."""
+        for phase in self.phases:
+            strategies.train_mode(phase.engine.module)
 
     @property
     def epoch_samples(self) -> int:
@@ -73,12 +84,12 @@ class Parts:
         if batch.bad:
             self.bad.add(batch.bad)
         features = self.features is not None and self.features.train is not None
-        return batch.to(self.runtime.device, None if features else self.built.spec)
+        return batch.to(self.runtime.device, None if features else loaded(self.run, self.built.spec))
 
     def pixels(self, batch: Batch) -> Batch:
         """The same for images themselves, whatever is kept of them."""
         self.bad.add(batch.bad)
-        return batch.to(self.runtime.device, self.built.spec)
+        return batch.to(self.runtime.device, loaded(self.run, self.built.spec))
 
     def schedule(self) -> Callable[[int], float]:
         batch = self.run.train.global_batch
@@ -92,15 +103,18 @@ class Parts:
         """What dropout is seeded with: a pure function of (seed, step, rank, micro-batch)."""
         return mix(self.run.train.seed, DROPOUT, step, rank, index)
 
-    def dataset(self, listing: Listing, *, train: bool) -> ImageDataset:
-        return ImageDataset(listing, self.run.data, self.built.spec, train=train, seed=self.run.train.seed)
+    def dataset(self, listing: Listing, *, train: bool) -> ImageDataset | PairDataset:
+        return dataset_of(self.run, listing, self.built.spec, train=train)
 
     def open_features(self, at: Callable[[str], None], stop: Callable[[], bool], *, val: bool = True) -> bool:
         """Have the features ready, where some are kept, once the weights are the run's own; false where a stop was wished."""
         if self.features is None:
             return True
         held = self.dataset(self.splits.val, train=False) if val and self.splits.val is not None else None
-        return self.features.open(self.dataset(self.splits.train, train=True), held, self.bad, at=at, stop=stop)
+        train = self.dataset(self.splits.train, train=True)
+        assert isinstance(train, ImageDataset)  # nothing is kept of pairs
+        assert held is None or isinstance(held, ImageDataset)
+        return self.features.open(train, held, self.bad, at=at, stop=stop)
 
     def batches(self, start_step: int) -> Generator[list[Batch], None, None]:
         """The training micro-batches of this rank, step by step."""
@@ -168,6 +182,8 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     built = by_turns(runtime, model)
     if task.scale is not None and saved is None:
         foldable(built.network, built.head, task.scale, built.spec)
+    if isinstance(task, Translates):
+        task.fit(built.spec, built.network, run.train.seed)
     stands = beside(task, built, run, runtime, saved)
     given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime))
     fingerprints = given.fingerprints | stands
@@ -188,7 +204,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     network = built.network.to(runtime.home)
     objective: Objective | None = None
     extra: list[ParamGroup] = []
-    if not run.losses.plain or len(task.outputs) > 1:
+    if not run.losses.plain or len(loss_names(task)) > 1:
         seed = mix(run.train.seed, PROJECTIONS)
         objective = build_objective(run, runtime, built, task, given, groups, seed, samples)
         extra = learnt_by(objective, getattr(run.losses.balance, "rate", 1.0))
@@ -215,7 +231,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
         phase.stage = partial(_stage, engine, network, average if isinstance(average, Average) else None)
     return Parts(
         run, runtime, splits, built, task, phase, engine, average, steps, BadCount(run.data.max_bad), summary, objective,
-        fingerprints, features,
+        fingerprints, features, rivals.rivals(run, runtime, task, built),
     )  # fmt: skip
 
 
@@ -270,6 +286,8 @@ def chosen(
     seen = steps * run.train.global_batch
     if run.task.generates:
         return choose_latents(run, built.beside, built.spec, samples=samples, seen=seen)
+    if run.task.translates or run.task.reconstructs:
+        return Choice(None, "a decoder looks at maps from all over the network")
     looking = run.losses.at_images
     against = f"losses.add.{looking[0]} needs the images" if looking else ""
     if kind in CUTS_WEIGHTS:
@@ -283,6 +301,8 @@ def chosen(
 
 def beside(task: Task, built: Built, run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> dict[str, str]:
     """Give a task that generates what stands beside its network, on its device; the fingerprints of what never learns."""
+    if isinstance(task, Translates) and task.perceives is not None:
+        return {"perceptual": fingerprint(task.perceives)}
     if not isinstance(task, Generates) or built.beside is None:
         return {}
     if saved is not None:  # the schedule that the run began with
@@ -334,7 +354,7 @@ def tensors(parts: Parts) -> dict[str, dict[str, torch.Tensor | Piece]]:
         files[f"{phase.name}-average.safetensors"] = engine.averaged(phase.network, parts.average.state)
     if parts.objective is not None and parts.objective.state_dict():
         files[f"{phase.name}-objective.safetensors"] = engine.weights(parts.objective)
-    return files
+    return files | rivals.tensors(parts.others)
 
 
 def generator_state(parts: Parts) -> dict[str, Any]:
@@ -368,6 +388,7 @@ def restore(parts: Parts, files: dict[str, Tensors], extra: dict[str, Any]) -> N
         log.warning("the optimizer was %s and is %s now: it begins without a state", extra["optimizer"], kind)
     else:
         engine.restore(files[f"{phase.name}-optimizer.safetensors"], extra.get("optimizer_state", {}))
+    rivals.restore(parts.others, files, extra.get("others", {}), optimizers=extra.get("optimizer", kind) == kind)
     if parts.runtime.scaler is not None and "scaler" in extra:
         parts.runtime.scaler.load_state_dict(extra["scaler"])
 

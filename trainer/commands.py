@@ -22,8 +22,9 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="graft: %(message)s")
     logging.captureWarnings(True)
     commands = {
-        "evaluate": evaluate, "forgetting": forgetting, "predict": predict, "sample": sample, "export": export, "report": report,
-        "fetch": fetch, "models": models, "sync": sync, "describe": describe, "find-lr": find_lr,
+        "evaluate": evaluate, "forgetting": forgetting, "predict": predict, "sample": sample, "translate": translate,
+        "export": export, "report": report, "fetch": fetch, "models": models, "sync": sync, "describe": describe,
+        "find-lr": find_lr,
     }  # fmt: skip
     try:
         return commands[argv[0]](argv[1:])
@@ -177,6 +178,9 @@ def predict(argv: list[str]) -> int:
     restored = restore(RunDir(arguments.run.resolve()), arguments.checkpoint)
     if restored.run.task.generates:
         raise UserError(f"{restored.run.name} makes images and says nothing of any; write `graft sample {arguments.run.name}`")
+    if restored.run.task.translates or restored.run.task.reconstructs:
+        command = "translate" if restored.run.task.translates else "export"
+        raise UserError(f"{restored.run.name} makes pictures and says nothing; write `graft {command} {arguments.run.name}`")
     spec, device = restored.spec, device_of(arguments.device)
     transform = evaluation(restored.run.data, spec)
 
@@ -200,6 +204,15 @@ def sample(argv: list[str]) -> int:
     return made(parser, argv)
 
 
+def translate(argv: list[str]) -> int:
+    """Make pictures of pictures with the weights of a run that translates."""
+    from trainer.generate.translate import translate as made
+
+    parser = _parser("translate", "Make pictures of pictures with a run's weights, a file each.")
+    _checkpoint(parser)
+    return made(parser, argv)
+
+
 def export(argv: list[str]) -> int:
     """Write weights, settings, a model card and a program that need no graft."""
     parser = _parser("export", "Write a run's weights with a model card, for use without graft.")
@@ -208,7 +221,7 @@ def export(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from trainer.export import export as write
-    from trainer.export import export_generator, fold
+    from trainer.export import export_autoencoder, export_generator, export_translator, fold
     from trainer.restored import restore
 
     folder = RunDir(arguments.run.resolve())
@@ -216,6 +229,11 @@ def export(argv: list[str]) -> int:
     evaluation: dict[str, Any] = folder.read_json(folder.samples / "evaluation.json")
     if evaluation.get("step") != restored.step and restored.run.data.val is not None:
         evaluation = _again(restored, arguments.device)
+    if restored.run.task.translates or restored.run.task.reconstructs:
+        pictures = export_translator if restored.run.task.translates else export_autoencoder
+        out = pictures(restored, arguments.out or folder.export, folder.read_json(folder.summary), evaluation)
+        print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")
+        return EXIT_DONE
     if restored.run.task.generates:
         out = export_generator(restored, arguments.out or folder.export, folder.read_json(folder.summary), evaluation)
         print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")

@@ -75,6 +75,7 @@ def evaluate(
     """
     if average is not None:
         average.swap()
+        runtime.share_buffers(network)  # those of the average: each rank's own copy followed its own samples
     try:
         runtime.share_buffers(network)
         with runtime.autocast(), nullcontext() if idle is None else lockstep(runtime, network, idle):

@@ -14,7 +14,7 @@ from trainer.config.model import Model
 from trainer.config.sources import open_splits
 from trainer.data.download import bring
 from trainer.models import needs
-from trainer.models.autoencoder import Codec
+from trainer.models.autoencoder import KINDS, Codec
 from trainer.models.base import Need
 from trainer.models.download import alone, download, whole
 from trainer.models.generator import generator_needs
@@ -47,6 +47,8 @@ def _needs(run: Run, key: str, model: Model) -> list[Need]:
     """What a network is read from."""
     if key == "task.vae":
         return Codec.of(model.source, None).needs()
+    if key == "model" and run.task.reconstructs:
+        return [] if model.source == f"diffusers:{KINDS[0]}" else Codec.of(model.source, None).needs()
     if key == "model" and run.task.generates:
         return generator_needs(model, getattr(run.task, "vae", None))
     return needs(model)

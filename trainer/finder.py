@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from trainer import build as building
-from trainer import strategies
 from trainer.config import Run, UserError
 from trainer.config.amounts import parse_amount
 from trainer.loop import Job, train
@@ -99,10 +98,10 @@ def find(run: Run, *, low: float, high: float, steps: int) -> Found:
     samples = batch.global_batch
     never = Clock(parse_amount(_EVER, times=True), epoch_samples=parts.epoch_samples, step_samples=samples, now=time.monotonic())
     job = Job(
-        runtime=runtime, phases=[parts.phase], average=None, batches=parts.batches(0), prepare=parts.prepare, steps=steps,
+        runtime=runtime, phases=parts.phases, average=None, batches=parts.batches(0), prepare=parts.prepare, steps=steps,
         global_batch=samples, epoch_samples=parts.epoch_samples, schedule=lambda seen: rates[min(steps - 1, seen // samples)],
         momentum=None, react=lambda progress: None, seed=parts.seed, evaluate=None, save=lambda progress, improved, wait: None,
-        train_mode=lambda: strategies.train_mode(parts.engine.module), wants_retry=lambda: False, stop=lambda: listener.diverged,
+        train_mode=parts.train_mode, wants_retry=lambda: False, stop=lambda: listener.diverged,
         beat=lambda step: None, at=lambda stage, phase=0, left=0: None, listener=listener, log_every=1, evaluate_every=never,
         checkpoint_every=never, evaluate_at_start=False, lower_is_better=True, best_metric="val/loss", patience=None,
         min_delta=0.0, clip=run.train.clip, max_skipped=1,

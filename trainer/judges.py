@@ -12,12 +12,14 @@ from torch import nn
 from trainer.config import Run, UserError
 from trainer.config.fidelity import Fidelity
 from trainer.config.model import Model
+from trainer.config.pictures import Pictures
 from trainer.data import Batch
 from trainer.models import build_model
 from trainer.models.base import Need
 from trainer.models.file import read_checkpoint
+from trainer.perceptual import Perceptual
 from trainer.spec import Judge, Output
-from trainer.tasks.base import Generates, Task
+from trainer.tasks.base import Generates, Task, Translates
 
 INCEPTION = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -30,7 +32,14 @@ def judge(config: Fidelity, device: torch.device) -> Judge:
 
 
 def give(run: Run, task: Task, device: torch.device) -> None:
-    """Give a task that generates its judge, where the run file asks for one. Raises UserError."""
+    """Give a task that generates its judge, and one that translates its distance of features, as the run file asks for them.
+
+    Raises UserError.
+    """
+    if isinstance(task, Translates) and isinstance(run.task, Pictures):
+        channels = getattr(run.task, "channels", run.model.adapt.in_channels)
+        distance = None if run.task.perceptual is None else Perceptual(run.task.perceptual, channels, device)
+        task.perceive(distance, run.losses.weights)
     fidelity = getattr(run.task, "fidelity", None)
     if isinstance(task, Generates) and fidelity is not None:
         task.compare(judge(fidelity, device))

@@ -66,7 +66,12 @@ def unchanged(before: dict[str, str], now: dict[str, str]) -> None:
     """Raises RefusedError when a reference has other weights than in the last attempt."""
     for name, digest in now.items():
         if before.get(name, digest) != digest:
-            named = {"teacher": "losses.teacher", "vae": "task.vae", "text": "the text encoder of the pipeline"}
+            named = {
+                "teacher": "losses.teacher",
+                "vae": "task.vae",
+                "text": "the text encoder of the pipeline",
+                "perceptual": "task.perceptual.features",
+            }
             what = named.get(name, "the network that the run came from")
             raise RefusedError(
                 f"{what} has other weights now than in the last attempt, which would pull the run elsewhere; bring the old "

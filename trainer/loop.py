@@ -149,6 +149,9 @@ class Step:
         self._losses: list[torch.Tensor] = []
         self._scale = job.runtime.world / job.global_batch  # a mean over the ranks of sums over samples is the global mean
         self._limit = job.max_skipped if job.runtime.scaler is None else max(job.max_skipped, SCALER_PATIENCE)
+
+        widths = [1 + len(phase.columns) for phase in job.phases]
+        self._places = [sum(widths[:number]) for number in range(len(widths))]  # of the phases' losses in a row of the record
         self._unsound_before = set(self._unsound())
 
     def _unsound(self) -> list[str]:
@@ -163,7 +166,7 @@ class Step:
         micro_batches = next(job.batches)
         began = time.perf_counter()
         factor = job.schedule(progress.samples) * progress.damping
-        finite = True
+        finite, taken = True, list[torch.Tensor]()
         self._stage(progress.samples)
         for number, phase in enumerate(job.phases):
             engine = phase.engine
@@ -186,7 +189,7 @@ class Step:
                 seen = sums.detach() if seen is None else seen + sums.detach()
             assert seen is not None
             job.at("optimizer", number)
-            self._losses.append(seen)
+            taken.append(seen.reshape(-1))
             norm = engine.norm()  # the same on every rank: all come to the same decision
             good = math.isfinite(norm)
             if phase.settle is not None:
@@ -195,6 +198,7 @@ class Step:
                 engine.step(norm, job.clip)
             engine.clear()
             finite = finite and good
+        self._losses.append(torch.cat(taken))
         if runtime.scaler:
             runtime.scaler.update()
         progress.rates.append(job.phases[0].engine.rates[0][1] * factor)
@@ -223,7 +227,7 @@ class Step:
         progress.skipped += 1
         progress.skipped_in_row += 1
         losses = torch.zeros(self._job.runtime.world, dtype=torch.float64)
-        losses[self._job.runtime.rank] = self._losses[-1].double().cpu().reshape(-1)[0]
+        losses[self._job.runtime.rank] = self._losses[-1].double().cpu()[self._places].sum()
         ranks = [
             str(r)
             for r, loss in enumerate(self._job.runtime.sum_host(torch.isfinite(losses).logical_not().int()).tolist())
@@ -250,8 +254,7 @@ class Step:
             values = torch.stack(self._losses).double().cpu()
             self._losses.clear()
             values = self._job.runtime.sum_host(values) / self._job.runtime.world
-            columns = values if values.dim() > 1 else values[:, None]
-            for value, *parts in columns.tolist():
+            for value, *parts in values.tolist():
                 progress.losses.append(value)
                 if parts:
                     progress.parts.append(parts)
@@ -263,7 +266,8 @@ class Step:
         """Record the mean loss since the last point."""
         self.drain(progress)
         values = {"train/loss": _mean(progress.losses), "lr": progress.rates[-1]}
-        names = [name for phase in self._job.phases for name in phase.columns]
+        first, *others = self._job.phases
+        names = [*first.columns, *(name for phase in others for name in (f"loss/{phase.name}", *phase.columns))]
         values |= {name: _mean(column) for name, column in zip(names, zip(*progress.parts, strict=True), strict=False)}
         progress.losses, progress.rates, progress.parts = [], [], []
         self._job.listener.point(values, progress)

@@ -13,8 +13,9 @@ from torch import nn
 from trainer.config import Run, UserError
 from trainer.config.sources import Listing, open_source, open_splits
 from trainer.data import Batch
-from trainer.data.dataset import BadCount, ImageDataset
-from trainer.data.loader import eval_batches
+from trainer.data.dataset import BadCount
+from trainer.data.loader import Samples, eval_batches
+from trainer.data.pairs import dataset_of, loaded
 from trainer.evaluate import measured, refer
 from trainer.judges import give
 from trainer.restored import Restored
@@ -59,25 +60,25 @@ def figures(
     run: Run, task: Task, listing: Listing, network: nn.Module, spec: InputSpec, device: torch.device
 ) -> tuple[Evaluation, int]:  # fmt: skip
     """The figures of a network for a task over exactly the readable samples of a listing, and how many were not readable."""
-    dataset = ImageDataset(listing, run.data, spec, train=False, seed=run.train.seed)
+    dataset = dataset_of(run, listing, spec, train=False)
     bad = BadCount(run.data.max_bad)
     unreadable: set[str] = set()
 
     def prepare(batch: Batch) -> Batch:
         bad.add(batch.bad)
         unreadable.update(path for path, _ in batch.bad)
-        return batch.to(device, spec)
+        return batch.to(device, loaded(run, spec))
 
     network = network.to(device)
     give(run, task, device)
 
-    def loaded(images: ImageDataset) -> Iterable[Batch]:
+    def read(images: Samples) -> Iterable[Batch]:
         return eval_batches(images, batch=BATCH, rank=0, world=1, workers=run.data.workers, pin=device.type == "cuda")
 
     with precision(run.train.precision, device):
         result = task.measure(len(dataset), device)
-        refer(result, lambda name: dataset, loaded, prepare)
-        measured(network, result, loaded(dataset), prepare)
+        refer(result, lambda name: dataset, read, prepare)
+        measured(network, result, read(dataset), prepare)
         if isinstance(result, Finishing):
             result.finish(network, 0, 1, lambda stage: None)
     return result.result(), len(unreadable)

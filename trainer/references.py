@@ -55,13 +55,13 @@ def teacher(
             "drawn by chance; take a teacher that was trained on them, say by losses.teacher.adapt.rename what it calls a class, "
             "or learn from its features or its attention"
         )
-    network = _still(built.network, device)
+    network = still(built.network, device)
     taps = Taps(network, "the teacher")
     given = built.spec
 
     def answer(images: torch.Tensor) -> Any:
         with torch.no_grad(), autocast():
-            return network(_as_taken(images, spec, given))
+            return network(as_taken(images, spec, given))
 
     units = in_units(config, outputs, scale) if answers else None
     return Reference(network, taps, block_names(network, built.head), answer, None if units is None else units.to(device))
@@ -100,7 +100,7 @@ def _scale_of_run(config: Model, outputs: tuple[Output, ...]) -> torch.Tensor | 
 
 def start(network: nn.Module, head: Sequence[str], device: torch.device, autocast: Autocast) -> Reference:
     """A copy of a network as it is now."""
-    copied = _still(copy.deepcopy(network), device)
+    copied = still(copy.deepcopy(network), device)
 
     def answer(images: torch.Tensor) -> Any:
         with torch.no_grad(), autocast():
@@ -124,11 +124,12 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _still(network: nn.Module, device: torch.device) -> nn.Module:
+def still(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network on a device, in eval mode, learning nothing."""
     return network.to(device).eval().requires_grad_(False)
 
 
-def _as_taken(images: torch.Tensor, own: InputSpec, other: InputSpec) -> torch.Tensor:
+def as_taken(images: torch.Tensor, own: InputSpec, other: InputSpec) -> torch.Tensor:
     """Images [n, c, h, w] that are normalised for one network, as another one takes them."""
     if (own.mean, own.std) != (other.mean, other.std):
 

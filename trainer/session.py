@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trainer import build as building
-from trainer import strategies
+from trainer import rivals
 from trainer.checkpoint import Loaded, Saver, Store, read
 from trainer.config import EXIT_DONE, EXIT_REQUEUE, RefusedError, Run
 from trainer.faultpoints import reached
@@ -194,6 +194,7 @@ def assemble(
             "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
             "optimizer": run.optimizer_identity, "optimizer_state": parts.engine.state()[1],
             "references": parts.references,
+            **({"others": rivals.states(parts.others)} if parts.others else {}),
         }  # fmt: skip
         if runtime.scaler is not None:
             extra["scaler"] = runtime.scaler.state_dict()
@@ -238,7 +239,7 @@ def assemble(
     early = run.evaluate.early_stop
     return Job(
         runtime=runtime,
-        phases=[parts.phase],
+        phases=parts.phases,
         average=parts.average,
         batches=parts.batches(progress.step),
         prepare=parts.prepare,
@@ -249,7 +250,7 @@ def assemble(
         momentum=parts.momentum(),
         react=reaction(run.schedule, run.checkpoint.best),
         seed=parts.seed,
-        train_mode=lambda: strategies.train_mode(parts.engine.module),
+        train_mode=parts.train_mode,
         evaluate=parts.evaluation(parts.splits.val, heart.at) if parts.splits.val else None,
         save=save,
         wants_retry=lambda: saver is not None and saver.retry,

@@ -63,7 +63,38 @@ class Generator:
     text: bool = False
 
 
-Wanted = tuple[Output, ...] | Generator  # what a task asks of a network
+@dataclass(frozen=True)
+class Translator:
+    """A network that makes pictures [n, channels, h, w] in [-1, 1] of pictures of the same size.
+
+    `width`: of the decoder that a trunk without one gets, in channels at full resolution.
+    """
+
+    channels: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Reconstructor:
+    """A network that makes pictures again of latents: called with images and noise [n, *latents], or without noise, it gives
+    pictures, means and logarithms of the variances of the latents. Its `latents`: their channels, and how much smaller they are.
+    """
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A network that tells pictures [n, channels, h, w] that are real from others, by patches.
+
+    `rate`: factor on the learning rate.
+    """
+
+    channels: int
+    width: int
+    layers: int
+    rate: float
+
+
+Wanted = tuple[Output, ...] | Generator | Translator | Reconstructor  # what a task asks of a network
 # (the network as it is called, noised images, times, what it is told besides, each [n, …]) -> what it makes of them
 Call = Callable[[nn.Module, torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 

@@ -61,7 +61,7 @@ def aside(daemons: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
     limited = submit(daemons, run(folder / "limited", steps=40, slow=1.2), "--time=1", "--signal=USR1@20", *share)
     failing = {"source": f"python:{ROOT}/tests/broken.py:failing", "args": {"rank": 0, "kind": "value"}}
     crashing = submit(daemons, run(folder / "crashing", steps=40, model=failing), *share)
-    late = submit(daemons, run(folder / "late", steps=40, slow=2.5), "--time=1", "--signal=CONT@1", *share)
+    late = submit(daemons, run(folder / "late", steps=40, slow=2.3), "--time=1", "--signal=CONT@1", *share)
     daemons.kept |= {limited.id, crashing.id, late.id}
     yield limited, crashing, late
     daemons.kept.clear()

@@ -30,11 +30,14 @@ def train(zygote: Zygote, folder: Path, pipe: str, *, world: int = 1, fault: str
         folder, model={"source": pipe, "args": {}, "adapt": {"in_channels": 1}}, task=task, strategy=strategy,
         optimizer={"kind": "adamw", "lr": 0.02},
     )  # fmt: skip
-    zygote.ask({"do": "import", "names": [
-        "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl",
-        "diffusers.schedulers", "peft",
-        "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip",
-    ]})  # fmt: skip
+    zygote.preload(
+        "diffusers.models.unets.unet_2d_condition",
+        "diffusers.models.autoencoders.autoencoder_kl",
+        "diffusers.schedulers",
+        "peft",
+        "transformers.models.clip.modeling_clip",
+        "transformers.models.clip.tokenization_clip",
+    )
     return zygote.run(path, folder, world=world, fault=fault)
 
 

@@ -182,7 +182,7 @@ def _absolute(run: Run, base: Path) -> Run:
             from trainer.config.formats import places  # imports the sources, which import this package
 
             return f"{scheme}:{places.absolute(scheme, rest, base)}"
-        if scheme not in ("folder", "csv", "webdataset") or not colon:
+        if scheme not in ("folder", "csv", "pairs", "webdataset") or not colon:
             return text
         file, question, query = rest.partition("?")
         return f"{scheme}:{path(file)}{question}{query}"
@@ -250,6 +250,8 @@ def learnt(run: Run) -> dict[str, Any]:
     if "data.sampling" in kept or any(key.startswith("data.sampling.") for key in kept):
         kept.pop("data.sampling", None)
         kept["data.sampling.kind"] = run.data.sampling.kind
+    if (pairs := getattr(run.task, "pairs", None)) is not None:
+        kept["task.pairs.kind"] = pairs.kind
     if not run.losses.plain:
         kept["losses.balance.kind"] = run.losses.balance.kind
         kept |= {f"losses.add.{name}.kind": loss.kind for name, loss in run.losses.add.items()}

@@ -34,7 +34,7 @@ class Model(Section):
         source = value.get("source") if isinstance(value, dict) else None
         if isinstance(source, str) and "weights" not in value:
             scheme, _, rest = source.partition(":")
-            named = re.fullmatch(r"[A-Z]\w+Model", rest)  # a class of diffusers
+            named = re.fullmatch(r"[A-Z]\w+Model|AutoencoderKL", rest)  # a class of diffusers
             saved = scheme == "transformers" or (scheme == "diffusers" and not named) or (scheme == "timm" and "/" in rest)
             return {**value, "weights": "best" if scheme == "run" else "DEFAULT" if saved else "none"}
         return value

@@ -92,7 +92,7 @@ class Checkpoint(Section):
     best: str = Field(
         "val/accuracy",
         description="the metric that chooses the best, lowest for a loss or an error, else highest; left out: accuracy of "
-        "classes, map of labels, mae of numbers, loss of several heads and of what generates",
+        "classes, map of labels, mae of numbers, psnr of a translation, loss of several heads and of what generates",
     )
 
     @field_validator("best")
@@ -224,6 +224,7 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _generates(self) -> Run:
+        self.task.goes_with(self)
         if not self.task.generates:
             return self
         kind = self.task.kind
@@ -266,7 +267,7 @@ class Run(Section):
                 )
             if self.train.clip is not None:
                 raise ValueError("losses.balance: adatask takes gradients that train.clip does not clip; leave clip out")
-        if balance in ("adatask", "gradnorm") and self.train.precision == "fp16":
+        if balance in ("adatask", "gradnorm", "match") and self.train.precision == "fp16":
             raise ValueError(f"losses.balance: {balance} takes gradients that fp16 does not scale; write train.precision: bf16")
         if (shared := refused(self)) is not None:
             raise ValueError(shared)

@@ -28,6 +28,8 @@ def refused(run: Run) -> str | None:
     if kind == "ddp":
         return None
     where = f"parallel.kind: {kind}"
+    if run.task.translates or run.task.reconstructs:
+        return f"{where} has not been tried with task {run.task.kind}, which may train two networks; write parallel.kind: ddp"
     if run.train.precision == "fp16":
         return f"{where} does not go with train.precision: fp16, whose scale has not been shared out; write bf16"
     if isinstance(optimizer, Timm | Torch):
@@ -43,7 +45,7 @@ def refused(run: Run) -> str | None:
         what = "keeps its own average" if optimizer.kind == "schedule_free" else "looks at all parameters at once"
         return f"{where} cuts what the optimizer holds, and {optimizer.kind} {what}; write adamw, or parallel.kind: ddp"
     balance = run.losses.balance.kind
-    if balance in ("gradnorm", "adatask"):
+    if balance in ("gradnorm", "adatask", "match"):
         return (
             f"{where}: losses.balance {balance} takes gradients of its own, beside those that are shared out; write uncertainty "
             "or dwa, or parallel.kind: ddp"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -16,12 +16,14 @@ class Task(Kind):
     """What a run learns of an image: a subclass names the `metrics` that its evaluation gives, and the one that is the `best`'s
     when the run file names none.
 
-    `generates`: its network makes images.
+    `generates`: its network makes images; `translates`: it makes them of other images; `reconstructs`: of themselves.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[str] = "loss"
     generates: ClassVar[bool] = False
+    translates: ClassVar[bool] = False
+    reconstructs: ClassVar[bool] = False
 
     @property
     def networks(self) -> dict[str, Model]:
@@ -36,6 +38,9 @@ class Task(Kind):
     def looks_at(self) -> LooksAt:
         """What of the data is looked at beside the images; where it is nothing, nothing need be said of them."""
         return "targets"
+
+    def goes_with(self, run: Any) -> None:
+        """Raises ValueError where another section of the run file does not go with the task."""
 
     def measured(self, facts: Facts | None = None) -> tuple[str, ...] | None:
         """The metrics that may be asked for; none where only the data can tell and is not given."""

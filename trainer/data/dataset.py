@@ -46,7 +46,9 @@ class ImageDataset:
     `cheap`: no file is read (digits) and nothing is random, so that fetching is indexing.
     """
 
-    def __init__(self, listing: Listing, data: Data, spec: InputSpec, *, train: bool, seed: int) -> None:
+    def __init__(
+        self, listing: Listing, data: Data, spec: InputSpec, *, train: bool, seed: int, reader: readers.Reader | None = None
+    ) -> None:  # fmt: skip
         self.listing = listing
         self.train = train
         self.seed = seed
@@ -61,7 +63,7 @@ class ImageDataset:
         self._rates = rates(listing, data) if train else None
         self._mix = data.mix if train else None
         self._order = self.order(seed)
-        self._reader = readers.reader(listing)
+        self._reader = reader or readers.reader(listing)
         self._pixels: torch.Tensor | None = None
         self._fixed = self._transforms.fixed
         if listing.scheme == "digits":

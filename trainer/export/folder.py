@@ -149,7 +149,7 @@ def _check(build: str, new: Path, network: nn.Module, spec: InputSpec, *, loaded
         expected, found = network(probe), again.eval()(probe)
     difference = float((expected - found).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
-        raise UserError(f"the exported network gives other logits than the trained one (by {difference:g}); nothing was written")
+        raise UserError(f"the exported network gives other answers than the trained one (by {difference:g}); nothing was written")
 
 
 def _commit(new: Path, out: Path, old: Path) -> None:

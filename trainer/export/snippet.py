@@ -155,16 +155,7 @@ MEAN, STD = {mean}, {std}
 def load():
 {fill}
 
-def read(path):
-    """A picture as the network takes it: float [1, {channels}, {size}, {size}]."""
-    image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode[0] in "IF":
-        raise ValueError("more than 8 bits a channel; save it in 8 bits")
-{mode}    pixels = v2.functional.pil_to_tensor(image)
-{resize}    pixels = v2.functional.center_crop(pixels, [{size}, {size}])
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
-    return ((pixels / 255 - mean) / std).unsqueeze(0)
-
+{read}
 
 {tell}
 
@@ -185,6 +176,17 @@ def main():
 
 if __name__ == "__main__":
     sys.exit(main())
+'''
+
+_READ = '''def read(path):
+    """A picture as the network takes it: float [1, {channels}, {size}, {size}]."""
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode[0] in "IF":
+        raise ValueError("more than 8 bits a channel; save it in 8 bits")
+{mode}    pixels = v2.functional.pil_to_tensor(image)
+{resize}    pixels = v2.functional.center_crop(pixels, [{size}, {size}])
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+    return ((pixels / 255 - mean) / std).unsqueeze(0)
 '''
 
 _TRIM = """    height, width = pixels.shape[-2:]
@@ -211,6 +213,15 @@ def program(build: str, run: Run, spec: InputSpec, words: Words, *, loaded: bool
 
     `loaded`: `build()` reads the weights itself, as the library of the network does.
     """
+    return PROGRAM.format(
+        about=words.about, build=build.rstrip("\n"), constants=words.constants, tell=words.tell, mean=list(spec.mean),
+        std=list(spec.std), read=reading(run, spec),
+        fill="    return build().eval()\n" if loaded else _FILL,
+    )  # fmt: skip
+
+
+def reading(run: Run, spec: InputSpec, *, grey: bool = False) -> str:
+    """Source of `read(path)`, the evaluation's pre-processing; `grey`: whatever the channels, without colours."""
     data, size = run.data, spec.image_size
     side = data.resize_to or size
     how = _INTERPOLATION[spec.interpolation if data.interpolation == "auto" else data.interpolation]
@@ -222,10 +233,7 @@ def program(build: str, run: Run, spec: InputSpec, words: Words, *, loaded: bool
     convert = "" if spec.in_channels in (2, 4) else _OVER_WHITE
     if channels == "L":  # by way of RGB: what was laid over white is no longer grey by itself
         convert += '    if image.mode not in ("1", "L"):\n        image = image.convert("RGB")\n'
+    if grey and channels != "L":
+        convert += '    image = image.convert("L")\n'
     convert += f'    image = image.convert("{channels}")\n'
-    return PROGRAM.format(
-        about=words.about, build=build.rstrip("\n"), constants=words.constants, tell=words.tell, mean=list(spec.mean),
-        std=list(spec.std),
-        channels=spec.in_channels, size=size, mode=convert, resize=resize,
-        fill="    return build().eval()\n" if loaded else _FILL,
-    )  # fmt: skip
+    return _READ.format(channels=spec.in_channels, size=size, mode=convert, resize=resize)

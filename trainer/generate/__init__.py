@@ -1,1 +1,1 @@
-"""`graft sample`: images of a trained generator, made by one process or by several side by side."""
+"""`graft sample` and `graft translate`: images that a trained network makes, by one process or by several side by side."""

@@ -59,7 +59,7 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     batches = images.share(asked, arguments.batch or images.batch_of(restored), rank, world)
     images.prepare(out, asked if world == 1 else [one for part in batches for one in part])
     if arguments.processes > 1 and world == 1:
-        images.side_by_side(argv, arguments.processes)
+        images.side_by_side("sample", argv, arguments.processes)
     else:
         with precision(restored.run.train.precision if device.type == "cuda" else "fp32", device):
             images.make(restored, plan, batches, out, device, show=rank == 0)

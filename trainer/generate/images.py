@@ -129,12 +129,12 @@ def note(out: Path, asked: Sequence[Asked], told: str) -> None:
         writer.writerows([one.file, one.word, one.seed] for one in asked)
 
 
-def side_by_side(argv: Sequence[str], processes: int) -> None:
-    """Run this command as several processes, each with its share. Raises UserError when one fails."""
-    command = [sys.executable, "-m", "trainer", "sample", *argv]
+def side_by_side(command: str, argv: Sequence[str], processes: int) -> None:
+    """Run a command of graft as several processes, each with its share. Raises UserError when one fails."""
+    program = [sys.executable, "-m", "trainer", command, *argv]
     threads = max(1, (os.cpu_count() or 1) // processes)
     shares = [{"RANK": str(rank), "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": str(threads)} for rank in range(processes)]
-    started = [subprocess.Popen(command, env={**os.environ, **share}) for share in shares]
+    started = [subprocess.Popen(program, env={**os.environ, **share}) for share in shares]
     codes = [process.wait() for process in started]
     failed = [rank for rank, code in enumerate(codes) if code]
     if failed:

@@ -15,7 +15,7 @@ from trainer.config.base import Kind
 from trainer.config.objective import Losses
 from trainer.losses.balances.base import Balance, Scale
 from trainer.losses.base import Ground, Loss, Seen
-from trainer.tasks.base import Task
+from trainer.tasks.base import Task, loss_names
 
 
 class Plain:
@@ -87,7 +87,7 @@ def objective(config: Losses, task: Task, ground: Ground, seed: int) -> Objectiv
 
     Raises UserError for weights of losses that there are not, and what a loss does not find.
     """
-    own = ["task"] if len(task.outputs) <= 1 else [output.name for output in task.outputs]
+    own = loss_names(task)
     for name in config.add:
         if name in own:
             raise UserError(f"losses.add: '{name}' is a loss of the task's own; give the further one another name")

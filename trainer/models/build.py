@@ -22,8 +22,10 @@ from trainer.models.generator import build_generator
 from trainer.models.heads import GRAFTED
 from trainer.models.outputs import check, place
 from trainer.models.probe import Anatomy, examine
+from trainer.models.reconstructor import build_reconstructor
 from trainer.models.sizes import nearest_size
-from trainer.spec import Generator, InputSpec, Wanted
+from trainer.models.translator import build_translator
+from trainer.spec import Generator, InputSpec, Output, Reconstructor, Translator, Wanted
 
 Norm = Literal["auto", "imagenet", "half", "none"] | Normalize
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -39,6 +41,16 @@ def build_model(config: Model, normalize: Norm, wanted: Wanted, seed: int, *, lo
     """
     if isinstance(wanted, Generator):
         return build_generator(config, wanted, seed, load_weights=load_weights)
+    if isinstance(wanted, Reconstructor):
+        return build_reconstructor(config, seed, load_weights=load_weights)
+    if isinstance(wanted, Translator):
+
+        def sees(model: Model) -> Built:
+            head = model.adapt.model_copy(update={"head": "new"})
+            model = model.model_copy(update={"adapt": head})
+            return build_model(model, normalize, (Output("", ("0", "1")),), seed, load_weights=load_weights)
+
+        return build_translator(config, wanted, seed, sees, load_weights=load_weights)
     outputs = wanted
     check(outputs, config.adapt)
     classes = sum(len(output.labels) for output in outputs)

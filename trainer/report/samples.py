@@ -1,4 +1,4 @@
-"""What a generator made: the images of the same seeds from evaluation to evaluation, and its loss by the noise."""
+"""What a network made: the images of the same seeds (or inputs) from evaluation to evaluation, and figures of them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ _QUARTERS = ("least noise", "less", "more", "most noise")
 
 
 def of_samples(view: View, found: Json, title: str) -> str:
-    """HTML of the sheets of a run, and of its loss by quarters of the time."""
+    """HTML of the sheets of a run, and of its loss by quarters of the time or its figures beside those of the inputs."""
+    words = {"translate": "the same validation pairs", "autoencoder": "the same validation pictures"}
+    of = words.get(str(found.get("kind")), "fixed seeds")
     files = sorted(view.folder.samples.glob("step-*.png"))
     sheets = [(int(path.stem.partition("-")[2]), *read) for path in files if (read := sheet.read(path)) is not None]
     blocks = []
     if sheets:
-        blocks.append(_strip(view, _spread(sheets), title))
+        blocks.append(_strip(view, _spread(sheets), title, of))
         step, image, layout = sheets[-1]
         wide = min(WIDEST, max(image.width, layout.columns * SIDE))
         blocks.append(
             f"<h2>{title}What it makes</h2>"
-            f'<p class="soft">Step {step:,}, {len(layout.captions)} images of fixed seeds{_named(layout)}.</p>'
+            f'<p class="soft">Step {step:,}, {len(layout.captions)} images of {of}{_named(layout)}.</p>'
             f'<div class="card wide">{_image(image, wide, layout)}</div>'
         )
     quarters = found.get("loss_by_time")
@@ -42,7 +44,24 @@ def of_samples(view: View, found: Json, title: str) -> str:
             '<div class="card wide"><table>'
             f"<tr><th>quarter of the time</th>{head}</tr><tr><td>loss</td>{cells}</tr></table></div>"
         )
+    if found.get("kind") in words:
+        blocks.append(_figures(found, title))
     return "".join(blocks)
+
+
+def _figures(found: Json, title: str) -> str:
+    """What was made, beside the input taken for it."""
+    names = {"psnr": "PSNR, dB", "ssim": "SSIM", "mae": "mean error"}
+    rows = [(word, found.get(key) or {}) for word, key in (("output", "metrics"), ("input itself", "input")) if key in found]
+    body = "".join(
+        f"<tr><td>{word}</td>{''.join(f'<td>{_number(of.get(name))}</td>' for name in names)}</tr>" for word, of in rows
+    )
+    head = "".join(f"<th>{word}</th>" for word in names.values())
+    return (
+        f"<h2>{title}How near the targets</h2>"
+        f'<p class="soft">Means over {int(found.get("samples") or 0):,} validation pairs, values from 0 to 1.</p>'
+        f'<div class="card wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
+    )
 
 
 Found = tuple[int, Image.Image, sheet.Layout]
@@ -55,18 +74,19 @@ def _spread(sheets: Sequence[Found]) -> list[Found]:
     return [sheets[round(place * last / max(1, count - 1))] for place in range(count)]
 
 
-def _strip(view: View, sheets: Sequence[Found], title: str) -> str:
-    losses = {point["step"]: point["val/loss"] for point in view.points if "val/loss" in point and "step" in point}
+def _strip(view: View, sheets: Sequence[Found], title: str, of: str) -> str:
+    key = "psnr" if view.best_metric == "val/psnr" else "loss"
+    losses = {point["step"]: point[f"val/{key}"] for point in view.points if f"val/{key}" in point and "step" in point}
     rows = []
     for step, image, layout in sheets:
         loss = losses.get(step)
-        told = f'<br><span class="soft small">loss {_number(loss)}</span>' if loss is not None else ""
+        told = f'<br><span class="soft small">{key} {_number(loss)}</span>' if loss is not None else ""
         row = sheet.strip(image, layout, IN_A_ROW)
         picture = _image(row, min(WIDEST - 150, row.width * SIDE // (layout.width + sheet.GAP)), layout)
         rows.append(f"<tr><td>step {step:,}{told}</td><td>{picture}</td></tr>")
     return (
         f"<h2>{title}How it learnt</h2>"
-        '<p class="soft">The same seeds, from evaluation to evaluation.</p>'
+        f'<p class="soft">From evaluation to evaluation: {of}.</p>'
         f'<div class="card wide"><table class="strip">{"".join(rows)}</table></div>'
     )
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 import torch
 from torch import nn
 
-from trainer.spec import Beside, Generator, Judge, Output, Wanted
+from trainer.spec import Beside, Critic, Generator, InputSpec, Judge, Output, Reconstructor, Translator, Wanted
 
 
 class Batch(Protocol):
@@ -226,6 +226,52 @@ class Generates(Task, Protocol):
         """Images, uint8 [n, c, h, w] on the CPU, of seeds and of classes by number; `step` hears that it goes on."""
 
 
+class Perceives(Protocol):
+    """The distance of two pictures, both [n, c, h, w] in [-1, 1], by the features of `network`: [n]."""
+
+    @property
+    def network(self) -> nn.Module: ...
+    def __call__(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor: ...
+
+
+@runtime_checkable
+class Translates(Task, Protocol):
+    """A task whose network makes pictures of pictures, other ones or the same; its `outputs` are none."""
+
+    @property
+    def wanted(self) -> Translator | Reconstructor:
+        """What the network has to be."""
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Those of `losses`."""
+
+    def fit(self, spec: InputSpec, network: nn.Module, seed: int) -> None:
+        """Take the network that was built and what it takes, before anything is run. Raises UserError where it does not fit."""
+
+    def perceive(self, distance: Perceives | None, weights: Mapping[str, float]) -> None:
+        """Take the distance of features, where there is one, and the losses' weights."""
+
+    def critic(self) -> Critic | None:
+        """A second network, which its pictures have to deceive; none without an adversarial loss. Comes after `fit`."""
+
+    def oppose(self, network: nn.Module) -> LossFunction:
+        """Learn against this network; returns that one's own loss."""
+
+    @property
+    def perceives(self) -> nn.Module | None:
+        """The network whose features are compared, which never learns."""
+
+
 def wanted(task: Task) -> Wanted:
     """What a task asks of a network."""
-    return task.generator if isinstance(task, Generates) else task.outputs
+    if isinstance(task, Generates):
+        return task.generator
+    return task.wanted if isinstance(task, Translates) else task.outputs
+
+
+def loss_names(task: Task) -> tuple[str, ...]:
+    """The names of a task's own losses: `task` for the only one."""
+    if isinstance(task, Translates):
+        return task.loss_names if len(task.loss_names) > 1 else ("task",)
+    return ("task",) if len(task.outputs) <= 1 else tuple(output.name for output in task.outputs)

@@ -31,13 +31,13 @@ def listing(rest: str) -> Listing:
     if not file.is_file():
         siblings = [p.name for p in file.parent.glob("*.csv")] if file.parent.is_dir() else []
         raise UserError(f"{file}: no such CSV file{nearest(file.name, siblings)}")
-    rows = _rows(file)
+    rows = rows_of(file)
     _, header = next(rows, (1, []))
     places, reading = _columns(file, [name.strip() for name in header], asked)
     image = places["?image"]
     spots = {column: places[column] for column in reading.columns}
     last = max(places.values())
-    files = _Files(file)
+    files = Files(file)
     found: dict[str, tuple[Said, float, str]] = {}
     first: dict[str, int] = {}
     for row, values in rows:
@@ -77,7 +77,7 @@ def _differ(at: str, path: str, before: tuple[Said, float, str], now: tuple[Said
     raise UserError(f"{at}: '{path}' is said to be something else than in row {row}")
 
 
-def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+def rows_of(file: Path) -> Iterator[tuple[int, list[str]]]:
     """(row, columns) of each row that is not blank."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
@@ -129,7 +129,7 @@ def _weight(text: str, at: str) -> float:
     return weight
 
 
-class _Files:
+class Files:
     """Checks that a row's file is there, and truly below the CSV's folder."""
 
     def __init__(self, file: Path) -> None:

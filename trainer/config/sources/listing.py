@@ -62,11 +62,20 @@ class Listing:
         """Whether a class is all that is said, which the samples have no `values` for."""
         return len(self.targets) == 1 and self.targets[0].kind == "class"
 
+    @property
+    def targets_of(self) -> Mapping[str, str]:
+        """The other picture of each pair, by key; none where the samples are single pictures."""
+        found: Mapping[str, str] = self.how.get("targets", {})
+        return found
+
     def files(self) -> list[Path]:
         """The files that hold the samples, each once."""
         if self.stored:
             return [self.root / name for name in self.stored]
-        return [self.root] if self.scheme == "digits" else [self.root / item.key for item in self.items]
+        if self.scheme == "digits":
+            return [self.root]
+        others = dict.fromkeys(self.targets_of[item.key] for item in self.items if item.key in self.targets_of)
+        return [self.root / item.key for item in self.items] + [self.root / key for key in others]
 
     def counts(self) -> list[int]:
         """Samples a class."""
@@ -108,6 +117,8 @@ class Listing:
                 put(item.weight)
             if self.scheme != "digits" and not self.stored:
                 put(_size(self.root / item.key))
+            if item.key in self.targets_of:
+                put(self.targets_of[item.key], _size(self.root / self.targets_of[item.key]))
         return digest.hexdigest()
 
 

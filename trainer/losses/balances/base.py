@@ -59,7 +59,7 @@ def shared(scale: Scale, layer: str | None) -> tuple[str, nn.Parameter]:
     if layer is None:
         if not trunk:
             raise UserError(
-                "losses.balance: gradnorm compares gradients at a layer of the trunk that learns from the start, and none "
+                "losses.balance: gradients are compared at a layer of the trunk that learns from the start, and none "
                 "does; choose another strategy, or balance: {kind: uncertainty}"
             )
         return trunk[-1]

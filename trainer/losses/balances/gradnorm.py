@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from trainer.config import UserError
 from trainer.config.balances.gradnorm import Config
@@ -16,22 +17,15 @@ def build(config: Config, scale: Scale) -> Balance:
     return GradNorm(config, scale)
 
 
-class GradNorm(Balance):
-    """Chen et al. 2018: the weights w go down the gradient of sum |G - mean(G) r^alpha|, where G = |w dL/dW| at the weights W of
-    the shared layer, and r is a loss over its first value, over the mean of that of all losses (equations 1 and 2, algorithm 1).
-    They are then scaled to sum to their number.
-    """
+class Compared(Balance):
+    """Weights that follow from the gradients of each loss at the weights of one layer, over all samples of a step."""
 
-    def __init__(self, config: Config, scale: Scale) -> None:
+    def __init__(self, scale: Scale, name: str, weight: nn.Parameter) -> None:
         super().__init__()
-        self._alpha, self._rate, self._scale = config.alpha, config.rate, scale
-        name, weight = shared(scale, config.layer)
-        self._name, self._at = name, [weight]  # in a list: it is the network's
-        count = len(scale.names)
-        self._gradients: torch.Tensor | None = None  # [k, numbers of W], of this step and rank
+        self._scale, self._name, self._at = scale, name, [weight]  # in a list: it is the network's
+        self._gradients: torch.Tensor | None = None  # [k, numbers of the layer], of this step and rank
         self._own: torch.Tensor | None = None
-        self.register_buffer("_weights", torch.ones(count))
-        self.register_buffer("_first", torch.zeros(count))
+        self.register_buffer("_weights", torch.ones(len(scale.names)))
 
     @property
     def weights(self) -> torch.Tensor:
@@ -52,15 +46,32 @@ class GradNorm(Balance):
         self._gradients = gradients if self._gradients is None else self._gradients + gradients
         return (losses * self.weights).sum(dim=1)
 
-    @torch.no_grad()
-    def settle(self, samples: int, *, good: bool) -> None:
-        """Move the weights by one step. Raises UserError for a loss that has no gradient at the layer."""
+    def collect(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norms of the gradients and the losses, [k] each, of this step over all ranks; the next step begins anew."""
         assert self._gradients is not None
         assert self._own is not None
         batch = self._scale.global_batch
         norms = (self._scale.sum(self._gradients) / batch).norm(dim=1)
         losses = (self._scale.sum(self._own) / batch).float()
         self._gradients = self._own = None
+        return norms, losses
+
+
+class GradNorm(Compared):
+    """Chen et al. 2018: the weights w go down the gradient of sum |G - mean(G) r^alpha|, where G = |w dL/dW| at the weights W of
+    the shared layer, and r is a loss over its first value, over the mean of that of all losses (equations 1 and 2, algorithm 1).
+    They are then scaled to sum to their number.
+    """
+
+    def __init__(self, config: Config, scale: Scale) -> None:
+        super().__init__(scale, *shared(scale, config.layer))
+        self._alpha, self._rate = config.alpha, config.rate
+        self.register_buffer("_first", torch.zeros(len(scale.names)))
+
+    @torch.no_grad()
+    def settle(self, samples: int, *, good: bool) -> None:
+        """Move the weights by one step. Raises UserError for a loss that has no gradient at the layer."""
+        norms, losses = self.collect()
         if not good or not bool((norms.isfinite() & losses.isfinite()).all()):
             return
         first, weights = self.get_buffer("_first"), self.weights

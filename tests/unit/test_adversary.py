@@ -1,0 +1,92 @@
+"""Two networks against each other: each learns from its own loss alone, and their losses are those of the papers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from trainer.config import Run, UserError
+from trainer.config.balances import match
+from trainer.config.pictures import Adversary
+from trainer.losses.balances import match as match_balance
+from trainer.losses.balances.base import Scale
+from trainer.models.critic import build_critic
+from trainer.spec import Critic
+from trainer.tasks.adversary import Opponent
+
+
+@pytest.mark.parametrize(
+    ("kind", "critic", "maker"),
+    [
+        ("hinge", lambda r, f: functional.relu(1 - r) + functional.relu(1 + f), lambda f: -f),
+        ("lsgan", lambda r, f: (r - 1) ** 2 + f**2, lambda f: (f - 1) ** 2),
+        (
+            "non_saturating",
+            lambda r, f: -torch.sigmoid(r).log() - (1 - torch.sigmoid(f)).log(),
+            lambda f: -torch.sigmoid(f).log(),
+        ),
+    ],
+)
+def test_each_side_has_its_loss(kind: Any, critic: Any, maker: Any) -> None:
+    network = build_critic(Critic(4, 8, 2, 1.0), 16, 0)
+    opponent = Opponent(Adversary(loss=kind), network, shown=True)
+    given, real = torch.randn(3, 1, 16, 16), torch.randn(3, 3, 16, 16)
+    made = torch.randn(3, 3, 16, 16, requires_grad=True)
+    said = [network(torch.cat([given, pictures], dim=1)).detach() for pictures in (real, made)]
+    assert said[0].shape == (3, 1, 4, 4)
+    own = opponent.deceive(given, made)
+    assert torch.allclose(own, maker(said[1]).mean(dim=(1, 2, 3)), atol=1e-5)
+    own.sum().backward()
+    assert made.grad is not None
+    assert float(made.grad.abs().max()) > 0
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
+    other = opponent.judge(network, given, real)
+    assert torch.allclose(other, critic(*said).mean(dim=(1, 2, 3)), atol=1e-5)
+    before = made.grad.clone()
+    other.sum().backward()
+    assert torch.equal(made.grad, before), "the maker takes no gradient of the critic's loss"
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_a_critic_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UserError, match="layers is 5, and 16 pixels are halved 4 times at most"):
+        build_critic(Critic(3, 8, 5, 1.0), 16, 0)
+    assert build_critic(Critic(3, 8, 4, 1.0), 16, 0)(torch.zeros(1, 3, 16, 16)).shape == (1, 1, 1, 1)
+    for task, losses, message in (
+        ({"losses": ["adversarial"]}, {}, "adversarial alone asks for real pictures"),
+        ({"losses": ["l1", "mse"], "adversary": {}}, {}, "adversary says a critic, and losses do not name it"),
+        ({"losses": ["l1", "adversarial"]}, {"balance": {"kind": "gradnorm"}}, "write balance: match, or weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Run.model_validate({
+                "name": "r", "task": {"kind": "translate", "pairs": "grey", **task}, "losses": losses,
+                "model": {"source": "torchvision:resnet18"}, "strategy": {"kind": "full"}, "data": {"train": "folder:x"},
+                "optimizer": {"kind": "adam", "lr": 1e-3},
+            })  # fmt: skip
+
+
+def test_matched_losses_pull_alike_at_the_last_layer() -> None:
+    torch.manual_seed(0)
+    first, last = nn.Linear(3, 4), nn.Linear(4, 2)
+    learning = [("first.weight", first.weight), ("last.weight", last.weight)]
+    scale = Scale(("a", "b"), learning, ("last",), 6, lambda values: values, lambda amount: 0)
+    balance = match_balance.build(match.Config(), scale)
+    x = torch.randn(6, 3)
+    made = last(first(x).relu())
+    losses = torch.stack([made[:, 0].square(), 10 * made[:, 1] - 3], dim=1)
+    norms = [torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm() for loss in losses.mean(dim=0)]
+    assert torch.allclose(balance(losses), losses.sum(dim=1)), "alike at first"
+    balance.settle(6, good=True)
+    assert balance.weights.tolist() == pytest.approx([1, float(norms[0] / norms[1])], rel=1e-5)
+    weights = balance.weights.clone()
+    balance(losses * torch.tensor([1.0, float("nan")]))
+    balance.settle(12, good=False)
+    assert torch.equal(balance.weights, weights), "a step that was not taken does not count"
+    small = match_balance.build(match.Config(most=0.5, layer="first"), scale)
+    small(losses)
+    small.settle(6, good=True)
+    assert small.weights[1] <= 0.5

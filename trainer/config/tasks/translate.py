@@ -1,0 +1,65 @@
+"""The task of a network that makes one picture of another."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from trainer.config.base import Section
+from trainer.config.pairs import Given, Pairs
+from trainer.config.pictures import Pictures
+
+_ONE_PICTURE = ("color", "grey", "blur", "solarize", "auto", "erase")  # augmentations that are no change of place
+
+
+class Decoder(Section):
+    """The head of a trunk that saw images until now: it makes pictures of the trunk's maps of every resolution."""
+
+    width: int = Field(32, ge=8, le=512, multiple_of=8, description="channels at full resolution; twice as many at each coarser")
+
+
+class Config(Pictures):
+    """Make a picture of a picture: grey to colour, small to large, or what pairs of pictures show."""
+
+    kind: Literal["translate"] = "translate"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "psnr", "ssim", "mae")
+    translates: ClassVar[bool] = True
+    pairs: Pairs = Field(
+        default_factory=Given,
+        description="given (of a source `pairs:`), side, or made of a photo: grey, small, edges, masked",
+    )
+    channels: Literal[1, 3] = Field(3, description="of the picture that is made")
+    losses: list[Literal["l1", "mse", "perceptual", "adversarial"]] = Field(
+        default_factory=lambda: ["l1"], min_length=1, description="weighted by losses.weights, balanced by losses.balance"
+    )
+    decoder: Decoder = Field(default_factory=Decoder, description="of a classifier's trunk")
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        return tuple(self.losses)
+
+    def goes_with(self, run: Any) -> None:
+        """Sources of pairs with pairs, augmentations of the whole pair alone."""
+        super().goes_with(run)
+        for key in ("train", "val"):
+            source = getattr(run.data, key)
+            if source is None or source.startswith(("split:", "fold:")):
+                continue
+            if source.startswith("pairs:") != (self.pairs.kind == "given"):
+                raise ValueError(
+                    f"data.{key} is '{source}', and task.pairs: given takes pairs:FOLDER or pairs:FILE.csv; or say how a pair "
+                    "comes of one picture: task.pairs: side, grey, small, edges or masked"
+                    if self.pairs.kind == "given"
+                    else f"data.{key}: {source} says pairs itself; leave task.pairs out"
+                )
+        if not self.pairs.derived:
+            plain = type(run.data.augment)()
+            for name in _ONE_PICTURE:
+                if getattr(run.data.augment, name) != getattr(plain, name):
+                    raise ValueError(
+                        f"data.augment.{name} would change the two pictures of a pair, which have to show the same; leave it "
+                        "out (crop, flip and rotate are the same for both)"
+                    )
+        if run.data.classes is not None and self.pairs.kind == "given":
+            raise ValueError("data.classes chooses among classes, and pairs have none; leave it out")

@@ -1,0 +1,145 @@
+"""`graft translate`: pictures of pictures, a file each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.config import EXIT_DONE, EXIT_FAULT, GraftError, UserError
+from trainer.config.tasks.translate import Config
+from trainer.data import Batch
+from trainer.data.pairs import Inputs
+from trainer.gallery import picture
+from trainer.generate.images import side_by_side
+from trainer.generate.progress import Progress
+from trainer.measuring import precision
+from trainer.predict import expand
+from trainer.restored import Restored, device_of, restore
+from trainer.rundir import RunDir
+from trainer.tasks.likening import pixels
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture, and where what is made of it belongs, below the folder that is written."""
+
+    source: Path
+    place: Path
+
+
+def translate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    """Read the arguments and make the pictures; as one of several ranks (RANK, WORLD_SIZE) a share of them. Raises UserError."""
+    parser.add_argument("files", nargs="+", type=Path, help="pictures, or folders of pictures")
+    parser.add_argument("--out", type=Path, help="the folder to write (default: RUN/translated/step-…)")
+    parser.add_argument(
+        "--derive", action="store_true", help="the pictures are targets: make the inputs of them first, as the training does"
+    )
+    parser.add_argument("--batch", type=int, default=16, help="pictures at once (default: 16)")
+    parser.add_argument("--processes", type=int, default=1, help="processes side by side (default: 1)")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    arguments = parser.parse_intermixed_args(argv)
+    for name in ("batch", "processes"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be at least 1")
+
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    folder = RunDir(arguments.run.resolve())
+    run = folder.load()
+    if not isinstance(run.task, Config):
+        raise UserError(f"{run.name} has task {run.task.kind}, which makes no pictures of pictures; name a run that translates")
+    if arguments.derive and not run.task.pairs.derived:
+        raise UserError(f"--derive: the pairs of {run.name} came as pairs ({run.task.pairs.kind}); leave it out")
+    restored = restore(folder, arguments.checkpoint)
+    asked = asked_for(arguments.files)
+    out = arguments.out or folder.path / "translated" / f"step-{restored.step:08d}"
+    cut = [asked[start : start + arguments.batch] for start in range(0, len(asked), arguments.batch)][rank::world]
+    _prepare(out, [one for part in cut for one in part])
+    if arguments.processes > 1 and world == 1:
+        side_by_side("translate", argv, arguments.processes)
+        failed = [one.source for one in asked if not (out / one.place).exists()]
+    else:
+        device = device_of(arguments.device, rank if world > 1 else None)
+        with precision(run.train.precision if device.type == "cuda" else "fp32", device):
+            bad = make(restored, cut, out, device, derived=arguments.derive, show=rank == 0)
+        failed = [one.source for one in bad]
+    if world == 1:
+        told = {
+            "folder": str(out),
+            "step": restored.step,
+            "pictures": len(asked) - len(failed),
+            "failed": [str(f) for f in failed],
+        }
+        line = f"{told['pictures']} pictures by step {restored.step:,} are in {out}"
+        print(json.dumps(told) if arguments.json else line + (f"; {len(failed)} could not be read" if failed else ""))
+        return EXIT_FAULT if failed else EXIT_DONE
+    return EXIT_DONE
+
+
+def asked_for(files: Sequence[Path]) -> list[Asked]:
+    """The pictures of files and folders, each with a place of its own. Raises UserError."""
+    asked: list[Asked] = []
+    for path in files:
+        asked += [
+            Asked(found, (found.relative_to(path) if path.is_dir() else Path(found.name)).with_suffix(".png"))
+            for found in expand([path])
+        ]
+    places: dict[Path, Path] = {}
+    for one in asked:
+        if one.place in places:
+            raise UserError(f"{places[one.place]} and {one.source} would both become {one.place}; translate them one by one")
+        places[one.place] = one.source
+    return asked
+
+
+def _prepare(out: Path, asked: Sequence[Asked]) -> None:
+    """Make the folder. Raises UserError where a file would be overwritten."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file; name a folder")
+    there = [one.place for one in asked if (out / one.place).exists()]
+    if there:
+        raise UserError(f"{out} has {len(there)} of these pictures already, {there[0]} for one; name another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def make(
+    restored: Restored, batches: Sequence[Sequence[Asked]], out: Path, device: torch.device, *, derived: bool, show: bool
+) -> list[Asked]:  # fmt: skip
+    """Make the pictures batch by batch and write them; those that cannot be read are told, and returned."""
+    inputs = Inputs(restored.run, restored.spec, derived=derived)
+    network = restored.network.to(device)
+    bad: list[Asked] = []
+    done = 0
+    with Progress(sum(map(len, batches)), main=show) as progress:
+        for part in batches:
+            images, kept = [], []
+            for one in part:
+                try:
+                    images.append(inputs(one.source))
+                    kept.append(one)
+                except (GraftError, OSError, ValueError) as error:
+                    print(f"graft: {error}", file=sys.stderr)
+                    bad.append(one)
+            if kept:
+                nothing = torch.zeros(len(kept), dtype=torch.int64)
+                batch = Batch(torch.stack(images), nothing, nothing).to(device, restored.spec)
+                with torch.inference_mode():
+                    made = pixels(network(batch.images)).cpu()
+                for one, image in zip(kept, made, strict=True):
+                    _write(out / one.place, image)
+            done += len(part)
+            progress.done(done)
+    return bad
+
+
+def _write(path: Path, image: torch.Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    picture(image).save(temporary, "PNG")
+    temporary.rename(path)

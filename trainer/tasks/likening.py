@@ -1,0 +1,136 @@
+"""How near pictures are to what they should be: of every sample, as they would be written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+from trainer.tasks.base import Batch, Evaluation, Sheet
+
+if TYPE_CHECKING:
+    from trainer.tasks.pictures import Pictures
+
+_EXACT = 1e-10  # the mean squared error below which PSNR is said as 100 dB
+_REACH = 5  # pixels from the middle of a window to its edge
+_FIGURES = ("psnr", "ssim", "mae")
+
+
+def pixels(images: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] to uint8, as it is written to a file."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def figures(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """PSNR in dB, SSIM (Wang et al. 2004, 11-pixel Gaussian window) and mean absolute error of uint8 pictures, float64 [n, 3].
+
+    All on values from 0 to 1; the square and the absolute error are means over pixels and channels.
+    """
+    one, other = made.double() / 255, target.double() / 255
+    square = (one - other).square().flatten(1).mean(dim=1)
+    psnr = -10 * square.clamp(min=_EXACT).log10()
+    # over whole windows alone, as in the paper; torchmetrics' own mean counts mirrored borders too
+    alike = ssim(one, other, data_range=1.0, reduction="none", return_full_image=True)[1]
+    whole = alike[..., _REACH:-_REACH, _REACH:-_REACH].flatten(1).mean(dim=1)
+    return torch.stack([psnr, whole, (one - other).abs().flatten(1).mean(dim=1)], dim=1)
+
+
+class PictureMeasure:
+    """A row for each sample, so that the figures are the same to the bit on any number of ranks; and pictures of some."""
+
+    def __init__(self, task: Pictures, shown: int, samples: int, device: torch.device) -> None:
+        self._task = task
+        self._names = [name for name in task.loss_names if name != "adversarial"]  # that of a critic is no measure
+        # whether it was seen, its loss, the figures of what was made, those of the input itself, each loss, further figures
+        columns = 2 + 2 * len(_FIGURES) + len(self._names) + len(task.more_names)
+        self._rows = torch.zeros(samples, columns, dtype=torch.float64, device=device)
+        count = min(shown, samples)
+        self._shown = [place * samples // count for place in range(count)] if count else []
+        self._made: torch.Tensor | None = None
+
+    def update(self, network: nn.Module, batch: Batch) -> None:
+        """Add a batch."""
+        output = self._task.measured(network, batch)
+        made = self._task.made(output).float()
+        given, target = self._task.cut(batch.images)
+        losses = self._task.distances(output, target)
+        seen, wanted = pixels(made), pixels(target)
+        plain = self._plain(given)
+        rows = batch.indices.to(made.device)
+        columns = [
+            torch.ones(len(made), 1, dtype=torch.float64, device=made.device),
+            self._task.weighted(losses)[:, None].double(),
+            figures(seen, wanted),
+            figures(plain, wanted),
+            torch.stack([value.double() for value in (*losses.values(), *self._task.more(output).values())], dim=1),
+        ]
+        self._rows[rows] = torch.cat(columns, dim=1)
+        self._show(batch.indices.tolist(), torch.stack([plain, seen, wanted], dim=1).cpu())
+
+    def _plain(self, given: torch.Tensor) -> torch.Tensor:
+        """The input as a picture with the channels of the target, uint8."""
+        spec = self._task.spec
+        mean, std = (torch.tensor(values, device=given.device)[:, None, None] for values in (spec.mean, spec.std))
+        image = pixels((given.float() * std + mean) * 2 - 1)
+        channels = self._task.channels
+        if image.shape[1] == channels:
+            return image
+        weights = torch.tensor([0.299, 0.587, 0.114], device=image.device)[:, None, None]
+        grey = (image.float() * weights).sum(dim=1, keepdim=True).round().to(torch.uint8) if channels == 1 else image
+        return grey.expand(-1, channels, -1, -1)
+
+    def _show(self, indices: Sequence[int], triples: torch.Tensor) -> None:
+        for row, index in enumerate(indices):
+            if index in self._shown:
+                if self._made is None:
+                    self._made = torch.zeros(len(self._shown), *triples.shape[1:], dtype=torch.uint8)
+                self._made[self._shown.index(index)] = triples[row]
+
+    def add(self, logits: torch.Tensor, batch: Batch) -> None:
+        """Never asked for: what a network makes of an image is not kept."""
+        raise TypeError("the figures of a translation do not follow from logits")
+
+    def wants(self) -> str | None:
+        """None: it compares with the targets, which come with the inputs."""
+        return None
+
+    def refer(self, batches: Iterable[Batch], count: int) -> None:
+        """Never asked for."""
+
+    def finish(self, network: nn.Module, rank: int, world: int, at: Callable[[str], None]) -> None:
+        """Have room for the pictures where this rank saw none of those that are shown."""
+        if self._shown and self._made is None:
+            side = self._task.spec.image_size
+            self._made = torch.zeros(len(self._shown), 3, self._task.channels, side, side, dtype=torch.uint8)
+
+    def tensors(self) -> Sequence[torch.Tensor]:
+        """What is to be summed over the ranks, in place."""
+        return [self._rows, *([] if self._made is None else [self._made])]
+
+    def result(self) -> Evaluation:
+        """The means over the samples; of the input itself, for comparison, in the details."""
+        rows = self._rows.cpu()
+        seen = rows[rows[:, 0] > 0]
+        means = (seen.sum(dim=0) / max(1, len(seen))).tolist()
+        count = len(_FIGURES)
+        metrics = {"loss": means[1], **dict(zip(_FIGURES, means[2 : 2 + count], strict=True))}
+        details: dict[str, Any] = {
+            "kind": self._task.kind, "samples": len(seen),
+            "losses": dict(zip(self._names, means[2 + 2 * count :], strict=False)),
+        }  # fmt: skip
+        more = dict(zip(self._task.more_names, means[len(means) - len(self._task.more_names) :], strict=True))
+        if "kl" in more:
+            metrics["kl"] = more["kl"]
+            spread = max(0.0, more["latent_square"] - more["latent"] ** 2) ** 0.5
+            details["latents"] = {"mean": more["latent"], "std": spread}
+        if self._task.pairs:
+            details["input"] = dict(zip(_FIGURES, means[2 + count : 2 + 2 * count], strict=True))
+        sheet = None
+        if self._made is not None:
+            words = ("input", "output", "target") if self._task.pairs else ("input", "output")
+            made = self._made[:, : len(words)].flatten(0, 1)
+            sheet = Sheet(made, words * len(self._made), len(words))
+        return Evaluation(metrics, details, sheet)
