@@ -64,11 +64,11 @@ class Parts:
     objective: Objective | None = None  # where there is more than the task's own loss
     references: dict[str, str] = field(default_factory=dict)  # fingerprints of the networks that losses look at
     features: Features | None = None
-    others: tuple[Phase, ...] = ()  # networks that learn against the first, each with an optimizer of its own
+    others: tuple[rivals.Rival, ...] = ()  # networks that learn against the first, each with an optimizer of its own
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (self.phase, *self.others)
+        return (self.phase, *(other.phase for other in self.others))
 
     def train_mode(self) -> None:
         """Every network in training mode, as its strategy has it."""
