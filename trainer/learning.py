@@ -49,6 +49,7 @@ def references(
             losses.teacher,
             run.data.normalize,
             task.outputs,
+            task.scale,
             built.spec,
             runtime.device,
             runtime.autocast,

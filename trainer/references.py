@@ -14,22 +14,25 @@ from torch.nn import functional
 
 from trainer.config import UserError
 from trainer.config.model import Model
+from trainer.config.targets import Facts
 from trainer.losses.base import Reference
 from trainer.losses.taps import Taps
+from trainer.models import run as run_source
 from trainer.models.build import Norm, origin_of
 from trainer.models.given import as_given
 from trainer.spec import InputSpec, Output
 from trainer.strategies.blocks_of import blocks_of
+from trainer.tasks import build_task
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def teacher(
-    config: Model, normalize: Norm, outputs: tuple[Output, ...], spec: InputSpec, device: torch.device, autocast: Autocast, *,
-    answers: bool,
+    config: Model, normalize: Norm, outputs: tuple[Output, ...], scale: torch.Tensor | None, spec: InputSpec,
+    device: torch.device, autocast: Autocast, *, answers: bool,
 ) -> Reference:  # fmt: skip
     """The network that is learnt from. It takes the images of the one that learns (`spec`), resized to its own size and with its
-    own normalisation; `answers`: its logits are learnt from, so that it must have the task's classes.
+    own normalisation; `answers`: its logits are learnt from, so that it must have the task's classes; `scale`: the task's.
 
     Raises UserError for a teacher of other classes or channels, or without weights.
     """
@@ -60,7 +63,39 @@ def teacher(
         with torch.no_grad(), autocast():
             return network(as_taken(images, spec, given))
 
-    return Reference(network, taps, block_names(network, built.head), answer)
+    units = in_units(config, outputs, scale) if answers else None
+    return Reference(network, taps, block_names(network, built.head), answer, None if units is None else units.to(device))
+
+
+def in_units(config: Model, outputs: tuple[Output, ...], scale: torch.Tensor | None) -> torch.Tensor | None:
+    """[2, all labels] float32, by which the logits of a teacher become those of a task whose numbers are `scale[0] * logits +
+    scale[1]`; none where they are the same. Numbers of a teacher that is no run of graft are taken to be in the data's units.
+    """
+    given = _scale_of_run(config, outputs)
+    if scale is None and given is None:
+        return None
+    width = sum(len(output.labels) for output in outputs)
+    same = torch.stack([torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)])
+    own, other = (same if one is None else one for one in (scale, given))
+    return torch.stack([other[0] / own[0], (other[1] - own[1]) / own[0]]).float()
+
+
+def _scale_of_run(config: Model, outputs: tuple[Output, ...]) -> torch.Tensor | None:
+    """The units of a run's numbers [2, all labels], in the order of `outputs`."""
+    scheme, _, rest = config.source.partition(":")
+    if scheme != "run":
+        return None
+    source = run_source.Source(rest, config)
+    state = source.loaded.state
+    if "facts" not in state:
+        return None
+    task = build_task(source.run.task, Facts.from_json(state["facts"]))
+    if task.scale is None:
+        return None
+    columns = task.scale.t().tolist()
+    there = dict(zip(((o.name, label) for o in task.outputs for label in o.labels), columns, strict=True))
+    found = [there.get((o.name, label), [1.0, 0.0]) for o in outputs for label in o.labels]
+    return torch.tensor(found, dtype=torch.float64).t()
 
 
 def start(network: nn.Module, head: Sequence[str], device: torch.device, autocast: Autocast) -> Reference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, replace
 
@@ -15,10 +16,13 @@ from trainer.config import RefusedError, Run, UserError
 from trainer.config.targets import Facts
 from trainer.models import build_model
 from trainer.models import run as run_source
+from trainer.references import fingerprint
 from trainer.rundir import RunDir
-from trainer.spec import InputSpec
+from trainer.spec import Beside, InputSpec
 from trainer.tasks import build_task
 from trainer.tasks.base import Generates, Task, Translates, wanted
+
+log = logging.getLogger("graft")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Restored:
     facts: Facts
     head: tuple[str, ...]
     step: int
+    beside: Beside | None = None  # of a network that generates
 
 
 def restore(folder: RunDir, which: str, *, merge: bool = True) -> Restored:
@@ -65,7 +70,21 @@ def restore(folder: RunDir, which: str, *, merge: bool = True) -> Restored:
     spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})
     if isinstance(task, Translates):
         task.fit(spec, network, run.train.seed)
-    return Restored(folder, run, network, spec, task, facts, tuple(built.head), loaded.step)
+    return Restored(folder, run, network, spec, task, facts, tuple(built.head), loaded.step, built.beside)
+
+
+def warn_of_changes(restored: Restored) -> None:
+    """Say which networks beside a generator are others now than those that it was trained with."""
+    beside, folder = restored.beside, restored.folder
+    if beside is None:
+        return
+    state = Store(folder.checkpoints, keep=restored.run.checkpoint.keep).named(str(restored.step)).state
+    for name, part in {"vae": beside.vae, "text": beside.text}.items():
+        if part is not None and state["references"].get(name) != fingerprint(part.network):
+            log.warning(
+                "%s has other weights now than when %s was trained, so that its images are others; bring the old ones back",
+                part.source, folder.name,
+            )  # fmt: skip
 
 
 def _tensors(folder: RunDir, which: str) -> dict[str, torch.Tensor]:

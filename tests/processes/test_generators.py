@@ -95,7 +95,7 @@ def test_processes_share_the_work(run: RunDir, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--classes", "7"], "has no class '7'; known: 0, 1, 2, 3, 4"),
+        (["--classes", "7"], "there is no class '7'; known: 0, 1, 2, 3, 4"),
         (["--seeds", "4-1"], "'4-1' is no seed nor a range"),
         (["--seeds", "1,1"], "names a seed twice"),
         (["--steps", "51"], "--steps is 51, and the noise has 50 time steps"),

@@ -103,6 +103,15 @@ def test_what_cannot_be_adapted_is_refused(config: Config, said: str) -> None:
         grafted(resnet(), "fc", config)
 
 
+def test_adapters_may_be_all_that_learns() -> None:
+    network = vit()
+    learning = grafted(network, "heads.head", Config(rank=2, head="keep"))
+    assert learning
+    assert all("lora_" in name for name, _ in learning)
+    with pytest.raises(UserError, match=r"strategy\.head: keep, and 'heads\.head\.weight' is new and has to learn; write full"):
+        grafted(vit(), "heads.head", Config(rank=2, head="keep"), ["heads.head.weight"])
+
+
 def test_settings_without_meaning_are_refused() -> None:
     wrong: list[dict[str, Any]] = [{"method": "ia3", "alpha": 4}, {"method": "ia3", "dropout": 0.1}, {"targets": []}]
     for given in wrong:

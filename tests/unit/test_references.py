@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
+from tests.unit.folders import RUN, bare
 from tests.unit.test_models_libraries import CLASSES, timm_folder, vit_folder
-from trainer.config import UserError
+from trainer.config import UserError, load
 from trainer.config.adapt import Adapt
 from trainer.config.model import Model
+from trainer.config.targets import Facts, Known, Target
 from trainer.losses.base import Reference
-from trainer.references import block_names, fingerprint, start, teacher
+from trainer.references import block_names, fingerprint, in_units, start, teacher
 from trainer.spec import InputSpec, Output
 
 OWN = InputSpec(3, 64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -24,7 +27,7 @@ CPU = torch.device("cpu")
 
 def taught(source: str, classes: tuple[str, ...] = CLASSES, *, answers: bool = True, **adapt: Any) -> Reference:
     config = Model.model_validate({"source": source, "adapt": Adapt(**adapt).model_dump(exclude_defaults=True)})
-    return teacher(config, "auto", (Output("", classes),), OWN, CPU, nullcontext, answers=answers)
+    return teacher(config, "auto", (Output("", classes),), None, OWN, CPU, nullcontext, answers=answers)
 
 
 def test_a_transformers_teacher_sees_the_images_at_its_size_with_its_normalisation(tmp_path: Path) -> None:
@@ -77,3 +80,30 @@ def test_the_start_stays_where_the_network_was(tmp_path: Path) -> None:
         torch.testing.assert_close(before.answer(images), expected)
     assert fingerprint(before.network) == digest != fingerprint(network)
     assert before.blocks == block_names(network, ["fc"])
+
+
+def test_numbers_of_a_run_are_told_in_the_units_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher learnt (value - mean) / deviation of its own data, the task those of other data."""
+    facts = Facts((Known(Target("", "values", ("age", "size")), (), (9, 9), (40.0, 2.0), (10.0, 0.5)),))
+    run = load(bare(tmp_path, text=RUN.replace("strategy:", "task: {kind: regress}\nstrategy:")).config)
+
+    class Source:
+        def __init__(self, rest: str, config: Model) -> None:
+            self.run = run
+            self.loaded = SimpleNamespace(state={"facts": facts.as_json()})
+
+    monkeypatch.setattr("trainer.references.run_source.Source", Source)
+    config = Model.model_validate({"source": "run:other"})
+    outputs = (Output("", ("size", "age"), "values"),)
+    scale = torch.tensor([[2.0, 5.0], [1.0, 30.0]], dtype=torch.float64)
+    units = in_units(config, outputs, scale)
+    assert units is not None
+    logits = torch.tensor([[1.0, -1.0]])  # size 2 + 0.5, age 40 - 10
+    told = logits * units[0] + units[1]
+    assert (told * scale[0] + scale[1]).tolist() == [[2.5, 30.0]]
+    plain = in_units(Model.model_validate({"source": "timm:test_vit"}), outputs, scale)
+    assert plain is not None
+    assert (logits * plain[0] + plain[1]).tolist()[0] == pytest.approx([0.0, -6.2]), (
+        "numbers of anybody else are those of the data"
+    )
+    assert in_units(Model.model_validate({"source": "timm:test_vit"}), outputs, None) is None

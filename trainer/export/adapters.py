@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from trainer.config import UserError
 from trainer.config.strategies import lora
-from trainer.export.pipeline import TEXT, Form, compared
+from trainer.export.pipeline import TEXT, Form, compared, current
+from trainer.models.place import Place
 from trainer.restored import Restored, restore
 from trainer.tasks.diffusion import Diffusion
 from trainer.tasks.sampler import scheduler
@@ -17,19 +17,25 @@ from trainer.tasks.sampler import scheduler
 FILE = "pytorch_lora_weights.safetensors"  # what diffusers looks for
 
 
-def unfit(restored: Restored, form: Form) -> str | None:
-    """Why the adapters of a run are no such file; none where they are, or where the run has none."""
-    strategy, source = restored.run.strategy, restored.run.model.source
-    if not isinstance(strategy, lora.Config):
-        return None
+def _place(restored: Restored) -> str:
+    return restored.run.model.source.removeprefix("diffusers:").partition("#")[0]
+
+
+def _unfit(restored: Restored, strategy: lora.Config, form: Form) -> str | None:
+    """Why the adapters of a run are no such file."""
+    source = restored.run.model.source
     if form.name != TEXT:
         return "only diffusers' pipelines of text load one"
-    if not source.startswith("diffusers:"):
-        return f"they stand beside the weights of {source}, which is no pipeline of diffusers"
+    if not source.startswith("diffusers:") or restored.run.model.weights != "DEFAULT":
+        return f"they stand beside other weights than those of a pipeline of diffusers ({source}, {restored.run.model.weights})"
     if strategy.method != "lora":
         return f"it holds strategy.method: lora, and this is {strategy.method}"
     if strategy.head == "full" or strategy.train:
         return "other layers learnt in full beside them; strategy.head: keep, without strategy.train, leaves those as they are"
+    network: Any = restored.network
+    before = (Place.of(_place(restored)).json("unet/config.json") or {}).get("in_channels")
+    if before != network.config.in_channels:
+        return f"the input and the output were adapted from {before} channels to {network.config.in_channels}"
     return None
 
 
@@ -41,35 +47,47 @@ def layers(network: Any) -> dict[str, torch.Tensor]:
     for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
             (adapter,) = module.lora_A
-            found[f"{name}.lora_A.weight"] = module.lora_A[adapter].weight.detach().contiguous()
-            found[f"{name}.lora_B.weight"] = (module.lora_B[adapter].weight.detach() * module.scaling[adapter]).contiguous()
+            first: Any = module.lora_A[adapter]
+            second: Any = module.lora_B[adapter]
+            found[f"{name}.lora_A.weight"] = first.weight.detach().contiguous()
+            found[f"{name}.lora_B.weight"] = (second.weight.detach() * module.scaling[adapter]).contiguous()
     return found
 
 
-def write(restored: Restored, form: Form, new: Path) -> None:
+def write(restored: Restored, form: Form, new: Path) -> str | None:
     """Write the file into a folder, load it over the pipeline that the run began with, and compare its images with graft's.
 
-    `restored`: the network with its adapters merged. Raises UserError where the images are others.
+    `restored`: the network with its adapters merged. Returns why there is none, where there is none and the run has adapters.
     """
     import diffusers
 
-    task, place = restored.task, restored.run.model.source.removeprefix("diffusers:").partition("#")[0]
+    if not isinstance(restored.run.strategy, lora.Config):
+        return None
+    why = _unfit(restored, restored.run.strategy, form)
+    if why is not None:
+        return why
+    task, place = restored.task, _place(restored)
     assert isinstance(task, Diffusion)
     apart = restore(restored.folder, str(restored.step), merge=False).network
     diffusers.StableDiffusionPipeline.save_lora_weights(new, unet_lora_layers=layers(apart), weight_name=FILE)
+    before, now = _base(place), restored.network
+    size: Any = now.config
+    before.register_to_config(sample_size=size.sample_size)  # adapters are of every size
     pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(
-        new, unet=_base(place), scheduler=scheduler(task.plan().settings, task.plan().sampler)
+        new, unet=before, scheduler=scheduler(task.plan().settings, task.plan().sampler)
     )
     pipe.load_lora_weights(new, weight_name=FILE)
-    difference = compared(pipe, restored.network, task, form)
-    if not difference <= 1:
-        raise UserError(
-            f"the adapters make other images over {place} than the run (by {difference:g} of 255); nothing was written"
-        )
+    difference = compared(pipe, now, task, form)
+    if difference <= 1:
+        return None
+    (new / FILE).unlink()
+    return f"over {place} it makes other images than the run (by {difference:g} of 255)"
 
 
 def _base(place: str) -> Any:
     """The network that a pipeline had before anything was learnt."""
     from trainer.models.diffusers import load
 
-    return load(f"{place}#unet")
+    network: Any = load(f"{place}#unet")
+    current(network)
+    return network

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import UserError
-from trainer.config.strategies import lora
 from trainer.export import adapters, pipeline
 from trainer.export.folder import _commit, _version
 from trainer.export.generator_card import card
-from trainer.restored import Restored
+from trainer.restored import Restored, warn_of_changes
 from trainer.tasks.diffusion import Diffusion
 
 log = logging.getLogger("graft")
@@ -32,6 +31,7 @@ def export_generator(restored: Restored, out: Path, summary: dict[str, Any], eva
             f"{restored.run.model.source}: is no network of diffusers, so that no pipeline of theirs holds it; use it by "
             f"`graft sample`, or read its weights (safetensors) from {restored.folder.checkpoints}"
         )
+    warn_of_changes(restored)
     there = (out / "model_index.json").is_file() and (out / "graft.json").is_file()
     if out.exists() and not there and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and is no export; name another folder")
@@ -41,10 +41,8 @@ def export_generator(restored: Restored, out: Path, summary: dict[str, Any], eva
         new.mkdir()
         form, told = pipeline.write(network, task, new)
         pipeline.check(network, task, form, new)
-        why = adapters.unfit(restored, form)
-        if why is None and isinstance(restored.run.strategy, lora.Config):
-            adapters.write(restored, form, new)
-        elif why is not None:
+        why = adapters.write(restored, form, new)
+        if why is not None:
             log.warning("the adapters are part of the exported weights, and not a file of their own: %s", why)
         pipeline.images(network, task, new)
         if form.own:

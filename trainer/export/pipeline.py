@@ -84,7 +84,7 @@ def write(network: Any, task: Diffusion, new: Path) -> tuple[Form, dict[str, Any
 
         whole = ClassPipeline(network, made, vae, **words, labels=list(classes) or None, nothing=plan.nothing)
     elif form.name == TEXT:
-        network.register_to_config(_diffusers_version=diffusers.__version__)  # of an old one the pipeline doubts the size
+        current(network)
         given = {"unet": network, "vae": vae, "scheduler": made, **words}
         whole = diffusers.StableDiffusionPipeline(
             **given, safety_checker=None, feature_extractor=None, requires_safety_checker=False
@@ -98,6 +98,13 @@ def write(network: Any, task: Diffusion, new: Path) -> tuple[Form, dict[str, Any
     if form.name == "DiTPipeline" and labels:
         _say(new, id2label=labels)
     return form, told
+
+
+def current(network: Any) -> None:
+    """Let a network say that this version of diffusers made it: of an old one a pipeline of texts doubts the size."""
+    import diffusers
+
+    network.register_to_config(_diffusers_version=diffusers.__version__)
 
 
 def _words(task: Diffusion) -> dict[str, Any]:

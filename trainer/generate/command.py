@@ -12,7 +12,7 @@ from trainer.config import EXIT_DONE, UserError
 from trainer.config.noise import Sampler
 from trainer.generate import images
 from trainer.measuring import precision
-from trainer.restored import device_of, restore
+from trainer.restored import device_of, restore, warn_of_changes
 from trainer.rundir import RunDir
 
 
@@ -46,13 +46,13 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder = RunDir(arguments.run.resolve())
     restored = restore(folder, arguments.checkpoint)
+    warn_of_changes(restored)
     device = device_of(arguments.device, rank if world > 1 else None)
     plan = images.changed(images.task_of(restored).plan(), arguments.sampler, arguments.steps, arguments.guidance)
     text = images.task_of(restored).generator.text
     if arguments.classes if text else arguments.prompt:
         wrong, right = ("--classes", "--prompt TEXT") if text else ("--prompt", "--classes NAMES")
-        told = "texts" if text else "classes, and no text"
-        raise UserError(f"{wrong}: {restored.run.name} is told {told}; write {right}")
+        raise UserError(f"{wrong}: {restored.run.name} is told {'texts' if text else 'no text'}; write {right}")
     words = arguments.prompt or [word.strip() for word in arguments.classes.split(",") if word.strip()]
     asked = images.asked_for(restored, images.seeds_of(arguments.seeds), words)
     out = arguments.out or folder.path / "generated" / f"step-{restored.step:08d}"

@@ -18,13 +18,19 @@ class Reference:
     """A network that stays as it is: a teacher, or the trunk as it came.
 
     `answer(images)` sends images, normalised for the network that learns, through it: its output. `blocks`: its blocks, from the
-    input to the head.
+    input to the head. `units` [2, all labels]: its logits, times the first and plus the second row, are those of the network that
+    learns, where both tell numbers in units of their own.
     """
 
     network: nn.Module
     taps: Taps
     blocks: Sequence[str]
     answer: Callable[[torch.Tensor], Any]
+    units: torch.Tensor | None = None
+
+    def told(self, logits: torch.Tensor) -> torch.Tensor:
+        """Its logits [n, all labels] in the units of the network that learns."""
+        return logits if self.units is None else logits.float() * self.units[0] + self.units[1]
 
 
 @dataclass

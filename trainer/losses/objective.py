@@ -59,7 +59,7 @@ class Objective(nn.Module):
             for reference in references.values():
                 stack.enter_context(reference.taps.listening())
             output = self._task.run(module, batch)
-            answers = {name: self._task.logits(reference.answer(batch.images)) for name, reference in references.items()}
+            answers = {name: ref.told(self._task.logits(ref.answer(batch.images))) for name, ref in references.items()}
             losses = self._task.losses(output, batch)
             seen = Seen(self._task.logits(output), answers)
             losses |= {name.removeprefix("@"): loss(seen) for name, loss in self.further.items()}

@@ -32,7 +32,7 @@ merged: list[Callable[[RunDir, str], dict[str, torch.Tensor]]] = []
 
 def origin(rest: str, config: Model) -> Origin:
     """The network of a run, and its weights `best` (the default), `last`, of a step, or `none`. Raises UserError."""
-    source = _Source(rest, config)
+    source = Source(rest, config)
     if not source.outputs:
         raise UserError(
             f"run:{source.folder.name} makes images and sees none; write `graft export {source.folder.name}` and "
@@ -48,7 +48,7 @@ def origin(rest: str, config: Model) -> Origin:
 
 def denoiser(rest: str, config: Model) -> Denoiser:
     """The generator of a run, as that run left it. Raises UserError for a run that generates nothing."""
-    source = _Source(rest, config)
+    source = Source(rest, config)
     said = source.loaded.state.get("generator")
     if said is None:
         raise UserError(
@@ -65,7 +65,7 @@ def denoiser(rest: str, config: Model) -> Denoiser:
 
 def needs(rest: str, config: Model) -> list[Need]:
     """The files of the run that are read."""
-    source = _Source(rest, config)
+    source = Source(rest, config)
     what = f"the run {source.folder.name}"
     return [Need(what, file) for file in [source.folder.config, source.loaded.path / "state.json", *source.files]]
 
@@ -83,7 +83,9 @@ def root(config: Model) -> Model:
 
 
 @dataclass
-class _Source:
+class Source:
+    """A run as a source: its folder, its settings, its checkpoint, each read when it is asked for."""
+
     rest: str
     config: Model
 
