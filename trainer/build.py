@@ -109,8 +109,11 @@ class Parts:
         """Have the features ready, where some are kept, once the weights are the run's own; false where a stop was wished."""
         if self.features is None:
             return True
+        train = self.dataset(self.splits.train, train=True)
         held = self.dataset(self.splits.val, train=False) if val and self.splits.val is not None else None
-        return self.features.open(self.dataset(self.splits.train, train=True), held, self.bad, at=at, stop=stop)
+        assert isinstance(train, ImageDataset)  # of pairs nothing is kept
+        assert held is None or isinstance(held, ImageDataset)
+        return self.features.open(train, held, self.bad, at=at, stop=stop)
 
     def batches(self, start_step: int) -> Generator[list[Batch], None, None]:
         """The training micro-batches of this rank, step by step."""

@@ -240,7 +240,7 @@ def _of_run(
     """The network of a run that translates, as that run left it; none for any other run."""
     from trainer.models import run as runs
 
-    source = runs._Source(rest, config)
+    source = runs.Source(rest, config)
     task: Any = source.run.task
     if not task.translates:
         return None
