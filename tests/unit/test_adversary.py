@@ -72,7 +72,7 @@ def test_a_critic_that_does_not_fit_is_refused() -> None:
 def test_matched_losses_pull_alike_at_the_last_layer() -> None:
     torch.manual_seed(0)
     first, last = nn.Linear(3, 4), nn.Linear(4, 2)
-    learning: list[tuple[str, nn.Parameter]] = [("first.weight", first.weight), ("last.weight", last.weight)]
+    learning = [("first.weight", next(first.parameters())), ("last.weight", next(last.parameters()))]
     scale = Scale(("a", "b"), learning, ("last",), 6, lambda values: values, lambda amount: 0)
     balance = match_balance.build(match.Config(), scale)
     x = torch.randn(6, 3)
