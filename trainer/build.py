@@ -110,9 +110,9 @@ class Parts:
         """Have the features ready, where some are kept, once the weights are the run's own; false where a stop was wished."""
         if self.features is None:
             return True
-        held = self.dataset(self.splits.val, train=False) if val and self.splits.val is not None else None
         train = self.dataset(self.splits.train, train=True)
-        assert isinstance(train, ImageDataset)  # nothing is kept of pairs
+        held = self.dataset(self.splits.val, train=False) if val and self.splits.val is not None else None
+        assert isinstance(train, ImageDataset)  # of pairs nothing is kept
         assert held is None or isinstance(held, ImageDataset)
         return self.features.open(train, held, self.bad, at=at, stop=stop)
 

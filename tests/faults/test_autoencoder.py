@@ -26,7 +26,7 @@ from trainer.spec import Reconstructor
 from trainer.tasks.autoencoder import Autoencode, Coded
 
 KILLED = -9
-VAE = {
+VAE: dict[str, Any] = {
     "block_out_channels": [8, 8], "norm_num_groups": 4, "latent_channels": 2,
     "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
 }  # fmt: skip

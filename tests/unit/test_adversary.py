@@ -40,14 +40,14 @@ def test_each_side_has_its_loss(kind: Any, critic: Any, maker: Any) -> None:
     assert said[0].shape == (3, 1, 4, 4)
     own = opponent.deceive(given, made)
     assert torch.allclose(own, maker(said[1]).mean(dim=(1, 2, 3)), atol=1e-5)
-    own.sum().backward()
+    torch.autograd.backward(own.sum())
     assert made.grad is not None
     assert float(made.grad.abs().max()) > 0
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
     other = opponent.judge(network, given, real)
     assert torch.allclose(other, critic(*said).mean(dim=(1, 2, 3)), atol=1e-5)
     before = made.grad.clone()
-    other.sum().backward()
+    torch.autograd.backward(other.sum())
     assert torch.equal(made.grad, before), "the maker takes no gradient of the critic's loss"
     assert all(parameter.grad is not None for parameter in network.parameters())
 
@@ -72,7 +72,7 @@ def test_a_critic_that_does_not_fit_is_refused() -> None:
 def test_matched_losses_pull_alike_at_the_last_layer() -> None:
     torch.manual_seed(0)
     first, last = nn.Linear(3, 4), nn.Linear(4, 2)
-    learning = [("first.weight", first.weight), ("last.weight", last.weight)]
+    learning = [("first.weight", next(first.parameters())), ("last.weight", next(last.parameters()))]
     scale = Scale(("a", "b"), learning, ("last",), 6, lambda values: values, lambda amount: 0)
     balance = match_balance.build(match.Config(), scale)
     x = torch.randn(6, 3)

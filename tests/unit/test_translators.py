@@ -130,13 +130,14 @@ def test_the_distance_of_features(tmp_path: Path) -> None:
     target[1:] = target[1:].flip(3)
     found = distance(made, target)
     assert float(found[0].detach()) < 1e-10 < float(found[1:].detach().min())
-    found.sum().backward()
+    torch.autograd.backward(found.sum())
     assert made.grad is not None
     assert float(made.grad[1].abs().max()) > 0
     assert not any(parameter.requires_grad for parameter in distance.network.parameters())
     named = Perceptual(PerceptualConfig(features=model, layers=["0"]), 3, CPU)
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    one, other = (nn.functional.normalize(distance.network[0](((x + 1) / 2 - mean) / std), dim=1) for x in (made, target))  # type: ignore[operator]
+    first = distance.network.get_submodule("0")
+    one, other = (nn.functional.normalize(first(((x + 1) / 2 - mean) / std), dim=1) for x in (made, target))
     assert torch.allclose(named(made, target), (one - other).square().sum(dim=1).mean(dim=(1, 2)), atol=1e-5)
     with pytest.raises(UserError, match="has no layer 'nine'"):
         Perceptual(PerceptualConfig(features=model, layers=["nine"]), 3, CPU)

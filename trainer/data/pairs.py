@@ -130,7 +130,8 @@ def _small(image: torch.Tensor, way: Small) -> torch.Tensor:
     height, width = image.shape[-2:]
     less = [max(1, height // way.factor), max(1, width // way.factor)]
     small = v2.functional.resize(image, less, InterpolationMode.BICUBIC, antialias=True)
-    return v2.functional.resize(small, [height, width], InterpolationMode.BICUBIC, antialias=True)
+    made: torch.Tensor = v2.functional.resize(small, [height, width], InterpolationMode.BICUBIC, antialias=True)
+    return made
 
 
 def _edges(image: torch.Tensor, way: Edges) -> torch.Tensor:

@@ -16,7 +16,7 @@ class Config(Pictures):
     metrics: ClassVar[tuple[str, ...]] = ("loss", "psnr", "ssim", "mae", "kl")
     reconstructs: ClassVar[bool] = True
     losses: list[Literal["l1", "mse", "perceptual", "kl", "adversarial"]] = Field(
-        default_factory=lambda: ["l1", "kl"], min_length=1, description="weighted by losses.weights, balanced by losses.balance"
+        ["l1", "kl"], min_length=1, description="weighted by losses.weights, balanced by losses.balance"
     )
 
     @property

@@ -31,7 +31,7 @@ class Config(Pictures):
     )
     channels: Literal[1, 3] = Field(3, description="of the picture that is made")
     losses: list[Literal["l1", "mse", "perceptual", "adversarial"]] = Field(
-        default_factory=lambda: ["l1"], min_length=1, description="weighted by losses.weights, balanced by losses.balance"
+        ["l1"], min_length=1, description="weighted by losses.weights, balanced by losses.balance"
     )
     decoder: Decoder = Field(default_factory=Decoder, description="of a classifier's trunk")
 
