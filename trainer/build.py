@@ -62,6 +62,8 @@ class Parts:
     objective: Objective | None = None  # where there is more than the task's own loss
     references: dict[str, str] = field(default_factory=dict)  # fingerprints of the networks that losses look at
     features: Features | None = None
+    groups: Sequence[ParamGroup] = ()
+    choice: Choice | None = None  # whether features are kept, and why not
 
     @property
     def epoch_samples(self) -> int:
@@ -136,8 +138,12 @@ class Parts:
         return measured
 
 
-def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_changes: bool = False) -> Parts:
+def build(
+    run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_changes: bool = False, load_weights: bool = True
+) -> Parts:
     """Put a run together; `saved` is the state of its own checkpoint, which will be loaded over the pretrained weights.
+
+    Without `load_weights` nothing is read or downloaded but an autoencoder: the shapes are right, the values are not.
 
     Raises UserError for everything in the run file that does not fit the data, the weights or the network, RefusedError for a
     teacher that changed since (unless `accept_changes`).
@@ -145,14 +151,15 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     rank_shares(run.train.global_batch, runtime.world)  # refuses more ranks than samples before anything is downloaded
     splits = open_splits(run.data, run.train.seed, flat=run.task.flat)
     task = build_task(run.task, splits.train.facts)
-    give(run, task, runtime.device)
-    if splits.val is not None:
+    if load_weights:
+        give(run, task, runtime.device)
+    if splits.val is not None and load_weights:
         known = [f"val/{name}" for name in task.measure(0, torch.device("cpu")).result().metrics]
         for key, metric in run.watched.items():
             if metric not in known:
                 raise UserError(f"{key} is '{metric}', which is not measured{nearest(metric, known)}")
     # what losses hold the network to is read again, also when a checkpoint comes over it
-    as_it_came = saved is None or bool(run.losses.of("start"))
+    as_it_came = load_weights and (saved is None or bool(run.losses.of("start")))
     model = partial(
         build_model, run.model, run.data.normalize, wanted(task), mix(run.train.seed, WEIGHTS), load_weights=as_it_came
     )
@@ -160,7 +167,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     if task.scale is not None and saved is None:
         foldable(built.network, built.head, task.scale, built.spec)
     stands = beside(task, built, run, runtime, saved)
-    given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime))
+    given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime), load_weights=load_weights)
     fingerprints = given.fingerprints | stands
     if saved is not None:
         built.fresh = tuple(saved["fresh"])  # what the pretrained checkpoint lacked is known only when it is read
@@ -183,7 +190,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
         average = FreeAverage(network, optimizer)
     summary = strategies.summary(network)
     strategies.begin(groups, saved["samples"] if saved is not None else 0)
-    features = frozen(run, runtime, built, groups, steps, len(splits.train.items))
+    features, choice = frozen(run, runtime, built, groups, steps, len(splits.train.items))
     called = network if features is None or features.tail is None else features.tail
     wrapped = called if objective is None or not extra else Learner(called, objective)
     phase = Phase("model", network, runtime.wrap(wrapped), optimizer, objective or Plain(task))
@@ -194,13 +201,13 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
         phase.stage = partial(_stage, runtime, phase, groups, wrapped)
     return Parts(
         run, runtime, splits, built, task, phase, called, average, steps, BadCount(run.data.max_bad), summary, objective,
-        fingerprints, features,
+        fingerprints, features, groups, choice,
     )  # fmt: skip
 
 
 def frozen(
     run: Run, runtime: Runtime, built: Built, groups: Sequence[ParamGroup], steps: int, samples: int
-) -> Features | None:  # fmt: skip
+) -> tuple[Features | None, Choice]:  # fmt: skip
     """What is kept of the first part that never learns; none where nothing is. Raises UserError where it is asked for in vain."""
     choice = chosen(run, built, groups, steps, samples, runtime.autocast, runtime.device)
     if len(set(runtime.everyone(str(choice)))) > 1:
@@ -208,13 +215,13 @@ def frozen(
     granted(run, choice)
     log.info("features of the frozen first part: %s", choice)
     if choice.cut is None:
-        return None
+        return None, choice
     if isinstance(choice, LatentChoice):
         assert built.beside is not None
         assert built.beside.vae is not None
-        return Latents(run, runtime, built.beside.vae, built.spec, choice)
+        return Latents(run, runtime, built.beside.vae, built.spec, choice), choice
     learning = [parameter for group in groups for _, parameter in group.parameters]
-    return Features(run, runtime, built.network, learning, built.spec, choice)
+    return Features(run, runtime, built.network, learning, built.spec, choice), choice
 
 
 def chosen(

@@ -1,0 +1,146 @@
+"""Counts the bytes that tensors hold while a program runs on tensors without values."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_ROUND = 512  # bytes: what CUDA's allocator rounds to
+WORK, GRADIENTS = "work", "gradients"
+
+
+def without_values() -> FakeTensorMode:
+    """Where tensors have shapes and no values; one for all ledgers of a network, since tensors of two do not mix."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class Peak:
+    """The most bytes that were seen, and what they were made of."""
+
+    def __init__(self) -> None:
+        self.bytes, self.parts = 0, Counter[str]()
+
+    def see(self, total: int, parts: Counter[str]) -> None:
+        """Look at what there is now."""
+        if total > self.bytes:
+            self.bytes, self.parts = total, parts.copy()
+
+
+class Ledger(TorchDispatchMode):
+    """Runs the operations within it without doing them, and keeps the books of the storages that they make and let go.
+
+    Shapes, kinds and what autograd saves are torch's own, from its FakeTensorMode: only values are missing, and where one is asked
+    for it is 1. Tensors that were there before are entered with `enter`; one that was not, and is met, counts as `other`. What an
+    operation takes within itself and gives back before it ends (workspaces of convolutions) is not seen. `rounded`: sizes are as
+    CUDA's allocator rounds them.
+    """
+
+    def __init__(self, values: FakeTensorMode, *, rounded: bool = False) -> None:
+        super().__init__()
+        self._values, self._rounded = values, rounded
+        self._known: dict[int, tuple[weakref.ref[Any], int]] = {}  # by storage, with its bytes
+        self._part: dict[int, str] = {}
+        self._kept: list[torch.Tensor] = []
+        self._hooks: list[Any] = []
+        self.now: Counter[str] = Counter()  # bytes by part; what operations made is `work`
+        self.peak, self.apart = Peak(), Peak()  # of everything, and of everything but the gradients
+
+    def __enter__(self) -> Ledger:
+        self._values.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *about: Any) -> None:
+        super().__exit__(*about)
+        self._values.__exit__(*about)
+        for hook in self._hooks:
+            hook.remove()
+
+    def again(self) -> None:
+        """Look for the peak from here on."""
+        self.peak, self.apart = Peak(), Peak()
+        self._look()
+
+    def enter(self, part: str, tensors: Iterable[torch.Tensor]) -> None:
+        """Tensors that are there for good; one that is in the books already is not counted again, but belongs here now."""
+        for tensor in tensors:
+            fake = self._taken(tensor)
+            key = self._count(part, fake)
+            if self._part[key] != part:
+                self._move(key, part)
+
+    def watch(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Tell the gradients of these from other work."""
+        self._hooks += [parameter.register_post_accumulate_grad_hook(self._graded) for parameter in parameters]
+
+    def _graded(self, parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            self.enter(GRADIENTS, [parameter.grad])
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return _one(args[0].dtype)
+        args, kwargs = pytree.tree_map_only(torch.Tensor, self._met, (args, kwargs or {}))
+        result = func(*args, **kwargs)
+        for value in pytree.tree_leaves(result):
+            if isinstance(value, FakeTensor):
+                self._count(WORK, value)
+        return result
+
+    def _met(self, tensor: torch.Tensor) -> torch.Tensor:
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        fake = self._taken(tensor)
+        self._count("other", fake)
+        return fake
+
+    def _taken(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What stands for a tensor that has values."""
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        fake = self._values.fake_tensor_converter.from_real_tensor(self._values, tensor)
+        self._kept.append(fake)
+        return fake
+
+    def _count(self, part: str, tensor: torch.Tensor) -> int:
+        """Enter a tensor's storage, unless it is known; its key."""
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        known = self._known.get(key)
+        if known is None or known[0]() is not storage:
+            size = int(storage.nbytes())
+            size = -(-size // _ROUND) * _ROUND if self._rounded else size
+            self._known[key], self._part[key] = (weakref.ref(storage), size), part
+            weakref.finalize(storage, self._gone, key).atexit = False
+            self.now[part] += size
+            self._look()
+        return key
+
+    def _move(self, key: int, part: str) -> None:
+        size = self._known[key][1]
+        self.now[self._part[key]] -= size
+        self.now[part] += size
+        self._part[key] = part
+
+    def _gone(self, key: int) -> None:
+        known = self._known.get(key)
+        if known is not None and known[0]() is None:
+            self.now[self._part.pop(key)] -= known[1]
+            del self._known[key]
+
+    def _look(self) -> None:
+        total = self.now.total()
+        self.peak.see(total, self.now)
+        self.apart.see(total - self.now[GRADIENTS], self.now)
+
+
+def _one(dtype: torch.dtype) -> float:
+    """What a tensor without a value has for one: counters of steps, norms and scales are positive."""
+    return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
