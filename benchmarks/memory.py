@@ -1,43 +1,43 @@
 """Predicted beside measured peak memory of a training step on a CPU: `python -m benchmarks.memory`.
 
-Twelve networks, two micro-batches, and what is frozen. The prediction is what `graft plan` shows (`trainer.forecast`); the
-measurement is the real build and the real loop over two steps of two micro-batches, each case in a process of its own: the most
-that its resident memory was (VmHWM of Linux), less what it was before the run was put together. Two things are done so that this is
-what the training allocated. glibc gives freed memory back at once (MALLOC_MMAP_THRESHOLD_): by its default it keeps holes, which
-took up to half as much again. And a first run of the same kind comes before the measured one and is dropped: what that leaves
-behind (kernels that oneDNN compiled, thread pools) is the libraries' own and is shown apart.
+Twelve networks, two micro-batches, and what is frozen. The prediction is what `graft plan` shows (`trainer.forecast`). The measurement
+is the real build and the real loop over two steps of two micro-batches, each case in a process of its own: every block that torch's
+CPU allocator gave out and took back, as its profiler records them, from before the build; their sum at its highest in the steps.
+That is what torch.cuda.max_memory_allocated counts on a GPU. Beside it stands what the process grew by (VmHWM of Linux, with the
+pages of libraries and the holes of malloc, which is told to give freed blocks back).
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import os
-import subprocess
 import sys
 import tempfile
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+_BEGUN = "steps begin"
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
 FULL, HEAD = {"strategy": {"kind": "full"}}, {"strategy": {"kind": "head"}}
 LAST, LORA = {"strategy": {"kind": "blocks", "last": 2}}, {"strategy": {"kind": "lora", "rank": 8}}
 NORMS, AVERAGE = {"strategy": {"kind": "norms"}}, {"strategy": {"kind": "full"}, "train.ema": 0.99}
 NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {  # pixels, and a strategy beside `full`
-    "torchvision:alexnet": (224, HEAD),
-    "torchvision:resnet18": (224, HEAD),
-    "torchvision:resnet50": (160, LAST),
-    "torchvision:densenet121": (128, HEAD),
-    "torchvision:mobilenet_v3_large": (224, NORMS),
-    "torchvision:efficientnet_b0": (160, LAST),
-    "torchvision:regnet_y_400mf": (224, HEAD),
-    "torchvision:convnext_tiny": (160, LAST),
-    "torchvision:swin_t": (224, NORMS),
-    "torchvision:vit_b_16": (224, LORA),
-    "timm:vit_tiny_patch16_224": (224, LORA),
+    "torchvision:alexnet": (128, HEAD),
+    "torchvision:resnet18": (96, HEAD),
+    "torchvision:resnet50": (96, LAST),
+    "torchvision:densenet121": (64, HEAD),
+    "torchvision:mobilenet_v3_large": (96, NORMS),
+    "torchvision:efficientnet_b0": (96, LAST),
+    "torchvision:regnet_y_400mf": (96, HEAD),
+    "torchvision:convnext_tiny": (96, LAST),
+    "torchvision:swin_t": (112, NORMS),
+    "torchvision:vit_b_16": (96, LORA),
+    "timm:vit_tiny_patch16_224": (96, LORA),
     "timm:mixer_s32_224": (224, AVERAGE),
 }
 BATCHES = (8, 24)
@@ -47,8 +47,8 @@ def cases() -> list[tuple[str, int, dict[str, Any]]]:
     """Source, micro-batch and changed settings."""
     found = []
     for source, (size, other) in NETWORKS.items():
-        for settings in (FULL, other):
-            found += [(source, batch, {**settings, "model.adapt.image_size": size}) for batch in BATCHES]
+        chosen = [(FULL, batch) for batch in BATCHES] + [(other, BATCHES[-1])]
+        found += [(source, batch, {**settings, "model.adapt.image_size": size}) for settings, batch in chosen]
     return found
 
 
@@ -73,7 +73,7 @@ def run_file(folder: Path, source: str, batch: int, settings: dict[str, Any]) ->
     return path
 
 
-def predicted(path: Path) -> int:
+def predicted(path: Path) -> list[int]:
     """Bytes."""
     from trainer.config import load
     from trainer.forecast import Forecast, prepare
@@ -81,12 +81,13 @@ def predicted(path: Path) -> int:
     run = load(path, [])
     micro_batch = run.train.micro_batch
     assert isinstance(micro_batch, int)
-    return Forecast(prepare(run), gpu=False)(micro_batch, run.train.global_batch).peak
+    return [Forecast(prepare(run), gpu=False)(micro_batch, run.train.global_batch).peak]
 
 
-def measured(path: Path) -> tuple[int, int]:
-    """The most bytes of two steps, and the libraries' own."""
+def measured(path: Path) -> list[int]:
+    """The most bytes that torch gave out at once in two steps, and the bytes that the process grew by."""
     import torch
+    from torch.profiler import ProfilerActivity, profile
 
     from trainer.config import load
     from trainer.memory import Memory
@@ -94,17 +95,26 @@ def measured(path: Path) -> tuple[int, int]:
 
     run = load(path, [])
     runtime = Runtime(run.parallel, run.train, planned=None)
-    cpu = torch.device("cpu")
-    small = Memory(cpu)
-    _train(run, runtime, lambda: None)
-    own = small.now()
-    memory = Memory(cpu)
-    _train(run, runtime, memory.restart)
-    return memory.peak() or 0, own
+    memory = Memory(torch.device("cpu"))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        _train(run, runtime, memory)
+    grown = memory.peak() or 0
+    result = seen.profiler.kineto_results  # type: ignore[union-attr]
+    events = sorted(result.events(), key=lambda event: event.start_ns())
+    held = most = 0
+    begun = False
+    for event in events:
+        begun = begun or event.name() == _BEGUN
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held) if begun else 0
+    return [most, grown]
 
 
-def _train(run: Any, runtime: Any, built: Any) -> None:
-    """Two steps of the real loop; `built` comes before the first."""
+def _train(run: Any, runtime: Any, memory: Any) -> None:
+    """Two steps of the real loop."""
+    import torch
+
     from trainer.build import build
     from trainer.loop import Step
     from trainer.progress import Progress
@@ -116,60 +126,65 @@ def _train(run: Any, runtime: Any, built: Any) -> None:
         parts, progress = build(run, runtime, None), Progress()
         heart = Heartbeat(Path(folder), 0)
         job = assemble(run, parts, progress, None, None, StopFlag(), heart, None)
-        _let_go()
-        built()
+        gc.collect()
+        memory.restart()
         job.train_mode()
         step = Step(job)
-        for _ in range(2):
-            step.step(progress)
+        with torch.profiler.record_function(_BEGUN):
+            for _ in range(2):
+                step.step(progress)
         job.batches.close()
         heart.close()
-    del parts, job, step
-    _let_go()
 
 
-def _let_go() -> None:
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+def apart(work: Callable[[Path], list[int]], path: Path) -> list[int]:
+    """What a function gives in a process of its own, which begins with what is imported here."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.write(writing, json.dumps(work(path)).encode())
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit(f"{work.__name__} failed for {path.read_text()}")
+    found: list[int] = json.loads(text)
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--predict", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--only", default="", help="only networks with this in their names")
     arguments = parser.parse_args()
-    if arguments.measure or arguments.predict:
-        found = measured(arguments.measure) if arguments.measure else (predicted(arguments.predict),)
-        print(json.dumps(found))
-        return 0
-    print("| network | pixels | learns | micro-batch | predicted MiB | measured MiB | off | libraries' own MiB |")
+    if os.environ.keys() & _MALLOC.keys() != _MALLOC.keys():  # read when a process starts
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.memory", *sys.argv[1:]], {**os.environ, **_MALLOC})
+    import trainer.forecast
+    import trainer.session  # noqa: F401 (what every case needs)
+
+    print("| network | pixels | learns | micro-batch | predicted MiB | allocated MiB | off | grown MiB |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     off = []
     for source, batch, settings in (case for case in cases() if arguments.only in case[0]):
         with tempfile.TemporaryDirectory() as name:
             path = run_file(Path(name), source, batch, settings)
-            (foretold,) = _asked("--predict", path)
-            peak, own = _asked("--measure", path)
+            (foretold,) = apart(predicted, path)
+            peak, grown = apart(measured, path)
         off.append(foretold / peak - 1)
         learns = settings["strategy"]["kind"] + (", average" if "train.ema" in settings else "")
         cells = [source.partition(":")[2], settings["model.adapt.image_size"], learns, batch]
-        cells += [f"{foretold / 2**20:,.0f}", f"{peak / 2**20:,.0f}", f"{off[-1]:+.1%}", f"{own / 2**20:,.0f}"]
+        cells += [f"{foretold / 2**20:,.1f}", f"{peak / 2**20:,.1f}", f"{off[-1]:+.2%}", f"{grown / 2**20:,.0f}"]
         print("|", " | ".join(map(str, cells)), "|", flush=True)
     sizes = sorted(abs(value) for value in off)
     within = sum(size <= 0.03 for size in sizes)
-    print(f"\n{within} of {len(sizes)} within 3%; median {median(sizes):.1%}, most {sizes[-1]:.1%}")
+    print(f"\n{within} of {len(sizes)} within 3%; median {median(sizes):.2%}, most {sizes[-1]:.2%}")
     return 0
-
-
-def _asked(what: str, path: Path) -> list[int]:
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "benchmarks.memory", what, str(path)]
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{what} {path.read_text()}\n{done.stderr}")
-    found: list[int] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 if __name__ == "__main__":

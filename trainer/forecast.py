@@ -19,7 +19,6 @@ from trainer.build import Parts, build
 from trainer.config import Run
 from trainer.config.arithmetic import micro_batches
 from trainer.config.footprint import Footprint
-from trainer.config.run import Train
 from trainer.data import Batch
 from trainer.features.fill import UNIT
 from trainer.ledger import Ledger, without_values
@@ -39,9 +38,11 @@ class Alone(Runtime):
     fp16 takes what bf16 takes, which a CPU can follow.
     """
 
-    def __init__(self, train: Train) -> None:
+    def __init__(self, run: Run) -> None:
         self.rank, self.world, self.device, self.scaler = 0, 1, torch.device("cpu"), None
-        self.precision = train.precision
+        self.precision = run.train.precision
+        if run.parallel.threads:
+            torch.set_num_threads(run.parallel.threads)  # it decides which convolution is taken
         self._host_group = None
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -95,7 +96,7 @@ class LikeCuda(TorchFunctionMode):
 
 def prepare(run: Run) -> Parts:
     """The run put together as a training puts it together, but without weights. Raises UserError."""
-    return build(run, Alone(run.train), None, load_weights=False)
+    return build(run, Alone(run), None, load_weights=False)
 
 
 class Forecast:
@@ -108,7 +109,8 @@ class Forecast:
         self._parts, self._gpu = parts, gpu
         self._values = without_values()
         self._stage = max((group.start for group in parts.groups), default=0)
-        self._one = parts.dataset(parts.splits.train, train=True).fetch([(0, 0)])
+        self._data = parts.dataset(parts.splits.train, train=True)
+        self._one = self._data.fetch([(0, 0)])
         if gpu:
             _at_once(parts.phase.optimizer)
 
@@ -117,7 +119,7 @@ class Forecast:
         parts, run = self._parts, self._parts.run
         strategies.begin(parts.groups, self._stage)
         sizes = micro_batches(share, micro_batch)
-        ledger = Ledger(self._values, rounded=self._gpu)
+        ledger = Ledger(self._values, gpu=self._gpu)
         network, phase = parts.phase.network, parts.phase
         learning = phase.learning()
         ledger.watch(learning)
@@ -161,6 +163,8 @@ class Forecast:
             ledger.enter("buffers", objective.buffers())
             for reference in objective.references.values():
                 ledger.enter("other", _of(reference.network))
+        if not self._gpu:
+            ledger.enter("other", self._data.held)
         beside = parts.built.beside
         vae = getattr(beside.vae, "network", None) if beside is not None else None
         if isinstance(vae, nn.Module):

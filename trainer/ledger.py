@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trainer.kernels import within
+
 _ROUND = 512  # bytes: what CUDA's allocator rounds to
 WORK, GRADIENTS = "work", "gradients"
 
@@ -27,24 +29,24 @@ class Peak:
     def __init__(self) -> None:
         self.bytes, self.parts = 0, Counter[str]()
 
-    def see(self, total: int, parts: Counter[str]) -> None:
-        """Look at what there is now."""
+    def see(self, total: int, parts: Counter[str], within: int) -> None:
+        """Look at what there is now, `within` of it in the operation under way."""
         if total > self.bytes:
-            self.bytes, self.parts = total, parts.copy()
+            self.bytes, self.parts = total, parts + Counter({WORK: within})
 
 
 class Ledger(TorchDispatchMode):
     """Runs the operations within it without doing them, and keeps the books of the storages that they make and let go.
 
     Shapes, kinds and what autograd saves are torch's own, from its FakeTensorMode: only values are missing, and where one is asked
-    for it is 1. Tensors that were there before are entered with `enter`; one that was not, and is met, counts as `other`. What an
-    operation takes within itself and gives back before it ends (workspaces of convolutions) is not seen. `rounded`: sizes are as
-    CUDA's allocator rounds them.
+    for it is 1. Tensors that were there before are entered with `enter`; one that was not, and is met, counts as `other`. With
+    `gpu` sizes are as CUDA's allocator rounds them, and what an operation takes within itself and gives back before it ends
+    (workspaces of convolutions) is not seen; on a CPU it is, as far as `trainer.kernels` knows it.
     """
 
-    def __init__(self, values: FakeTensorMode, *, rounded: bool = False) -> None:
+    def __init__(self, values: FakeTensorMode, *, gpu: bool) -> None:
         super().__init__()
-        self._values, self._rounded = values, rounded
+        self._values, self._gpu = values, gpu
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}  # by storage, with its bytes
         self._part: dict[int, str] = {}
         self._kept: list[torch.Tensor] = []
@@ -88,6 +90,8 @@ class Ledger(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             return _one(args[0].dtype)
         args, kwargs = pytree.tree_map_only(torch.Tensor, self._met, (args, kwargs or {}))
+        if not self._gpu and (more := within(func, args)):
+            self._look(more)
         result = func(*args, **kwargs)
         for value in pytree.tree_leaves(result):
             if isinstance(value, FakeTensor):
@@ -116,7 +120,7 @@ class Ledger(TorchDispatchMode):
         known = self._known.get(key)
         if known is None or known[0]() is not storage:
             size = int(storage.nbytes())
-            size = -(-size // _ROUND) * _ROUND if self._rounded else size
+            size = -(-size // _ROUND) * _ROUND if self._gpu else size
             self._known[key], self._part[key] = (weakref.ref(storage), size), part
             weakref.finalize(storage, self._gone, key).atexit = False
             self.now[part] += size
@@ -135,10 +139,11 @@ class Ledger(TorchDispatchMode):
             self.now[self._part.pop(key)] -= known[1]
             del self._known[key]
 
-    def _look(self) -> None:
-        total = self.now.total()
-        self.peak.see(total, self.now)
-        self.apart.see(total - self.now[GRADIENTS], self.now)
+    def _look(self, more: int = 0) -> None:
+        """See whether there never was so much, with so many bytes within an operation."""
+        total = self.now.total() + more
+        self.peak.see(total, self.now, more)
+        self.apart.see(total - self.now[GRADIENTS], self.now, more)
 
 
 def _one(dtype: torch.dtype) -> float:

@@ -34,12 +34,6 @@ class Memory:
         with contextlib.suppress(OSError):
             _RESET.write_text("5")  # without it, what was there before counts
 
-    def now(self) -> int:
-        """Bytes that there are now beyond those at the beginning."""
-        if self._device.type == "cuda":
-            return int(torch.cuda.memory_allocated(self._device)) - self._before
-        return ((_kilobytes("VmRSS") or 0) - self._before) * 1024
-
     def peak(self) -> int | None:
         """Bytes."""
         if self._device.type == "cuda":
