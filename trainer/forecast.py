@@ -111,6 +111,8 @@ class Forecast:
         self._stage = max((group.start for group in parts.groups), default=0)
         self._data = parts.dataset(parts.splits.train, train=True)
         self._one = self._data.fetch([(0, 0)])
+        val = parts.splits.val
+        self._held = [*self._data.held, *([] if val is None else parts.dataset(val, train=False).held)]
         if gpu:
             _at_once(parts.phase.optimizer)
 
@@ -164,7 +166,7 @@ class Forecast:
             for reference in objective.references.values():
                 ledger.enter("other", _of(reference.network))
         if not self._gpu:
-            ledger.enter("other", self._data.held)
+            ledger.enter("other", self._held)
         beside = parts.built.beside
         vae = getattr(beside.vae, "network", None) if beside is not None else None
         if isinstance(vae, nn.Module):
