@@ -1,9 +1,9 @@
 """Predicted beside measured peak memory of a training step on a CPU: `python -m benchmarks.memory`.
 
-Twelve networks, two micro-batches, and what is frozen. The prediction is what `graft plan` shows (`trainer.forecast`). The measurement
-is the real build and the real loop over two steps of two micro-batches, each case in a process of its own: every block that torch's
-CPU allocator gave out and took back, as its profiler records them, from before the build; their sum at its highest in the steps.
-That is what torch.cuda.max_memory_allocated counts on a GPU. Beside it stands what the process grew by (VmHWM of Linux, with the
+Twelve networks, two micro-batches, and what is frozen. The prediction is what `graft plan` shows (`trainer.forecast`). The
+measurement is the real build and the real loop over two steps of two micro-batches, each case in a process of its own: every block
+that torch's CPU allocator gave out and took back, as its profiler records them, from before the build; their sum at its highest in
+the steps. That is what torch.cuda.max_memory_allocated counts on a GPU. Beside it stands what the process grew by (VmHWM of Linux, with the
 pages of libraries and the holes of malloc, which is told to give freed blocks back).
 """
 
@@ -99,7 +99,7 @@ def measured(path: Path) -> list[int]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         _train(run, runtime, memory)
     grown = memory.peak() or 0
-    result = seen.profiler.kineto_results  # type: ignore[union-attr]
+    result = seen.profiler.kineto_results
     events = sorted(result.events(), key=lambda event: event.start_ns())
     held = most = 0
     begun = False

@@ -142,8 +142,8 @@ def plan(
     card: Annotated[
         list[str] | None, typer.Option("--card", help="a micro-batch that fits this GPU: h100, a100-40, … or its memory, 24GiB")
     ] = None,
-    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="on so many GPUs, whole nodes; with what failures cost")] = None,
-    mtbf: Annotated[float | None, typer.Option("--mtbf", help="hours between failures of a node; left out: published ones")] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="on so many GPUs, with what failures cost")] = None,
+    mtbf: Annotated[float | None, typer.Option("--mtbf", help="hours between failures of a node (else published)")] = None,
     save: Annotated[float, typer.Option("--save", help="seconds that a checkpoint holds the training up")] = 10.0,
     restart: Annotated[float, typer.Option("--restart", help="seconds from a failure to the next step")] = 300.0,
 ) -> None:  # fmt: skip

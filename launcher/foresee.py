@@ -19,7 +19,7 @@ _EACH = 8  # GPUs of a node, where nothing says so
 
 @dataclass(frozen=True)
 class Failures:
-    """Hours between failures of a node (none: published rates), seconds that a save holds up, seconds from a failure to a step."""
+    """Hours between failures of a node (none: published rates); seconds of a save, and from a failure to the next step."""
 
     mtbf: float | None
     save: float

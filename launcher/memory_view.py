@@ -83,14 +83,16 @@ def _proposed(proposal: dict[str, Any], found: dict[str, Any]) -> None:
 
 def outlook(found: list[Outlook], save: float, restart: float, every: str) -> None:
     """Print what failures cost, and from what that follows."""
-    table = Table("failures of a node", "of the job", "save every", "(Young)", "trains", f"with {every}", box=box.SIMPLE, pad_edge=False)
+    table = Table(
+        "failures of a node", "of the job", "save every", "(Young)", "trains", f"with {every}", box=box.SIMPLE, pad_edge=False
+    )
     for one in found:
         table.add_row(
             f"{one.rate}: every {one.node_hours:,.0f} h", f"{one.job_hours:.3g} h", _minutes(one.interval), _minutes(one.young),
             f"{one.ratio:.2%}", "not known" if one.own is None else f"{one.own:.2%}",
         )  # fmt: skip
     Console(highlight=False).print(table)
-    print(f"d = {save:g} s that a save holds the training up (--save), R = {restart:g} s from a failure to the next step (--restart)")
+    print(f"d = {save:g} s of a save (--save), R = {restart:g} s from a failure to the next step (--restart)")
     for formula in FORMULAS:
         print(f"  {formula}")
 

@@ -95,7 +95,7 @@ def nodes_of(gpus: int, each: int) -> int:
     each = min(gpus, each)
     if gpus % each:
         raise UserError(
-            f"--gpus is {gpus}, and nodes have {each}: {gpus} / {each} is no whole number; write --gpus {gpus // each * each}, or "
-            f"resources.gpus_per_node=N"
+            f"--gpus is {gpus}, and nodes have {each}: {gpus} / {each} is no whole number; write --gpus {gpus // each * each}, "
+            f"or resources.gpus_per_node=N"
         )
     return gpus // each

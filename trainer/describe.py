@@ -108,7 +108,8 @@ def memory(parts: Parts, world: int, kind: Kind, cards: Sequence[Card]) -> dict[
     onto = cards or (CARDS.values() if gpu else ())
     return {
         "foretold": True, "gpu": gpu, "world": world, "kind": kind, "share": share, "accumulation": len(passes),
-        "rank": found.rank(kind, world), "footprint": found.as_json(), "cards": [fit(found, card, kind, world).as_json() for card in onto],
+        "rank": found.rank(kind, world), "footprint": found.as_json(),
+        "cards": [fit(found, card, kind, world).as_json() for card in onto],
         "proposed": proposed,
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How much memory a training step will take, worked out from the run itself: its network, optimizer and losses, without values."""
+"""How much memory a training step will take, worked out from the run itself: network, optimizer and losses, without values."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Forecast:
         strategies.begin(parts.groups, self._stage)
         sizes = micro_batches(share, micro_batch)
         ledger = Ledger(self._values, gpu=self._gpu)
-        network, phase = parts.phase.network, parts.phase
+        phase = parts.phase
         learning = phase.learning()
         ledger.watch(learning)
         like = LikeCuda(run.train.precision != "fp32") if self._gpu else nullcontext()
@@ -140,7 +140,9 @@ class Forecast:
                 evaluation = ledger.peak.bytes
                 held = dict(ledger.now)
         except Exception as error:  # the network is the user's, and can be trained although it is not foretold
-            raise NotForetoldError(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}") from error
+            raise NotForetoldError(
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            ) from error
         finally:
             phase.optimizer.zero_grad(set_to_none=True)
             phase.optimizer.state.clear()

@@ -16,8 +16,8 @@ _BACKWARD = torch.ops.aten.convolution_backward.default
 def within(func: Any, args: tuple[Any, ...]) -> int:
     """The most bytes at once beyond what was there before, with its results; 0 where nothing is known of it.
 
-    Convolutions of oneDNN lay input, weight and output out anew in blocks, and convert the result back; with the channels last only
-    the weight. Those of torch itself unfold the input. All this was seen in the records of torch's profiler, on x86.
+    Convolutions of oneDNN lay input, weight and output out anew in blocks, and convert the result back; with the channels last
+    only the weight. Those of torch itself unfold the input. All this was seen in the records of torch's profiler, on x86.
     """
     if func is _CONVOLUTION:
         x, weight, bias, *how = args
@@ -68,9 +68,7 @@ def _weight(weight: torch.Tensor) -> int:
 
 def _last(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether the channels come last in memory, which oneDNN takes as it is."""
-    return any(
-        t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, weight)
-    )
+    return any(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, weight))
 
 
 def _output(x: torch.Tensor, weight: torch.Tensor, how: list[Any]) -> torch.Size:

@@ -35,17 +35,17 @@ class Peak:
             self.bytes, self.parts = total, parts + Counter({WORK: within})
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs the operations within it without doing them, and keeps the books of the storages that they make and let go.
 
-    Shapes, kinds and what autograd saves are torch's own, from its FakeTensorMode: only values are missing, and where one is asked
-    for it is 1. Tensors that were there before are entered with `enter`; one that was not, and is met, counts as `other`. With
+    Shapes, kinds and what autograd saves are torch's own, from its FakeTensorMode: only values are missing, and where one is
+    asked for it is 1. Tensors that were there before are entered with `enter`; one that was not, and is met, counts as `other`. With
     `gpu` sizes are as CUDA's allocator rounds them, and what an operation takes within itself and gives back before it ends
     (workspaces of convolutions) is not seen; on a CPU it is, as far as `trainer.kernels` knows it.
     """
 
     def __init__(self, values: FakeTensorMode, *, gpu: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._values, self._gpu = values, gpu
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}  # by storage, with its bytes
         self._part: dict[int, str] = {}
@@ -56,11 +56,11 @@ class Ledger(TorchDispatchMode):
 
     def __enter__(self) -> Ledger:
         self._values.__enter__()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *about: Any) -> None:
-        super().__exit__(*about)
+        super().__exit__(*about)  # type: ignore[no-untyped-call]
         self._values.__exit__(*about)
         for hook in self._hooks:
             hook.remove()
@@ -80,7 +80,8 @@ class Ledger(TorchDispatchMode):
 
     def watch(self, parameters: Iterable[torch.Tensor]) -> None:
         """Tell the gradients of these from other work."""
-        self._hooks += [parameter.register_post_accumulate_grad_hook(self._graded) for parameter in parameters]
+        for parameter in parameters:
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._graded))  # type: ignore[no-untyped-call]
 
     def _graded(self, parameter: torch.Tensor) -> None:
         if parameter.grad is not None:

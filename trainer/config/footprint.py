@@ -39,7 +39,13 @@ CARDS = {
         Card("a100-80", 79.0, _TORCH), Card("h100", 79.0, _TORCH), Card("h200", 131.0, _MAKER), Card("b200", 167.0, _MAKER),
     )
 }  # fmt: skip
-_ALSO = {"a100": "a100-40", "v100": "v100-16", "a10g": "a10", "4090": "rtx4090", "l40": "l40s"}  # the smaller, where there are two
+_ALSO = {
+    "a100": "a100-40",
+    "v100": "v100-16",
+    "a10g": "a10",
+    "4090": "rtx4090",
+    "l40": "l40s",
+}  # the smaller, where there are two
 
 
 def card(name: str) -> Card:
@@ -65,8 +71,8 @@ class Footprint:
     """The bytes of one rank that has everything to itself, with micro-batches of `micro_batch`.
 
     `weights` to `other` are there all the time, the gradients from the first backward pass of a step to its end. `peak`: the most
-    at once in a step, with `at_peak` by part, `work` being activations and what operations make; `apart`: the most that everything
-    but the gradients is; `evaluation`: the most between steps. `block`: the weights of the largest block. `stage`: the samples
+    at once in a step, with `at_peak` by part, `work` being activations and what operations make; `apart`: the most of all but the
+    gradients; `evaluation`: the most between steps. `block`: the weights of the largest block. `stage`: the samples
     after which this is so, where ever more learns.
     """
 
@@ -91,8 +97,8 @@ class Footprint:
         """The most bytes of tensors of each of `world` ranks.
 
         ddp: gradients stand in buckets that are never let go. zero1 cuts the optimizer's state over the ranks, zero2 also the
-        gradients, zero3 and fsdp also the weights (Rajbhandari et al. 2020, section 5), of which two blocks are whole at a time; the
-        buckets of messages come on top.
+        gradients, zero3 and fsdp also the weights (Rajbhandari et al. 2020, section 5), of which two blocks are whole at a time;
+        the buckets of messages come on top.
         """
         if world == 1:
             return max(self.peak, self.evaluation)
