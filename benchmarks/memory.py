@@ -1,10 +1,10 @@
 """Predicted beside measured peak memory of a training step on a CPU: `python -m benchmarks.memory`.
 
 Twelve networks, two micro-batches, and what is frozen. The prediction is what `graft plan` shows (`trainer.forecast`). The
-measurement is the real build and the real loop over two steps of two micro-batches, each case in a process of its own: every block
-that torch's CPU allocator gave out and took back, as its profiler records them, from before the build; their sum at its highest in
-the steps. That is what torch.cuda.max_memory_allocated counts on a GPU. Beside it stands what the process grew by (VmHWM of Linux, with the
-pages of libraries and the holes of malloc, which is told to give freed blocks back).
+measurement is the real build and the real loop over two steps of two micro-batches, each case in a process of its own: every
+block that torch's CPU allocator gave out and took back, as its profiler records them, from before the build; their sum at its
+highest in the steps. That is what torch.cuda.max_memory_allocated counts on a GPU. Beside it stands what the process grew by
+(VmHWM of Linux, with the pages of libraries and the holes of malloc, which is told to give freed blocks back).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from trainer.kernels import within
 
@@ -39,9 +40,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs the operations within it without doing them, and keeps the books of the storages that they make and let go.
 
     Shapes, kinds and what autograd saves are torch's own, from its FakeTensorMode: only values are missing, and where one is
-    asked for it is 1. Tensors that were there before are entered with `enter`; one that was not, and is met, counts as `other`. With
-    `gpu` sizes are as CUDA's allocator rounds them, and what an operation takes within itself and gives back before it ends
-    (workspaces of convolutions) is not seen; on a CPU it is, as far as `trainer.kernels` knows it.
+    asked for it is 1. Tensors that were there before are entered with `enter`; one that was not, and is met, counts as `other`.
+    With `gpu` sizes are as CUDA's allocator rounds them, and what an operation takes within itself and gives back before it
+    ends (workspaces of convolutions) is not seen; on a CPU it is, as far as `trainer.kernels` knows it.
     """
 
     def __init__(self, values: FakeTensorMode, *, gpu: bool) -> None:
@@ -49,7 +50,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values, self._gpu = values, gpu
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}  # by storage, with its bytes
         self._part: dict[int, str] = {}
-        self._kept: list[torch.Tensor] = []
+        self._stands: Any = WeakIdKeyDictionary()  # what stands for a tensor that has values, as long as that is there
         self._hooks: list[Any] = []
         self.now: Counter[str] = Counter()  # bytes by part; what operations made is `work`
         self.peak, self.apart = Peak(), Peak()  # of everything, and of everything but the gradients
@@ -100,8 +101,6 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _met(self, tensor: torch.Tensor) -> torch.Tensor:
-        if isinstance(tensor, FakeTensor):
-            return tensor
         fake = self._taken(tensor)
         self._count("other", fake)
         return fake
@@ -110,8 +109,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What stands for a tensor that has values."""
         if isinstance(tensor, FakeTensor):
             return tensor
-        fake = self._values.fake_tensor_converter.from_real_tensor(self._values, tensor)
-        self._kept.append(fake)
+        fake: torch.Tensor | None = self._stands.get(tensor)
+        if fake is None:
+            fake = self._stands[tensor] = self._values.fake_tensor_converter.from_real_tensor(self._values, tensor)
         return fake
 
     def _count(self, part: str, tensor: torch.Tensor) -> int:
