@@ -46,6 +46,8 @@ def memory(found: dict[str, Any]) -> None:
     out.print(table)
     if footprint["evaluation"] > footprint["peak"]:
         print(f"an evaluation takes more than a step: {size(footprint['evaluation'])}; lower evaluate.batch")
+    if footprint["lacks"]:
+        print(f"{footprint['lacks']} is not in it, so nothing is sure to fit")
     for proposal in found["proposed"]:
         _proposed(proposal, found)
     if not found["gpu"]:

@@ -82,13 +82,15 @@ class LikeCuda(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is functional.dropout and len(args) == 1:
-            p, training, inplace = kwargs.get("p", 0.5), kwargs.get("training", True), kwargs.get("inplace", False)
-            if training and p and not inplace:
-                return torch.native_dropout(args[0], p, True)[0]
+        if func is functional.dropout and args:
+            asked = dict(zip(("p", "training", "inplace"), args[1:], strict=False)) | kwargs
+            if asked.get("training", True) and 0 < asked.get("p", 0.5) < 1 and not asked.get("inplace", False):
+                return torch.native_dropout(args[0], asked.get("p", 0.5), True)[0]
         if func is functional.scaled_dot_product_attention:
-            kwargs["dropout_p"] = 0.0
-            args = args[:4]
+            if len(args) > 4:
+                args = (*args[:4], 0.0, *args[5:])
+            else:
+                kwargs["dropout_p"] = 0.0
         if self._mixed and func in self._FLOAT and args and torch.is_autocast_enabled("cpu"):
             args = (args[0].float(), *args[1:])
         return func(*args, **kwargs)
@@ -152,6 +154,7 @@ class Forecast:
             gradients=sum(p.nbytes for p in learning), optimizer=optimizer, average=held.get("average", 0),
             other=held.get("other", 0), peak=step.bytes, at_peak=at_peak, apart=apart.bytes, evaluation=evaluation,
             block=self._block(), stage=self._stage,
+            lacks="the network that judges images (task.fidelity)" if getattr(run.task, "fidelity", None) is not None else "",
         )  # fmt: skip
 
     def _enter(self, ledger: Ledger) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,7 @@ def test_never_that_it_fits_where_it_may_not() -> None:
     found = made()
     answers = [fit(found, card(f"{gib}GiB")).answer for gib in (47, 48, 56.9, 57.1)]
     assert answers == ["does not fit", "too close to say", "too close to say", "fits"]
+    assert fit(replace(found, lacks="a judge"), card("80GiB")).answer == "too close to say"
     assert fit(found, card("57.1GiB"), "ddp", 2).answer == "too close to say", "messages need room"
     assert found.rank() == 50 * GIB
     assert made(evaluation=60).rank() == 60 * GIB

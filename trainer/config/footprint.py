@@ -73,7 +73,7 @@ class Footprint:
     `weights` to `other` are there all the time, the gradients from the first backward pass of a step to its end. `peak`: the most
     at once in a step, with `at_peak` by part, `work` being activations and what operations make; `apart`: the most of all but the
     gradients; `evaluation`: the most between steps. `block`: the weights of the largest block. `stage`: the samples
-    after which this is so, where ever more learns.
+    after which this is so, where ever more learns. `lacks`: what is not in it, in words, so that nothing is sure to fit.
     """
 
     micro_batch: int
@@ -89,6 +89,7 @@ class Footprint:
     evaluation: int
     block: int
     stage: int
+    lacks: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -137,5 +138,5 @@ def fit(found: Footprint, onto: Card, kind: Kind = "ddp", world: int = 1) -> Fit
         round(peak * (1 + share[side]) + CONTEXT[side] + WORKSPACE[side] + (MEETING[side] if world > 1 else 0)) for side in (0, 1)
     )
     there = onto.gib * GIB
-    answer: Answer = "fits" if high <= there else "does not fit" if low > there else "too close to say"
+    answer: Answer = "fits" if high <= there and not found.lacks else "does not fit" if low > there else "too close to say"
     return Fit(onto.name, onto.gib, low, high, answer)
