@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from launcher import memory_view
 from tests.trainers import NETWORK, ROOT, run_file
+from trainer.attempt import _cause
 from trainer.config import UserError, load
 from trainer.config.footprint import CARDS, GIB, Footprint, card, fit
 from trainer.describe import describe, memory
-from trainer.forecast import Forecast, prepare
+from trainer.forecast import Forecast, LikeCuda, prepare
+from trainer.ledger import Ledger, without_values
 
 DEEP = {"source": f"python:{NETWORK}:deep", "adapt": {"in_channels": 1, "image_size": 32}}
 GRADUAL = "strategy={kind: gradual, every: 100 samples, limit: 2}"
@@ -182,3 +186,31 @@ def test_cards_by_name() -> None:
         card("h10")
     with pytest.raises(UserError, match="write a number of GiB"):
         card("manyGiB")
+
+
+def test_as_on_a_gpu_dropout_keeps_bytes_and_normalisation_whole_numbers() -> None:
+    """Counted against what a CPU keeps: a mask of 8 bits a number, no weights of attention, 32 bits after normalising."""
+    linear, norm, drop = torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.Dropout(0.1)
+    numbers = 64 * 64 * 64
+
+    def kept(step: Any, like: bool) -> int:
+        ledger = Ledger(without_values(), gpu=True)
+        x = torch.empty(64, 64, 64, requires_grad=True)
+        with ledger, LikeCuda(True) if like else nullcontext(), torch.autocast("cpu", torch.bfloat16):
+            y = step(linear(x))
+            assert y.shape[0] == 64
+            return ledger.now["work"]
+
+    def attend(y: torch.Tensor) -> torch.Tensor:
+        return functional.scaled_dot_product_attention(y[:, None], y[:, None], y[:, None], None, 0.1)
+
+    assert kept(drop, False) - kept(drop, True) == numbers, "two bytes, or one"
+    assert kept(norm, True) - kept(norm, False) >= 2 * numbers
+    assert kept(attend, True) < kept(attend, False) / 2
+
+
+def test_an_allocation_that_fails_on_a_cpu_is_explained() -> None:
+    with pytest.raises(RuntimeError) as failed:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert "lower data.workers or train.micro_batch" in (_cause(failed.value) or "")
+    assert _cause(RuntimeError("something else")) is None
