@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from launcher import start
-from launcher.cluster import load_cluster
 from launcher.machine import Machine, here
 from launcher.scale import Outlook, nodes_of, outlooks
 from trainer.config import Run, UserError
@@ -93,6 +92,8 @@ def _on_gpus(run: Run, machine: Machine, gpus: int, processes: int | None) -> tu
     if run.parallel.device == "cpu" or processes is not None:
         what = "--processes says how many ranks" if processes is not None else "parallel.device is cpu"
         raise UserError(f"--gpus is {gpus}, and {what}; leave one of them out")
+    from launcher.cluster import load_cluster  # which takes a while; most plans do not need it
+
     each = min(gpus, run.resources.gpus_per_node or load_cluster(run.resources.cluster).gpus_per_node or _EACH)
     nodes = nodes_of(gpus, each)
     resources = run.resources.model_copy(update={"nodes": nodes, "gpus_per_node": each})
@@ -105,6 +106,8 @@ def _card_of(run: Run) -> str | None:
     """The card of the run's cluster, where its file names one that is known."""
     if run.parallel.device == "cpu":
         return None
+    from launcher.cluster import load_cluster
+
     try:
         kind = load_cluster(run.resources.cluster).gpu_type
         return None if kind is None else card(kind).name
