@@ -210,8 +210,8 @@ class Forecast:
                 task.logits(task.run(parts.called, batch)).float()
                 del batch
             if isinstance(task, Generates) and beside is not None and parts.splits.val is not None:
-                asked = task.plan()
-                count = getattr(run.task, "samples").batch  # noqa: B009 (of the tasks that generate)
+                asked, samples = task.plan(), getattr(run.task, "samples", None)
+                count = samples.batch if samples is not None else 1
                 noise = torch.empty(count * (1 if asked.guidance == 1 else 2), beside.channels, beside.size, beside.size)
                 told = {"classes": torch.empty(len(noise), dtype=torch.int64)} if task.generator.classes else {}
                 beside.call(parts.phase.network, noise, torch.empty(len(noise)), told)
