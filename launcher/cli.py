@@ -139,33 +139,31 @@ def plan(
     run: RunFile, overrides: Overrides = None, runs: Runs = RUNS, processes: Processes = None, json: Json = False,
     script: Annotated[bool, typer.Option("--script", help="print the job script that `graft submit` would hand in")] = False,
     no_memory: Annotated[bool, typer.Option("--no-memory", help="what is known without the network, at once")] = False,
+    card: Annotated[
+        list[str] | None, typer.Option("--card", help="a micro-batch that fits this GPU: h100, a100-40, … or its memory, 24GiB")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="on so many GPUs, with what failures cost")] = None,
+    mtbf: Annotated[float | None, typer.Option("--mtbf", help="hours between failures of a node (else published)")] = None,
+    save: Annotated[float, typer.Option("--save", help="seconds that a checkpoint holds the training up")] = 10.0,
+    restart: Annotated[float, typer.Option("--restart", help="seconds from a failure to the next step")] = 300.0,
 ) -> None:  # fmt: skip
-    """Show what a run would do and what would learn, and start nothing."""
+    """Show what a run would do, what would learn and what memory it needs, and start nothing."""
     if script:
         from launcher.submit import prepare, script_of
 
         asked = [*(overrides or []), *([f"parallel.processes={processes}"] if processes else [])]
         print(script_of(prepare(run, asked, runs)), end="")
         return
-    from launcher import start
+    from launcher.foresee import Failures, foresee
 
-    prepared = start.prepare(run, overrides or [], runs, processes)
-    file = Path(run) if Path(run).is_file() else prepared.rundir.config
+    failures = Failures(mtbf, save, restart)
+    found = foresee(
+        run, overrides or [], runs, processes, memory=not no_memory, cards=card or [], gpus=gpus, failures=failures
+    )  # fmt: skip
     if json:
-        told = {**prepared.plan.as_json(), "folder": str(prepared.rundir.path), "happens": prepared.happens}
-        if not no_memory:
-            from launcher.tree_view import learnt_tree
-
-            told["learning"] = learnt_tree(file, overrides or [])
-        print_json(told)
-        return
-    from launcher import show
-
-    show.plan(prepared.plan, prepared.happens)
-    if not no_memory:
-        from launcher import tree_view
-
-        tree_view.show(tree_view.learnt_tree(file, overrides or []), prepared.run.optimizer.lr)
+        print_json(found.as_json())
+    else:
+        found.show()
 
 
 @app.command()

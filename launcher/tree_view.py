@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ _DEPTH = 6
 _WIDE = 24  # children of a node that are shown
 
 
-def learnt_tree(target: Path, overrides: list[str]) -> dict[str, Any]:
-    """Ask the trainer, which builds the network without reading weights. Raises GraftError with its words."""
-    done = subprocess.run(
-        trainer_command("describe", str(target), *overrides), env=environment(), capture_output=True, text=True, check=False
-    )
+def learnt_tree(target: Path, overrides: list[str], world: int, cards: Sequence[str]) -> dict[str, Any]:
+    """Ask the trainer, which builds the network without reading weights, what learns and what memory each of `world` ranks needs.
+
+    Raises GraftError with its words.
+    """
+    more = [f"--world={world}", *(f"--card={card}" for card in cards)]
+    words = trainer_command("describe", str(target), *overrides, *more)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = [line.removeprefix("graft: ") for line in done.stderr.splitlines() if line.strip()]
         error = GraftError("\n".join(lines) or "the network could not be built")
@@ -39,11 +43,11 @@ def show(found: dict[str, Any], lr: float) -> None:
     _grow(tree, root, lr, 1)
     Console(highlight=False).print(tree)
     total, learning, sizes = found["parameters"], found["learning"], found["bytes"]
-    optimizer = f", optimizer {_bytes(sizes['optimizer'])}" if sizes["optimizer"] is not None else ""
+    optimizer = f", optimizer {size(sizes['optimizer'])}" if sizes["optimizer"] is not None else ""
     print(f"{learning:,} of {total:,} parameters learn ({learning / max(1, total):.2%})")
-    print(f"bytes at 32 bits: weights {_bytes(sizes['weights'])}, gradients {_bytes(sizes['gradients'])}{optimizer}")
+    print(f"bytes at 32 bits: weights {size(sizes['weights'])}, gradients {size(sizes['gradients'])}{optimizer}")
     kept = found["features"]
-    where = f"; {_bytes(kept['bytes'])} in {kept['folder']}" if kept["kept"] else ""
+    where = f"; {size(kept['bytes'])} in {kept['folder']}" if kept["kept"] else ""
     print(f"features of the frozen first part: {kept['text']}{where}")
 
 
@@ -71,10 +75,11 @@ def _label(node: dict[str, Any], lr: float) -> Text:
     return text
 
 
-def _bytes(count: int) -> str:
-    size = float(count)
+def size(count: int) -> str:
+    """Bytes, for people."""
+    value = float(count)
     for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} GiB"
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} GiB"

@@ -228,8 +228,9 @@ def _cause(error: BaseException) -> str | None:
     import torch
 
     if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU has too little memory: lower train.micro_batch"
-    if isinstance(error, MemoryError):
+        return "the GPU has too little memory: lower train.micro_batch; `graft plan RUN --card CARD` says to what"
+    # torch's own allocator on a CPU has no exception type
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
         return "the machine has too little memory: lower data.workers or train.micro_batch"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full: make room and start the same command again"

@@ -66,6 +66,9 @@ class Parts:
     features: Features | None = None
     others: tuple[rivals.Rival, ...] = ()  # networks that learn against the first, each with an optimizer of its own
 
+    groups: Sequence[ParamGroup] = ()
+    choice: Choice | None = None  # whether features are kept, and why not
+
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (self.phase, *(other.phase for other in self.others))
@@ -159,8 +162,12 @@ class Parts:
         self.task.run(network, batch)
 
 
-def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_changes: bool = False) -> Parts:
+def build(
+    run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_changes: bool = False, load_weights: bool = True
+) -> Parts:
     """Put a run together; `saved` is the state of its own checkpoint, which will be loaded over the pretrained weights.
+
+    Without `load_weights` nothing is read or downloaded but an autoencoder: the shapes are right, the values are not.
 
     Raises UserError for everything in the run file that does not fit the data, the weights or the network, RefusedError for a
     teacher that changed since (unless `accept_changes`).
@@ -168,14 +175,14 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     passes_alike(run, runtime)  # refuses more ranks than samples before anything is downloaded
     splits = open_splits(run.data, run.train.seed, looks_at=run.task.looks_at)
     task = build_task(run.task, splits.train.facts)
-    give(run, task, runtime.device)
-    if splits.val is not None:
+    give(run, task, runtime.device, load_weights=load_weights)
+    if splits.val is not None and load_weights:
         known = [f"val/{name}" for name in task.measure(0, torch.device("cpu")).result().metrics]
         for key, metric in run.watched.items():
             if metric not in known:
                 raise UserError(f"{key} is '{metric}', which is not measured{nearest(metric, known)}")
     # what losses hold the network to is read again, also when a checkpoint comes over it
-    as_it_came = saved is None or bool(run.losses.of("start"))
+    as_it_came = load_weights and (saved is None or bool(run.losses.of("start")))
     model = partial(
         build_model, run.model, run.data.normalize, wanted(task), mix(run.train.seed, WEIGHTS), load_weights=as_it_came
     )
@@ -185,7 +192,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     if isinstance(task, Translates):
         task.fit(built.spec, built.network, run.train.seed)
     stands = beside(task, built, run, runtime, saved)
-    given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime))
+    given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime), load_weights=load_weights)
     fingerprints = given.fingerprints | stands
     if saved is not None:
         built.fresh = tuple(saved["fresh"])  # what the pretrained checkpoint lacked is known only when it is read
@@ -211,7 +218,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
     summary = strategies.summary(network)
     learns = sorted([*groups, *extra], key=lambda group: group.start)
     strategies.begin(learns, saved["samples"] if saved is not None else 0)
-    features = frozen(run, runtime, built, groups, steps, len(splits.train.items))
+    features, choice = frozen(run, runtime, built, groups, steps, len(splits.train.items))
     called = network if features is None or features.tail is None else features.tail
     wrapped = called if objective is None or not extra else Learner(called, objective)
     apart = gradients_apart(objective)
@@ -231,7 +238,7 @@ def build(run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, accept_ch
         phase.stage = partial(_stage, engine, network, average if isinstance(average, Average) else None)
     return Parts(
         run, runtime, splits, built, task, phase, engine, average, steps, BadCount(run.data.max_bad), summary, objective,
-        fingerprints, features, rivals.rivals(run, runtime, task, built),
+        fingerprints, features, rivals.rivals(run, runtime, task, built), groups, choice,
     )  # fmt: skip
 
 
@@ -261,7 +268,7 @@ def buffers(network: nn.Module) -> dict[str, torch.Tensor]:
 
 def frozen(
     run: Run, runtime: Runtime, built: Built, groups: Sequence[ParamGroup], steps: int, samples: int
-) -> Features | None:  # fmt: skip
+) -> tuple[Features | None, Choice]:  # fmt: skip
     """What is kept of the first part that never learns; none where nothing is. Raises UserError where it is asked for in vain."""
     choice = chosen(run, built, groups, steps, samples, runtime.autocast, runtime.device, runtime.kind)
     if len(set(runtime.everyone(str(choice)))) > 1:
@@ -269,13 +276,13 @@ def frozen(
     granted(run, choice)
     log.info("features of the frozen first part: %s", choice)
     if choice.cut is None:
-        return None
+        return None, choice
     if isinstance(choice, LatentChoice):
         assert built.beside is not None
         assert built.beside.vae is not None
-        return Latents(run, runtime, built.beside.vae, built.spec, choice)
+        return Latents(run, runtime, built.beside.vae, built.spec, choice), choice
     learning = [parameter for group in groups for _, parameter in group.parameters]
-    return Features(run, runtime, built.network, learning, built.spec, choice)
+    return Features(run, runtime, built.network, learning, built.spec, choice), choice
 
 
 def chosen(

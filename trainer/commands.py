@@ -49,12 +49,16 @@ def describe(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="graft plan", description="Say what of a network learns.")
     parser.add_argument("run", type=Path, help="a run file")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--world", type=int, default=1, help="ranks over all nodes")
+    parser.add_argument("--card", action="append", default=[], help="fit the run to this card: a name, or its GiB (24GiB)")
+    arguments = parser.parse_intermixed_args(argv)
 
     from trainer.config import load
+    from trainer.config.footprint import card
     from trainer.describe import describe as described
 
-    print(json.dumps(described(load(arguments.run, arguments.overrides))))
+    cards = [card(name) for name in arguments.card]
+    print(json.dumps(described(load(arguments.run, arguments.overrides), world=arguments.world, cards=cards)))
     return EXIT_DONE
 
 

@@ -1,29 +1,22 @@
-"""What of a network learns, at which rate and from when, without reading any weights: the tree that `graft plan` shows."""
+"""What of a network learns, at which rate and from when, and what memory that takes, without reading any weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
-from trainer import strategies
-from trainer.build import WEIGHTS, chosen, samples_of
+from trainer.build import Parts
 from trainer.config import Run
-from trainer.config.arithmetic import total_steps
+from trainer.config.arithmetic import micro_batches, rank_shares
+from trainer.config.footprint import CARDS, Card, Kind, fit
 from trainer.config.optimizers import SGD
-from trainer.config.sources import open_splits
-from trainer.data.order import mix
 from trainer.features import room
-from trainer.features.choose import granted
-from trainer.measuring import precision
-from trainer.models import Built, build_model
+from trainer.forecast import Forecast, NotForetoldError, prepare
+from trainer.propose import propose
 from trainer.spec import ParamGroup
-from trainer.tasks import build_task
-from trainer.tasks.base import wanted
 
 State = tuple[float, int] | None  # rate and start; none: frozen
 
@@ -71,32 +64,23 @@ def _together(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def describe(run: Run) -> dict[str, Any]:
-    """Build the network of a run without its weights, and say what its strategy lets learn. Raises UserError.
+def describe(run: Run, *, world: int = 1, cards: Sequence[Card] = (), forecast: bool = True) -> dict[str, Any]:
+    """Build a run without its weights, and say what learns and what memory each of `world` ranks needs. Raises UserError.
 
     `bytes` are those of 32-bit numbers: the weights, the gradients of what learns at most at a time, and the optimizer's state.
+    `cards`: for these it is also worked out how the run would fit.
     """
-    splits = open_splits(run.data, run.train.seed, looks_at=run.task.looks_at)
-    task = build_task(run.task, splits.train.facts)
-    built = build_model(run.model, run.data.normalize, wanted(task), mix(run.train.seed, WEIGHTS), load_weights=False)
-    network, samples = built.network, len(splits.train.items)
-    steps = total_steps(run.train, samples)
-    strategies.inject(run.strategy, network, built.head, built.fresh)
-    counted = partial(samples_of, run, steps, samples)
-    groups = strategies.apply(run.strategy, network, built.head, built.fresh, counted)
-    held = 0 if splits.val is None else len(splits.val.items)
-    return {**summary(run, network, groups), "features": features(run, built, groups, steps, samples, held)}
+    parts = prepare(run)
+    found = {**summary(run, parts.phase.network, parts.groups), "features": features(parts)}
+    kind = run.parallel.kind if world > 1 else "ddp"
+    return {**found, "memory": memory(parts, world, kind, cards)} if forecast else found
 
 
-def features(run: Run, built: Built, groups: Sequence[ParamGroup], steps: int, samples: int, held: int) -> dict[str, Any]:
-    """What will be kept of a frozen first part, in words and in bytes, or why nothing is; `held`: validation samples.
-
-    Raises UserError where features are asked for and cannot be kept. The room is that of this machine.
-    """
-    cpu = torch.device("cpu")
-    autocast = partial(precision, run.train.precision, cpu)
-    found = granted(run, chosen(run, built, groups, steps, samples, autocast, cpu, run.parallel.kind))
-    total = (found.views * samples + held) * found.row
+def features(parts: Parts) -> dict[str, Any]:
+    """What will be kept of a frozen first part, in words and in bytes, or why nothing is. The room is that of this machine."""
+    run, found, val = parts.run, parts.choice, parts.splits.val
+    assert found is not None
+    total = (found.views * parts.epoch_samples + (0 if val is None else len(val.items))) * found.row
     short = "" if found.cut is None else room.lacks(run.data.cache, total, total)
     kept = found.cut is not None and not short
     text = str(found) if not short else f"not kept: {short}"
@@ -106,6 +90,27 @@ def features(run: Run, built: Built, groups: Sequence[ParamGroup], steps: int, s
         "bytes": total if kept else 0,
         "folder": str(room.folder(run.data.cache)) if kept else None,
     }
+
+
+def memory(parts: Parts, world: int, kind: Kind, cards: Sequence[Card]) -> dict[str, Any]:
+    """The most that each rank needs in a step, and whether it fits: `cards`, or where a GPU may be used, every card there is."""
+    run = parts.run
+    gpu = run.parallel.device != "cpu" or bool(cards)
+    share = max(rank_shares(run.train.global_batch, world))
+    passes = micro_batches(share, run.train.micro_batch)
+    try:
+        forecast = Forecast(parts, gpu=gpu)
+        found = forecast(passes[0], share)
+        proposed = [propose(forecast, found, card, kind, world, share).as_json() for card in cards]
+    except NotForetoldError as problem:
+        return {"foretold": False, "why": str(problem)}
+    onto = cards or (CARDS.values() if gpu else ())
+    return {
+        "foretold": True, "gpu": gpu, "world": world, "kind": kind, "share": share, "accumulation": len(passes),
+        "rank": found.rank(kind, world), "footprint": found.as_json(),
+        "cards": [fit(found, card, kind, world).as_json() for card in onto],
+        "proposed": proposed,
+    }  # fmt: skip
 
 
 def summary(run: Run, network: nn.Module, groups: Sequence[ParamGroup]) -> dict[str, Any]:

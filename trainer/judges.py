@@ -31,17 +31,19 @@ def judge(config: Fidelity, device: torch.device) -> Judge:
     return Standard(config, device) if config.features is None else Other(config.features, device)
 
 
-def give(run: Run, task: Task, device: torch.device) -> None:
+def give(run: Run, task: Task, device: torch.device, *, load_weights: bool = True) -> None:
     """Give a task that generates its judge, and one that translates its distance of features, as the run file asks for them.
 
-    Raises UserError.
+    Without `load_weights` nothing is judged, and the distance is that of a network without its values. Raises UserError.
     """
     if isinstance(task, Translates) and isinstance(run.task, Pictures):
         channels = getattr(run.task, "channels", run.model.adapt.in_channels)
-        distance = None if run.task.perceptual is None else Perceptual(run.task.perceptual, channels, device)
+        distance = None if run.task.perceptual is None else Perceptual(
+            run.task.perceptual, channels, device, load_weights=load_weights
+        )  # fmt: skip
         task.perceive(distance, run.losses.weights)
     fidelity = getattr(run.task, "fidelity", None)
-    if isinstance(task, Generates) and fidelity is not None:
+    if isinstance(task, Generates) and fidelity is not None and load_weights:
         task.compare(judge(fidelity, device))
 
 

@@ -37,8 +37,9 @@ class References:
 
 
 def references(
-    run: Run, runtime: Runtime, built: Built, task: Task, *, by_turns: Callable[[Callable[[], Reference]], Reference]
-) -> References:
+    run: Run, runtime: Runtime, built: Built, task: Task, *, by_turns: Callable[[Callable[[], Reference]], Reference],
+    load_weights: bool = True,
+) -> References:  # fmt: skip
     """The teacher, and the network as it came, as far as losses look at them. Raises UserError."""
     losses, result = run.losses, References()
     if losses.teacher is not None:
@@ -53,6 +54,7 @@ def references(
             runtime.device,
             runtime.autocast,
             answers=answers,
+            load_weights=load_weights,
         )
         result.found["teacher"] = by_turns(make)
     if any(losses.add[name].kind != "l2_sp" for name in losses.of("start")):

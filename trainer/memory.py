@@ -20,12 +20,19 @@ class Memory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+            self.restart()
             self._before = torch.cuda.memory_allocated(device)
         else:
-            with contextlib.suppress(OSError):
-                _RESET.write_text("5")  # the peak begins anew; without it, what was there before counts
+            self.restart()
             self._before = _kilobytes("VmRSS") or 0
+
+    def restart(self) -> None:
+        """Look for the peak from here on; what was there at the beginning stays what it is counted from."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return
+        with contextlib.suppress(OSError):
+            _RESET.write_text("5")  # without it, what was there before counts
 
     def peak(self) -> int | None:
         """Bytes."""

@@ -24,10 +24,10 @@ class Perceptual:
     no layer weighs by its scale.
     """
 
-    def __init__(self, config: Config, channels: int, device: torch.device) -> None:
+    def __init__(self, config: Config, channels: int, device: torch.device, *, load_weights: bool = True) -> None:
         model = config.features
         model = model.model_copy(update={"adapt": model.adapt.model_copy(update={"head": "new"})})
-        built = build_model(model, "auto", (Output("", ("0", "1")),), 0)
+        built = build_model(model, "auto", (Output("", ("0", "1")),), 0, load_weights=load_weights)
         fresh = [name for name in built.fresh if not any(name.startswith(f"{head}.") for head in built.head)]
         if fresh:
             raise UserError(

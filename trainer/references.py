@@ -18,7 +18,7 @@ from trainer.config.targets import Facts
 from trainer.losses.base import Reference
 from trainer.losses.taps import Taps
 from trainer.models import run as run_source
-from trainer.models.build import Norm, origin_of
+from trainer.models.build import Norm, build_model, origin_of
 from trainer.models.given import as_given
 from trainer.spec import InputSpec, Output
 from trainer.strategies.blocks_of import blocks_of
@@ -29,7 +29,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 def teacher(
     config: Model, normalize: Norm, outputs: tuple[Output, ...], scale: torch.Tensor | None, spec: InputSpec,
-    device: torch.device, autocast: Autocast, *, answers: bool,
+    device: torch.device, autocast: Autocast, *, answers: bool, load_weights: bool = True,
 ) -> Reference:  # fmt: skip
     """The network that is learnt from. It takes the images of the one that learns (`spec`), resized to its own size and with its
     own normalisation; `answers`: its logits are learnt from, so that it must have the task's classes; `scale`: the task's.
@@ -44,7 +44,11 @@ def teacher(
     origin = origin_of(config)
     if config.adapt.image_size is None and origin.image_size is None:
         config = config.model_copy(update={"adapt": config.adapt.model_copy(update={"image_size": spec.image_size})})
-    built, drawn = as_given(config, "auto" if origin.mean is not None else normalize, outputs)
+    normalize = "auto" if origin.mean is not None else normalize
+    if load_weights:
+        built, drawn = as_given(config, normalize, outputs)
+    else:
+        built, drawn = build_model(config, normalize, outputs, 0, load_weights=False), []
     trunk = [name for name in drawn if not any(name.startswith(f"{head}.") for head in built.head)]
     if trunk:
         raise UserError(f"losses.teacher: {built.report.source} has no values for '{trunk[0]}', so it would teach by chance")

@@ -128,6 +128,7 @@ class TextEncoder(Protocol):
 
     source: str
     length: int
+    width: int
 
     @property
     def tokenizer(self) -> Any:

@@ -46,10 +46,16 @@ def test_plan_shows_it_and_refuses_what_matches_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "0 … 1  320  frozen" in done.stdout
     assert "205 of 605 parameters learn (33.88%)" in done.stdout
+    assert "memory foretold for each process: " in done.stdout
     refused = plan("strategy={kind: blocks, last: 5}")
     assert refused.returncode == 2
     assert "strategy.last is 5, and the trunk has 4 blocks: stem, units.0, units.1, units.2" in refused.stderr
-    assert json.loads(plan("--json").stdout)["learning"]["learning"] == 605
+    told = json.loads(plan("--json", "--card", "24GiB", "--gpus", "2", "parallel.device=auto").stdout)
+    assert told["learning"]["learning"] == 605
+    memory = told["learning"]["memory"]
+    assert (memory["gpu"], memory["world"], memory["share"], memory["footprint"]["weights"] // 512) == (True, 2, 12, 22)
+    assert [one["answer"] for one in memory["cards"]] == ["fits"]
+    assert told["failures"]
     still = ("data.augment={crop: none, flip: 0.0}", "strategy={kind: head}")
     kept = plan("--json", *still, "data.cache=features")
     features = json.loads(kept.stdout)["learning"]["features"]

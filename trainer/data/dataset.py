@@ -143,6 +143,11 @@ class ImageDataset:
         return Batch(images, self._labels.index_select(0, indices), indices, bad, values=values, epochs=epochs)
 
     @property
+    def held(self) -> list[torch.Tensor]:
+        """All images, where they are few and small enough to be kept in memory."""
+        return [] if self._pixels is None else [self._pixels]
+
+    @property
     def random(self) -> bool:
         """Whether an image is not the same in every epoch."""
         return self._transforms.random is not None or self._mix is not None

@@ -73,6 +73,11 @@ class PairDataset:
     def cheap(self) -> bool:
         return self._inner.cheap and not self._way.derived
 
+    @property
+    def held(self) -> list[torch.Tensor]:
+        """What is held in memory of them."""
+        return self._inner.held
+
     def order(self, seed: int) -> Order:
         """The order of training."""
         return self._inner.order(seed)

@@ -14,7 +14,7 @@ from trainer.config import UserError, nearest
 from trainer.config.base import Kind
 from trainer.config.objective import Losses
 from trainer.losses.balances.base import Balance, Scale
-from trainer.losses.base import Ground, Loss, Seen
+from trainer.losses.base import Ground, Loss, Reference, Seen
 from trainer.tasks.base import Task, loss_names
 
 
@@ -49,6 +49,11 @@ class Objective(nn.Module):
     @property
     def columns(self) -> tuple[str, ...]:
         return (*(f"loss/{name}" for name in self.names), *(f"weight/{name}" for name in self.names))
+
+    @property
+    def references(self) -> Mapping[str, Reference]:
+        """The networks that it looks at."""
+        return self._ground.references
 
     def forward(self, module: nn.Module, batch: Any) -> torch.Tensor:
         """[n, 1 + 2k]."""

@@ -252,6 +252,9 @@ class Translates(Task, Protocol):
     def perceive(self, distance: Perceives | None, weights: Mapping[str, float]) -> None:
         """Take the distance of features, where there is one, and the losses' weights."""
 
+    def measured(self, network: nn.Module, batch: Batch) -> Any:
+        """What a network gives in an evaluation."""
+
     def critic(self) -> Critic | None:
         """A second network, which its pictures have to deceive; none without an adversarial loss. Comes after `fit`."""
 

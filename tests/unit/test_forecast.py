@@ -1,0 +1,216 @@
+"""The memory that `graft plan` foretells, beside what a training takes, and what fits which card."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from launcher import memory_view
+from tests.trainers import NETWORK, ROOT, run_file
+from trainer.attempt import _cause
+from trainer.config import UserError, load
+from trainer.config.footprint import CARDS, GIB, Footprint, card, fit
+from trainer.describe import describe, memory
+from trainer.forecast import Forecast, LikeCuda, prepare
+from trainer.ledger import Ledger, without_values
+
+DEEP = {"source": f"python:{NETWORK}:deep", "adapt": {"in_channels": 1, "image_size": 32}}
+GRADUAL = "strategy={kind: gradual, every: 100 samples, limit: 2}"
+# predicted and measured in the words of the benchmark, each in a process of its own: a measurement begins with nothing
+MEASURE = """
+import json, sys
+from pathlib import Path
+from benchmarks.memory import apart, measured, predicted
+import trainer.forecast, trainer.session
+
+for name in sys.argv[1:]:
+    print(json.dumps([apart(predicted, Path(name))[0], apart(measured, Path(name))[0]]))
+"""
+# a branch that depends on numbers is followed as if they were 1; what has as many results as there are numbers cannot be
+CHOOSY = """
+import torch
+from torch import nn
+
+class Choosy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x):
+        y = x.flatten(1)
+        return self.head(y * (1 + 0 * len(torch.nonzero(y.detach() > 0))))
+
+def make():
+    return Choosy()
+"""
+
+
+def forecast(path: Path, *overrides: str, gpu: bool = False) -> Forecast:
+    return Forecast(prepare(load(path, list(overrides))), gpu=gpu)
+
+
+def test_it_is_what_a_training_takes(tmp_path: Path) -> None:
+    train = {"steps": 2, "global_batch": 96, "micro_batch": 48}
+    frozen = {"strategy": {"kind": "blocks", "last": 1}, "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.9}}
+    files = [
+        run_file(tmp_path / "full", model=DEEP, train=train),
+        run_file(tmp_path / "mixed", model=DEEP, train={**train, "precision": "bf16", "ema": None, "clip": None}),
+        run_file(tmp_path / "frozen", model=DEEP, train=train, **frozen),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, files)], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(files)
+    for foretold, measured in found:
+        assert measured > 2 << 20
+        assert foretold == pytest.approx(measured, rel=0.01)
+
+
+def test_it_follows_precision_strategy_and_batch_and_changes_nothing(tmp_path: Path) -> None:
+    path = run_file(tmp_path, model=DEEP)
+    full = forecast(path)
+    parts = full._parts
+    before = {name: value.clone() for name, value in parts.phase.network.state_dict().items()}
+    twelve, six, again = full(12, 24), full(6, 24), full(12, 24)
+    assert (again.peak, again.apart, again.optimizer) == (twelve.peak, twelve.apart, twelve.optimizer), "nothing is left over"
+    assert twelve.peak > 1.5 * six.peak - 2 * six.other > 0
+    after = parts.phase.network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not parts.engine.optimizer.state
+    assert all(p.grad is None for p in parts.phase.network.parameters())
+    assert twelve.gradients == sum(p.nbytes for p in parts.phase.network.parameters()) == twelve.weights
+    assert twelve.optimizer >= 2 * twelve.weights, "two moments, and counts"
+    assert twelve.average >= twelve.weights
+
+    def work(*overrides: str) -> int:
+        return forecast(path, *overrides)(12, 24).at_peak["work"]
+
+    plain = work()
+    assert work("train.precision=bf16") < 0.7 * plain
+    assert work("strategy={kind: head}", "data.cache=none") < 0.7 * plain
+    stages = forecast(path, GRADUAL)(12, 24)
+    assert stages.stage == 200, "the stage in which most learns"
+    assert stages.gradients > forecast(path, "strategy={kind: head}", "data.cache=none")(12, 24).gradients
+    on_gpu = forecast(path, gpu=True)(12, 24)
+    assert on_gpu.peak % 512 == 0
+    assert on_gpu.other < twelve.other, "the images of the data set stay outside"
+
+
+def test_what_a_generator_needs(tmp_path: Path) -> None:
+    from tests.faults.test_diffusion import file
+
+    foretold = forecast(file(tmp_path))(5, 24)
+    assert foretold.peak > foretold.weights + foretold.optimizer + foretold.gradients
+    assert foretold.evaluation > foretold.weights + foretold.optimizer
+
+
+def test_features_that_are_kept_need_less_and_a_first_pass(tmp_path: Path) -> None:
+    path = run_file(tmp_path)
+    still = ("strategy={kind: head}", "data.augment={crop: none, flip: 0.0}")
+    kept = forecast(path, *still, "data.cache=features")(12, 24)
+    assert kept.at_peak["work"] < forecast(path, *still, "data.cache=none")(12, 24).at_peak["work"] / 2
+    assert kept.evaluation > kept.peak, "32 images through the whole network"
+
+
+def test_a_network_that_cannot_be_followed_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "choosy.py").write_text(CHOOSY)
+    path = run_file(tmp_path, model={"source": f"python:{tmp_path}/choosy.py:make"})
+    found = describe(load(path, []))
+    assert found["learning"] == 64 * 5 + 5
+    assert not found["memory"]["foretold"]
+    memory_view.memory(found["memory"])
+    assert "memory: not foretold" in capsys.readouterr().out
+
+
+def test_a_micro_batch_is_proposed_that_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The global batch is kept; what is proposed was followed itself."""
+    path = run_file(tmp_path, model=DEEP, train={"global_batch": 4096})
+    parts = prepare(load(path, []))
+    found = memory(parts, 2, "ddp", [card("80GiB"), card("3.3GiB"), card("0.1GiB")])
+    whole, roomy, none = found["proposed"]
+    assert (found["share"], found["accumulation"], found["world"]) == (2048, 1, 2)
+    assert (whole["micro_batch"], whole["accumulation"], whole["fit"]["answer"]) == (2048, 1, "fits")
+    assert roomy["fit"]["answer"] == "fits"
+    assert 1 < roomy["accumulation"] <= 8
+    assert roomy["micro_batch"] * roomy["accumulation"] >= 2048 > roomy["micro_batch"] * (roomy["accumulation"] - 1)
+    assert none["micro_batch"] is None
+    assert none["fit"]["answer"] == "does not fit"
+    memory_view.memory(found)
+    shown = capsys.readouterr().out
+    assert "on 80GiB: as it is (1 pass a step" in shown
+    assert f"on 3.3GiB: train.micro_batch={roomy['micro_batch']}" in shown
+    assert "on 0.1GiB: nothing is sure to fit, one sample: does not fit" in shown
+    assert "not measured on a GPU" in shown
+
+
+def made(**change: Any) -> Footprint:
+    """Ten GiB of weights, as Adam has them."""
+    sizes = {
+        "weights": 10, "buffers": 0, "gradients": 10, "optimizer": 20, "average": 0, "other": 0, "peak": 50, "apart": 40,
+        "evaluation": 35, "block": 1,
+    }  # fmt: skip
+    given: dict[str, Any] = {name: size * GIB for name, size in (sizes | change).items()}
+    return Footprint(micro_batch=1, at_peak={}, stage=0, **given)
+
+
+def test_never_that_it_fits_where_it_may_not() -> None:
+    found = made()
+    answers = [fit(found, card(f"{gib}GiB")).answer for gib in (47, 48, 56.9, 57.1)]
+    assert answers == ["does not fit", "too close to say", "too close to say", "fits"]
+    assert fit(replace(found, lacks="a judge"), card("80GiB")).answer == "too close to say"
+    assert fit(found, card("57.1GiB"), "ddp", 2).answer == "too close to say", "messages need room"
+    assert found.rank() == 50 * GIB
+    assert made(evaluation=60).rank() == 60 * GIB
+    zero = [found.rank(kind, 4) / GIB for kind in ("ddp", "zero1", "zero2", "zero3")]
+    bucket = 2e9 / GIB
+    assert zero == pytest.approx([50, 35 + bucket, 27.5 + bucket, 20 + bucket + 2], abs=1e-6)
+    assert found.rank("fsdp", 4) == 22 * GIB
+
+
+def test_cards_by_name() -> None:
+    assert card("H100") == CARDS["h100"]
+    assert card("nvidia_a100_40").gib < 40
+    assert card("a100") == CARDS["a100-40"], "the smaller of two"
+    assert card("24GiB").gib == 24
+    with pytest.raises(UserError, match="did you mean 'h100'"):
+        card("h10")
+    with pytest.raises(UserError, match="write a number of GiB"):
+        card("manyGiB")
+
+
+def test_as_on_a_gpu_dropout_keeps_bytes_and_normalisation_whole_numbers() -> None:
+    """Counted against what a CPU keeps: a mask of 8 bits a number, no weights of attention, 32 bits after normalising."""
+    linear, norm, drop = torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.Dropout(0.1)
+    numbers = 64 * 64 * 64
+
+    def kept(step: Any, like: bool) -> int:
+        ledger = Ledger(without_values(), gpu=True)
+        x = torch.empty(64, 64, 64, requires_grad=True)
+        with ledger, LikeCuda(True) if like else nullcontext(), torch.autocast("cpu", torch.bfloat16):
+            y = step(linear(x))
+            assert y.shape[0] == 64
+            return ledger.now["work"]
+
+    def attend(y: torch.Tensor) -> torch.Tensor:
+        return functional.scaled_dot_product_attention(y[:, None], y[:, None], y[:, None], None, 0.1)
+
+    assert kept(drop, False) - kept(drop, True) == numbers, "two bytes, or one"
+    assert kept(norm, True) - kept(norm, False) >= 2 * numbers
+    assert kept(attend, True) < kept(attend, False) / 2
+
+
+def test_an_allocation_that_fails_on_a_cpu_is_explained() -> None:
+    with pytest.raises(RuntimeError) as failed:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert "lower data.workers or train.micro_batch" in (_cause(failed.value) or "")
+    assert _cause(RuntimeError("something else")) is None

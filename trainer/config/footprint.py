@@ -1,0 +1,142 @@
+"""From the bytes that a rank holds to what a card must have: the arithmetic of sharding, and what is allowed for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from trainer.config.errors import UserError, nearest
+
+Kind = Literal["ddp", "zero1", "zero2", "zero3", "fsdp"]
+Answer = Literal["fits", "does not fit", "too close to say"]
+GIB = 1 << 30
+
+# What is not foretold, from the least that it takes to the most that is allowed for it. Bytes, and shares of the peak.
+CONTEXT = (0.3 * GIB, 1.0 * GIB)  # CUDA's context and the kernels of its libraries
+WORKSPACE = (0.0, 1.0 * GIB)  # of convolutions and matrix products
+MEETING = (0.0, 1.0 * GIB)  # NCCL's buffers, where ranks meet
+FRAGMENTS = (-0.05, 0.10)  # an error of the forecast on the one side; holes between what is allocated on the other
+CUT = (-0.10, 0.20)  # the same where ranks share a network out: by arithmetic alone
+_BUCKET = 2 * 10**9  # bytes: 5e8 numbers, DeepSpeed's default of reduce_bucket_size
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU: the GiB that a program finds on it, and what says so."""
+
+    name: str
+    gib: float
+    source: str
+
+
+_TORCH = "total capacity in torch's out-of-memory messages, rounded down"
+_MAKER = "NVIDIA's data sheet in 10^9 bytes, less what error correction and the driver take"
+CARDS = {
+    card.name: card
+    for card in (
+        Card("t4", 14.5, _TORCH), Card("v100-16", 15.7, _TORCH), Card("v100-32", 31.7, _TORCH), Card("a10", 21.9, _TORCH),
+        Card("l4", 22.0, _TORCH), Card("rtx4090", 23.5, _TORCH), Card("a100-40", 39.3, _TORCH), Card("l40s", 44.3, _TORCH),
+        Card("a100-80", 79.0, _TORCH), Card("h100", 79.0, _TORCH), Card("h200", 131.0, _MAKER), Card("b200", 167.0, _MAKER),
+    )
+}  # fmt: skip
+_ALSO = {
+    "a100": "a100-40",
+    "v100": "v100-16",
+    "a10g": "a10",
+    "4090": "rtx4090",
+    "l40": "l40s",
+}  # the smaller, where there are two
+
+
+def card(name: str) -> Card:
+    """The card of that name, as Slurm's Gres may call it, or one of so many GiB (`24GiB`). Raises UserError."""
+    text = name.lower().replace("_", "-").removeprefix("nvidia-")
+    number = text.removesuffix("gib")
+    if number != text:
+        try:
+            gib = float(number)
+        except ValueError:
+            gib = 0.0
+        if not 0 < gib < 1e5:
+            raise UserError(f"card '{name}': write a number of GiB, such as 24GiB")
+        return Card(name, gib, "as asked for")
+    found = CARDS.get(_ALSO.get(text, text))
+    if found is None:
+        raise UserError(f"there is no card '{name}'{nearest(text, CARDS)}; there are {', '.join(CARDS)}, or write its GiB: 24GiB")
+    return found
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The bytes of one rank that has everything to itself, with micro-batches of `micro_batch`.
+
+    `weights` to `other` are there all the time, the gradients from the first backward pass of a step to its end. `peak`: the most
+    at once in a step, with `at_peak` by part, `work` being activations and what operations make; `apart`: the most of all but the
+    gradients; `evaluation`: the most between steps. `block`: the weights of the largest block. `stage`: the samples
+    after which this is so, where ever more learns. `lacks`: what is not in it, in words, so that nothing is sure to fit.
+    """
+
+    micro_batch: int
+    weights: int
+    buffers: int
+    gradients: int
+    optimizer: int
+    average: int
+    other: int
+    peak: int
+    at_peak: dict[str, int]
+    apart: int
+    evaluation: int
+    block: int
+    stage: int
+    lacks: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def rank(self, kind: Kind = "ddp", world: int = 1) -> int:
+        """The most bytes of tensors of each of `world` ranks.
+
+        ddp: gradients stand in buckets that are never let go. zero1 cuts the optimizer's state over the ranks, zero2 also the
+        gradients, zero3 and fsdp also the weights (Rajbhandari et al. 2020, section 5), of which two blocks are whole at a time;
+        the buckets of messages come on top.
+        """
+        if world == 1:
+            return max(self.peak, self.evaluation)
+        whole = max(self.apart + self.gradients, self.evaluation + self.gradients)
+        if kind == "ddp":
+            return whole
+        saved = self.optimizer * (world - 1) // world
+        if kind != "zero1":
+            saved += self.gradients * (world - 1) // world
+        extra = 0 if kind == "fsdp" else min(_BUCKET, self.gradients)
+        if kind in ("zero3", "fsdp"):
+            saved += self.weights * (world - 1) // world
+            extra += min(self.weights, 2 * self.block)
+        return whole - saved + extra
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether it fits a card: the bytes that it takes at least and at most, and the answer."""
+
+    card: str
+    gib: float
+    low: int
+    high: int
+    answer: Answer
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def fit(found: Footprint, onto: Card, kind: Kind = "ddp", world: int = 1) -> Fit:
+    """`fits` only with all that is allowed for, `does not fit` only without any of it."""
+    peak = found.rank(kind, world)
+    share = FRAGMENTS if kind == "ddp" or world == 1 else CUT
+    low, high = (
+        round(peak * (1 + share[side]) + CONTEXT[side] + WORKSPACE[side] + (MEETING[side] if world > 1 else 0)) for side in (0, 1)
+    )
+    there = onto.gib * GIB
+    answer: Answer = "fits" if high <= there and not found.lacks else "does not fit" if low > there else "too close to say"
+    return Fit(onto.name, onto.gib, low, high, answer)

@@ -1,0 +1,296 @@
+"""How much memory a training step will take, worked out from the run itself: network, optimizer and losses, without values."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from trainer import strategies
+from trainer.build import Parts, build
+from trainer.config import Run
+from trainer.config.arithmetic import micro_batches
+from trainer.config.footprint import Footprint
+from trainer.data import Batch
+from trainer.data.pairs import loaded
+from trainer.features.fill import UNIT
+from trainer.ledger import Ledger, without_values
+from trainer.optim import Average
+from trainer.runtime import Engine, Runtime
+from trainer.runtime.engine import Make, Whole, named
+from trainer.spec import ParamGroup
+from trainer.strategies.blocks_of import blocks_of
+from trainer.tasks.base import Generates, Translates
+
+
+class NotForetoldError(Exception):
+    """Something in the run cannot be followed without values, in words."""
+
+
+class Alone(Runtime):
+    """One rank that meets nobody, on the CPU, where a run is put together that will not be trained.
+
+    fp16 takes what bf16 takes, which a CPU can follow.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.rank, self.world, self.device, self.scaler = 0, 1, torch.device("cpu"), None
+        self.parallel, self.clip, self.kind = run.parallel, run.train.clip, run.parallel.kind
+        self.precision = run.train.precision
+        if run.parallel.threads:
+            torch.set_num_threads(run.parallel.threads)  # it decides which convolution is taken
+        self._host_group = self.savers = None
+
+    def engine(
+        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = ()
+    ) -> Engine:  # fmt: skip
+        """A rank that holds everything: what the kinds share out is worked out from that."""
+        return Whole(self, module, network, groups, make)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision, as the run has it."""
+        return nullcontext() if self.precision == "fp32" else torch.autocast("cpu", torch.bfloat16)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network in mixed precision, with outputs in 32 bits, as Accelerate makes it."""
+        if self.precision == "fp32":
+            return network
+        forward = network.forward
+
+        def mixed(_self: nn.Module, *given: Any, **named: Any) -> Any:
+            with self.autocast():
+                output = forward(*given, **named)
+            return pytree.tree_map_only(torch.Tensor, lambda t: t.float() if t.is_floating_point() else t, output)
+
+        network.forward = types.MethodType(mixed, network)
+        return network
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class LikeCuda(TorchFunctionMode):
+    """What CUDA keeps for the backward pass where a CPU keeps something else.
+
+    Dropout keeps a byte a number, attention needs no matrix of its weights for it; under autocast normalisation and softmax give
+    32 bits (torch's list of what autocasts to float32 on CUDA).
+    """
+
+    _FLOAT = (functional.layer_norm, functional.group_norm, functional.softmax, torch.softmax, torch.Tensor.softmax)
+
+    def __init__(self, mixed: bool) -> None:
+        super().__init__()
+        self._mixed = mixed
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is functional.dropout and args:
+            asked = dict(zip(("p", "training", "inplace"), args[1:], strict=False)) | kwargs
+            if asked.get("training", True) and 0 < asked.get("p", 0.5) < 1 and not asked.get("inplace", False):
+                return torch.native_dropout(args[0], asked.get("p", 0.5), True)[0]
+        if func is functional.scaled_dot_product_attention:
+            if len(args) > 4:
+                args = (*args[:4], 0.0, *args[5:])
+            else:
+                kwargs["dropout_p"] = 0.0
+        if self._mixed and func in self._FLOAT and args and torch.is_autocast_enabled("cpu"):
+            args = (args[0].float(), *args[1:])
+        return func(*args, **kwargs)
+
+
+def prepare(run: Run) -> Parts:
+    """The run put together as a training puts it together, but without weights. Raises UserError."""
+    return build(run, Alone(run), None, load_weights=False)
+
+
+class Forecast:
+    """Follows steps of a run; `gpu`: as on a GPU, else as on a CPU.
+
+    Of a run of several stages it is the one in which most learns.
+    """
+
+    def __init__(self, parts: Parts, *, gpu: bool) -> None:
+        self._parts, self._gpu = parts, gpu
+        self._values = without_values()
+        self._stage = max((group.start for group in parts.groups), default=0)
+        self._data = parts.dataset(parts.splits.train, train=True)
+        self._one = self._data.fetch([(0, 0)])
+        val = parts.splits.val
+        self._held = [*self._data.held, *([] if val is None else parts.dataset(val, train=False).held)]
+        if gpu:
+            for engine in self._engines():
+                _at_once(engine.optimizer)
+
+    def __call__(self, micro_batch: int, share: int) -> Footprint:
+        """With micro-batches of at most so many samples, of a rank's `share` of a step. Raises NotForetoldError."""
+        parts, run = self._parts, self._parts.run
+        if strategies.begin(parts.engine.groups, self._stage):
+            parts.engine.regroup()
+        sizes = micro_batches(share, micro_batch)
+        ledger = Ledger(self._values, gpu=self._gpu)
+        engines = self._engines()
+        learning = [p for engine in engines for p in _learning(engine)]
+        ledger.watch(learning)
+        like = LikeCuda(run.train.precision != "fp32") if self._gpu else nullcontext()
+        for engine in engines:
+            engine.optimizer.state.clear()
+        try:
+            with torch.random.fork_rng(devices=[]), ledger, like:
+                self._enter(ledger)
+                parts.train_mode()
+                for _ in range(2):  # the first has no optimizer state yet
+                    self._step(sizes)
+                    for engine in engines:
+                        ledger.enter("optimizer", _tensors(engine.optimizer.state))
+                step, apart, optimizer = ledger.peak, ledger.apart, ledger.now["optimizer"]
+                ledger.again()
+                self._between(micro_batch if run.evaluate.batch is None else 0)
+                evaluation = ledger.peak.bytes
+                held = dict(ledger.now)
+        except Exception as error:  # the network is the user's, and can be trained although it is not foretold
+            raise NotForetoldError(
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            ) from error
+        finally:
+            for engine in engines:
+                engine.clear()
+                engine.optimizer.state.clear()
+        at_peak = {part: size for part, size in step.parts.items() if size}
+        return Footprint(
+            micro_batch=micro_batch, weights=held.get("weights", 0), buffers=held.get("buffers", 0),
+            gradients=sum(p.nbytes for p in learning), optimizer=optimizer, average=held.get("average", 0),
+            other=held.get("other", 0), peak=step.bytes, at_peak=at_peak, apart=apart.bytes, evaluation=evaluation,
+            block=self._block(), stage=self._stage,
+            lacks="the network that judges images (task.fidelity)" if getattr(run.task, "fidelity", None) is not None else "",
+        )  # fmt: skip
+
+    def _enter(self, ledger: Ledger) -> None:
+        """What is there before the first step."""
+        parts = self._parts
+        objective = parts.objective
+        for phase in parts.phases:
+            ledger.enter("weights", phase.network.parameters())
+            ledger.enter("buffers", phase.network.buffers())
+        if isinstance(parts.average, Average):
+            ledger.enter("average", parts.average.state.values())
+        if objective is not None:
+            ledger.enter("weights", objective.parameters())
+            ledger.enter("buffers", objective.buffers())
+            for reference in objective.references.values():
+                ledger.enter("other", _of(reference.network))
+        if not self._gpu:
+            ledger.enter("other", self._held)
+        beside = parts.built.beside
+        still = [getattr(part, "network", None) for part in ((beside.vae, beside.text) if beside is not None else ())]
+        if isinstance(parts.task, Translates):
+            still.append(parts.task.perceives)
+        for network in still:
+            if isinstance(network, nn.Module):
+                ledger.enter("other", _of(network))
+
+    def _engines(self) -> list[Engine]:
+        return [self._parts.engine, *(other.engine for other in self._parts.others)]
+
+    def _step(self, sizes: Sequence[int]) -> None:
+        """What `trainer.loop.Step.step` does, in its order; of many micro-batches the first two, after which nothing is new."""
+        parts, clip = self._parts, self._parts.run.train.clip
+        waiting = [] if self._gpu else [self._raw(size) for size in sizes]  # on a CPU they lie in the same memory
+        for phase, engine in zip(parts.phases, self._engines(), strict=True):
+            for index, size in enumerate(sizes[:2]):
+                batch = self._prepared(self._raw(size) if self._gpu else waiting[index])
+                sums = phase.loss(engine.module, batch).sum(dim=0)
+                engine.backward(sums[0] if phase.columns else sums)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in _learning(engine) if p.grad is not None])
+            if phase.settle is not None:
+                phase.settle(parts.run.train.global_batch, good=True)
+            engine.step(norm, clip)
+            engine.clear()
+        if parts.average is not None:
+            parts.average.update(1)
+
+    @torch.no_grad()
+    def _between(self, micro_batch: int) -> None:
+        """An evaluation, the images that a generator makes, and a pass that computes features."""
+        parts, run = self._parts, self._parts.run
+        task, beside = parts.task, parts.built.beside
+        called = parts.engine.called.eval()
+        with parts.runtime.autocast():
+            if parts.splits.val is not None:
+                batch = self._prepared(self._raw(2 * micro_batch or run.evaluate.batch or 1))
+                if isinstance(task, Translates):
+                    task.measured(called, batch)
+                else:
+                    task.logits(task.run(called, batch)).float()
+                del batch
+            if isinstance(task, Generates) and beside is not None and parts.splits.val is not None:
+                asked, samples = task.plan(), getattr(run.task, "samples", None)
+                count = samples.batch if samples is not None else 1
+                noise = torch.empty(count * (1 if asked.guidance == 1 else 2), beside.channels, beside.size, beside.size)
+                told = {"classes": torch.empty(len(noise), dtype=torch.int64)} if task.generator.classes else {}
+                if beside.text is not None:
+                    told = {"text": torch.empty(len(noise), beside.text.length, beside.text.width)}
+                beside.call(parts.phase.network, noise, torch.empty(len(noise)), told)
+                if beside.vae is not None:
+                    beside.vae.decode(noise[:count])
+            if parts.features is not None:
+                size = parts.built.spec.image_size
+                images = torch.empty(UNIT, parts.built.spec.in_channels, size, size)
+                if parts.features.tail is not None:
+                    parts.phase.network.eval()(images)
+                elif beside is not None and beside.vae is not None:
+                    beside.vae.encode(images)
+
+    def _raw(self, count: int) -> Batch:
+        """A micro-batch as the loader gives it."""
+
+        def many(value: torch.Tensor) -> torch.Tensor:
+            return torch.empty([count, *value.shape[1:]], dtype=value.dtype)
+
+        one, cut = self._one, self._cut()
+        images = many(one.images) if cut is None else torch.empty([count, *cut.shape], dtype=cut.dtype)
+        targets, values = (None if given is None else many(given) for given in (one.targets, one.values))
+        return replace(
+            one, images=images, labels=many(one.labels), indices=many(one.indices), targets=targets, values=values, bad=[],
+            epochs=many(one.epochs),
+        )  # fmt: skip
+
+    def _prepared(self, raw: Batch) -> Batch:
+        parts = self._parts
+        return raw.to(parts.runtime.device, loaded(parts.run, parts.built.spec) if self._cut() is None else None)
+
+    def _cut(self) -> Any:
+        return None if self._parts.features is None or self._parts.choice is None else self._parts.choice.cut
+
+    def _block(self) -> int:
+        network = self._parts.phase.network
+        sizes = {name: p.nbytes for name, p in network.named_parameters()}
+        blocks = blocks_of(network, self._parts.built.head)
+        return max((sum(sizes.get(name, 0) for name in block.parameters) for block in blocks), default=0)
+
+
+def _learning(engine: Engine) -> list[nn.Parameter]:
+    return [parameter for _, parameter in named(engine.groups) if parameter.requires_grad]
+
+
+def _of(network: nn.Module) -> Iterator[torch.Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def _tensors(state: Any) -> Iterable[torch.Tensor]:
+    return [leaf for kept in state.values() for leaf in pytree.tree_leaves(dict(kept)) if isinstance(leaf, torch.Tensor)]
+
+
+def _at_once(optimizer: torch.optim.Optimizer) -> None:
+    """Have all parameters stepped together, as torch does by itself where they are on a GPU: it takes room of their size."""
+    for group in optimizer.param_groups:
+        if "foreach" in group and group["foreach"] is None and not group.get("fused"):
+            group["foreach"] = True
