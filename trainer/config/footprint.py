@@ -30,22 +30,17 @@ class Card:
 
 
 _TORCH = "total capacity in torch's out-of-memory messages, rounded down"
-_MAKER = "NVIDIA's data sheet in 10^9 bytes, less what error correction and the driver take"
+_SAID = "as is commonly reported of it; no message was looked up"
+_MAKER = "NVIDIA's data sheet in 10^9 bytes, less what error correction and the driver may take: a guess"
 CARDS = {
     card.name: card
     for card in (
-        Card("t4", 14.5, _TORCH), Card("v100-16", 15.7, _TORCH), Card("v100-32", 31.7, _TORCH), Card("a10", 21.9, _TORCH),
-        Card("l4", 22.0, _TORCH), Card("rtx4090", 23.5, _TORCH), Card("a100-40", 39.3, _TORCH), Card("l40s", 44.3, _TORCH),
-        Card("a100-80", 79.0, _TORCH), Card("h100", 79.0, _TORCH), Card("h200", 131.0, _MAKER), Card("b200", 167.0, _MAKER),
+        Card("t4", 14.5, _TORCH), Card("v100-16", 15.7, _SAID), Card("v100-32", 31.7, _SAID), Card("a10", 21.9, _SAID),
+        Card("l4", 22.0, _SAID), Card("rtx4090", 23.5, _TORCH), Card("a100-40", 39.3, _TORCH), Card("l40s", 44.3, _TORCH),
+        Card("a100-80", 79.0, _TORCH), Card("h100", 79.0, _SAID), Card("h200", 131.0, _MAKER), Card("b200", 167.0, _MAKER),
     )
 }  # fmt: skip
-_ALSO = {
-    "a100": "a100-40",
-    "v100": "v100-16",
-    "a10g": "a10",
-    "4090": "rtx4090",
-    "l40": "l40s",
-}  # the smaller, where there are two
+_ALSO = {"a100": "a100-40", "v100": "v100-16", "a10g": "a10", "4090": "rtx4090", "l40": "l40s"}  # the smaller of two
 
 
 def card(name: str) -> Card:
