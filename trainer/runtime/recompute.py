@@ -1,0 +1,57 @@
+"""Activation checkpointing (Chen et al. 2016): of a block its input is kept, and the rest is worked out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+Held = list[tuple[nn.Module, str, torch.Tensor]]
+
+
+def recompute(unit: nn.Module, *, to_the_end: bool) -> None:
+    """Let a block keep nothing of a forward pass with gradients but what it was given. Names and values stay.
+
+    The second pass finds the random state and the buffers that the first one found, and leaves no trace: its dropout is the same,
+    and running statistics move once. `to_the_end`: it goes on when all is there that was asked for, so that hooks after layers
+    are called.
+    """
+    forward = unit.forward
+
+    def call(given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return forward(*given, **named)
+
+    def kept(_: nn.Module, *given: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*given, **named)
+        before = [(module, name, value.detach().clone()) for module, name, value in _buffers(unit)]
+
+        def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+            return nullcontext(), _as_before(before)
+
+        # one argument for all by name: torch looks for devices, whose random state it keeps, in what is given by place
+        return checkpoint(call, given, named, use_reentrant=False, context_fn=contexts, early_stop=not to_the_end)
+
+    unit.forward = MethodType(kept, unit)
+
+
+def _buffers(unit: nn.Module) -> Held:
+    return [(m, name, value) for m in unit.modules() for name, value in m._buffers.items() if value is not None]
+
+
+@contextmanager
+def _as_before(before: Held) -> Iterator[None]:
+    """The buffers of the first pass stand in for those of now."""
+    now = [(module, name, module._buffers[name]) for module, name, _ in before]
+    for module, name, kept in before:
+        module._buffers[name] = kept.clone()  # the graph may be gone through again
+    try:
+        yield
+    finally:
+        for module, name, value in now:
+            module._buffers[name] = value
