@@ -40,8 +40,8 @@ class Compute(Section):
     def _none_of_8_bits(cls, value: Any) -> Any:
         if value == "fp8":
             raise ValueError(
-                "fp8 is not built: it puts layers of torchao or Transformer Engine in the place of linear ones, which need a GPU of "
-                "compute capability 8.9; write bf16"
+                "fp8 is not built: it puts layers of torchao or Transformer Engine in the place of linear ones, which need a GPU "
+                "of compute capability 8.9; write bf16"
             )
         return value
 

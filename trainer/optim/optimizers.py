@@ -28,8 +28,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over what learns, now or later; 1-d parameters in groups without decay when `decay_norms` is false.
 
-    `apart` gives the gradients of several losses, which are then to keep their own moments (for adam and adamw); `fused`: its step
-    is one kernel, where torch has one. Raises UserError for names and arguments that the library does not know.
+    `apart` gives the gradients of several losses, which are then to keep their own moments (for adam and adamw); `fused`: its
+    step is one kernel, where torch has one. Raises UserError for names and arguments that the library does not know.
     """
     groups: list[dict[str, Any]] = []
     for given in learning:
