@@ -56,6 +56,8 @@ def unfit(run: Run) -> str | None:
             return "train.compile: whole leaves no blocks for train.checkpointing to work out again; write blocks"
         if train.compile == "whole" and kind == "fsdp":
             return "train.compile: whole does not go with parallel.kind: fsdp, which gathers block by block; write blocks"
+    if train.checkpointing and kind == "zero3":
+        return "train.checkpointing: parallel.kind zero3 lets go of weights between the passes of a block; write fsdp, or zero2"
     if train.channels_last is True and kind != "ddp":
         return f"train.channels_last: parallel.kind {kind} holds weights in flat rows; leave it out, or write parallel.kind: ddp"
     if train.fused is True and (run.optimizer.kind not in FUSED or balance == "adatask"):

@@ -19,6 +19,7 @@ from trainer.runtime.hardware import channels_last, set_tf32
 from trainer.runtime.recompute import recompute
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SCALE = 2.0**16  # of fp16's losses at first: halved after each step that overflows, doubled after 2,000 that do not
 log = logging.getLogger("graft")
 
 
@@ -34,7 +35,7 @@ class Computing:
     ) -> None:  # fmt: skip
         self._train, self._kind, self._device, self._everyone = train, kind, device, everyone
         self._type = _TYPES.get(train.precision)
-        self.scaler = torch.amp.GradScaler(device.type) if train.precision == "fp16" else None
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=SCALE) if train.precision == "fp16" else None
         on_device = device.type == "cuda" and parallel.offload == "none"
         self.fused = on_device if train.fused == "auto" else train.fused
         self.told: dict[str, Any] = {
@@ -75,7 +76,7 @@ class Computing:
             compiled.compiled(part, names.get(part) or "the network")
         if self._train.checkpointing:  # around compiled blocks, so that random state and buffers are put back by torch itself
             for unit in units:
-                recompute(unit, to_the_end=self._kind == "zero3")
+                recompute(unit)
         if self._type is not None:
             self._in_precision(module)
 

@@ -14,12 +14,11 @@ from torch.utils.checkpoint import checkpoint
 Held = list[tuple[nn.Module, str, torch.Tensor]]
 
 
-def recompute(unit: nn.Module, *, to_the_end: bool) -> None:
+def recompute(unit: nn.Module) -> None:
     """Let a block keep nothing of a forward pass with gradients but what it was given. Names and values stay.
 
     The second pass finds the random state and the buffers that the first one found, and leaves no trace: its dropout is the same,
-    and running statistics move once. `to_the_end`: it goes on when all is there that was asked for, so that hooks after layers
-    are called.
+    and running statistics move once.
     """
     forward = unit.forward
 
@@ -35,7 +34,7 @@ def recompute(unit: nn.Module, *, to_the_end: bool) -> None:
             return nullcontext(), _as_before(before)
 
         # one argument for all by name: torch looks for devices, whose random state it keeps, in what is given by place
-        return checkpoint(call, given, named, use_reentrant=False, context_fn=contexts, early_stop=not to_the_end)
+        return checkpoint(call, given, named, use_reentrant=False, context_fn=contexts)
 
     unit.forward = MethodType(kept, unit)
 
