@@ -11,7 +11,7 @@ from torch import nn
 from trainer.config import UserError
 
 BACKEND = "inductor"
-_VARIANTS = 64  # of a module: kinds of batches (full, last, in evaluations) times stages of what learns
+_VARIANTS = 64  # of a network: kinds of batches (full, last, in evaluations) times stages of what learns
 
 
 def lacks(device: torch.device) -> str:
@@ -29,7 +29,7 @@ def _tried(values: torch.Tensor) -> torch.Tensor:
 
 
 def settle(count: int) -> None:
-    """Settings of torch's compiler for so many modules.
+    """Settings of torch's compiler for a network of so many blocks.
 
     Each shape has code of its own, whatever came before it (else a resumed run would compute by other code than the one that was
     not stopped); random numbers are torch's own; what would be compiled again and again stops the run.
@@ -45,13 +45,18 @@ def settle(count: int) -> None:
 
 def compiled(module: nn.Module, name: str) -> None:
     """Compile what a module does between its hooks. When it is called it raises UserError for what torch cannot compile."""
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     forward = torch.compile(module.forward, backend=BACKEND, dynamic=False)
 
     def call(_: nn.Module, *given: Any, **named: Any) -> Any:
         try:
             return forward(*given, **named)
+        except FailOnRecompileLimitHit as error:
+            raise UserError(
+                f"train.compile: '{name}' is compiled again and again, since what it does depends on something that changes from "
+                "call to call; write none"
+            ) from error
         except TorchDynamoException as error:
             told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UserError(f"train.compile: torch cannot compile '{name}' ({told}); write none") from error

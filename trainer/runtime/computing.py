@@ -71,9 +71,11 @@ class Computing:
         names = {part: name for name, part in network.named_modules()}
         parts = {"none": [], "blocks": units, "whole": [network]}[self._compile(why)]
         if parts:
-            compiled.settle(len(parts))
+            compiled.settle(len(units))
         for part in parts:
             compiled.compiled(part, names.get(part) or "the network")
+        if parts and self._train.checkpointing:
+            _unwatched(units, names)
         if self._train.checkpointing:  # around compiled blocks, so that random state and buffers are put back by torch itself
             for unit in units:
                 recompute(unit)
@@ -95,3 +97,14 @@ class Computing:
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision for calls outside of what learns."""
         return nullcontext() if self._type is None else torch.autocast(self._device.type, dtype=self._type)
+
+
+def _unwatched(units: Sequence[nn.Module], names: dict[nn.Module, str]) -> None:
+    """Raises UserError where something looks at a layer within a block: its second pass would compute by other code."""
+    for unit in units:
+        watched = next((part for part in unit.modules() if part is not unit and part._forward_hooks), None)
+        if watched is not None:
+            raise UserError(
+                f"train.compile and train.checkpointing together leave nothing to see within a block, and a loss looks at "
+                f"'{names[watched]}'; take one of them off, or let the loss look at '{names[unit]}'"
+            )
