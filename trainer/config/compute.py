@@ -89,7 +89,7 @@ def words(run: Run, device: str) -> str:
     if train.compile in ("blocks", "whole"):
         found.append("compiled whole" if train.compile == "whole" else "compiled by blocks")
     elif train.compile == "auto":
-        why = not_compiled(run) or ("" if cuda else "a CPU, where blocks gain little")
+        why = not_compiled(run) or ("" if cuda else "a CPU, where it gains little")
         found.append(f"not compiled ({why})" if why else "compiled by blocks where torch can")
     if train.checkpointing:
         found.append("blocks worked out again in the backward pass")

@@ -19,9 +19,14 @@ def lacks(device: torch.device) -> str:
     try:
         torch.compile(_tried, backend=BACKEND, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # whatever a compiler says
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return lines[0] if lines else type(error).__name__
+        return _told(error)
     return ""
+
+
+def _told(error: BaseException) -> str:
+    """What a compiler said first."""
+    error = getattr(error, "inner_exception", error)
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _tried(values: torch.Tensor) -> torch.Tensor:
@@ -58,7 +63,6 @@ def compiled(module: nn.Module, name: str) -> None:
                 "call to call; write none"
             ) from error
         except TorchDynamoException as error:
-            told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UserError(f"train.compile: torch cannot compile '{name}' ({told}); write none") from error
+            raise UserError(f"train.compile: torch cannot compile '{name}' ({_told(error)}); write none") from error
 
     module.forward = MethodType(call, module)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
 from typing import Any
 
@@ -31,7 +30,7 @@ def recompute(unit: nn.Module) -> None:
         before = [(module, name, value.detach().clone()) for module, name, value in _buffers(unit)]
 
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-            return nullcontext(), _as_before(before)
+            return nullcontext(), _AsBefore(before)
 
         # one argument for all by name: torch looks for devices, whose random state it keeps, in what is given by place
         return checkpoint(call, given, named, use_reentrant=False, context_fn=contexts)
@@ -43,14 +42,17 @@ def _buffers(unit: nn.Module) -> Held:
     return [(m, name, value) for m in unit.modules() for name, value in m._buffers.items() if value is not None]
 
 
-@contextmanager
-def _as_before(before: Held) -> Iterator[None]:
-    """The buffers of the first pass stand in for those of now."""
-    now = [(module, name, module._buffers[name]) for module, name, _ in before]
-    for module, name, kept in before:
-        module._buffers[name] = kept.clone()  # the graph may be gone through again
-    try:
-        yield
-    finally:
-        for module, name, value in now:
+class _AsBefore:
+    """The buffers of the first pass stand in for those of now; again and again, where the graph is gone through again."""
+
+    def __init__(self, before: Held) -> None:
+        self._before = before
+
+    def __enter__(self) -> None:
+        self._now = [(module, name, module._buffers[name]) for module, name, _ in self._before]
+        for module, name, value in self._before:
+            module._buffers[name] = value.clone()
+
+    def __exit__(self, *_: object) -> None:
+        for module, name, value in self._now:
             module._buffers[name] = value
