@@ -77,7 +77,7 @@ def test_what_is_worked_out_again_is_the_same_to_the_bit() -> None:
     for block in list(again)[:3]:
         recompute(block)
     calls = []
-    again[1][1].register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    again.get_submodule("1.1").register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     expected, found = after(plain), after(again)
     assert list(expected) == list(found)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
@@ -241,7 +241,7 @@ def test_what_cannot_be_done_with_a_network_is_refused(monkeypatch: pytest.Monke
         with pytest.raises(UserError, match="blocks"):
             computing(**asked).around(nn.Linear(2, 2), nn.Linear(2, 2), [])
     network = nn.Sequential(nn.Sequential(nn.Linear(2, 2)))
-    network[0][0].register_forward_hook(lambda *_: None)
+    network.get_submodule("0.0").register_forward_hook(lambda *_: None)
     with pytest.raises(UserError, match=r"a loss looks at '0[.]0'; take one of them off, or let the loss look at '0'"):
         computing(compile="blocks", checkpointing=True).around(network, network, list(network))
 
