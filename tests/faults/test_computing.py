@@ -28,7 +28,8 @@ def ready(trainers: Zygote) -> Zygote:
 
 
 def ends(
-    trainers: Zygote, folder: Path, args: tuple[str, ...] = (), constants: Mapping[str, float | str] | None = None, fault: str = ""
+    trainers: Zygote, folder: Path, args: tuple[str, ...] = (), constants: Mapping[str, float | str] | None = None, *,
+    fault: str = "",
 ) -> list[int]:  # fmt: skip
     ranks = trainers.start(file(folder, BLOCKS), folder, world=2, args=(*SHORT, *args), constants=constants, fault=fault)
     return [rank.wait() for rank in ranks]

@@ -132,7 +132,7 @@ def test_channels_last_reaches_no_file() -> None:
     assert channels_last(network, True, CPU)
     assert not channels_last(other, "auto", CPU), "on GPUs alone"
     assert [p.stride() for p in network[0].parameters()] == [(18, 1, 6, 2), (1,)]
-    assert network[2].weight.is_contiguous(), "of other dimensions: left as it is"
+    assert network.get_parameter("2.weight").is_contiguous(), "of other dimensions: left as it is"
     found: list[dict[str, torch.Tensor]] = []
     for one in (network, other):
         torch.manual_seed(0)

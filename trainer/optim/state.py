@@ -124,7 +124,7 @@ def counts_on_device(optimizer: torch.optim.Optimizer) -> bool:
 
 def _like(value: Any, parameter: torch.Tensor) -> Any:
     """The state of a parameter lies in memory as it does itself, as it did when the optimizer made it."""
-    if isinstance(value, torch.Tensor) and value.shape == parameter.shape and not parameter.is_contiguous():
+    if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
         return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
     return value
 
