@@ -8,6 +8,7 @@ from typing import Any, Literal
 from launcher.machine import Machine
 from trainer.config import Run, UserError
 from trainer.config.arithmetic import micro_batches, occasions, rank_shares, total_steps
+from trainer.config.compute import words
 from trainer.config.targets import Facts
 
 Device = Literal["cpu", "cuda"]
@@ -33,7 +34,7 @@ class Plan:
 
     name: str
     device: Device
-    precision: str
+    computes: str
     nodes: int
     world_size: int
     threads: int
@@ -76,8 +77,11 @@ def plan(run: Run, counts: Counts, machine: Machine) -> Plan:
     nodes = run.resources.nodes
     world_size = nodes * local
     train = run.train
-    if train.precision == "fp16" and device == "cpu":
-        raise UserError("train.precision is fp16, which a CPU cannot train in; write train.precision=bf16 (or fp32)")
+    if train.precision == "fp16" and device == "cpu" and run.parallel.device != "cpu":
+        raise UserError(
+            "train.precision is fp16, which wants a GPU; write train.precision=bf16 (or fp32), or try it, slowly, with "
+            "parallel.device=cpu"
+        )
     n = counts.train
     shares = rank_shares(train.global_batch, world_size)
     passes = micro_batches(shares[0], train.micro_batch)
@@ -93,7 +97,7 @@ def plan(run: Run, counts: Counts, machine: Machine) -> Plan:
         evaluations += 1
     warmup = run.schedule.warmup_samples(total=samples, epoch_samples=n, step_samples=train.global_batch)
     return Plan(
-        name=run.name, device=device, precision=train.precision, nodes=nodes, world_size=world_size,
+        name=run.name, device=device, computes=words(run, device), nodes=nodes, world_size=world_size,
         threads=run.parallel.threads or max(1, machine.cores // local), model=run.model.source,
         weights=run.model.weights, learns=run.strategy.kind,
         task=run.task.kind, train_samples=n, targets=counts.facts.as_json(), sampling=run.data.sampling.kind,

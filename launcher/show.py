@@ -42,7 +42,7 @@ def plan_rows(plan: Plan, happens: str) -> list[tuple[str, str]]:
     val = f"{plan.val_samples:,} for validation" if plan.val_samples is not None else "no validation"
     rows = [
         ("run", f"{plan.name}: {happens}"),
-        ("processes", f"{where}, {plan.threads} CPU thread{'s' if plan.threads > 1 else ''} each, {plan.precision}"),
+        ("processes", f"{where}, {plan.threads} CPU thread{'s' if plan.threads > 1 else ''} each, {plan.computes}"),
         ("data", f"{plan.train_samples:,} samples{_of_classes(plan)}, {val}"),
         *_data_rows(plan),
         ("batch", batch),

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ class Zygote:
 
     def start(
         self, target: Path, runs: Path, *, world: int = 1, fault: str = "", args: tuple[str, ...] = (),
-        constants: dict[str, float] | None = None, env: dict[str, str] | None = None,
+        constants: Mapping[str, float | str] | None = None, env: dict[str, str] | None = None,
     ) -> list[Rank]:  # fmt: skip
         """Start the ranks of a run file (or folder); `fault` arms GRAFT_FAULT, `constants` (module.NAME) get other values.
 
@@ -124,7 +125,7 @@ class Zygote:
             output = runs / f"out-{len(self.started)}-{rank}.txt"
             argv = ["train", str(target), "--runs", str(runs), *args]
             answer = self.ask({"do": "start", "argv": argv, "env": environment | own, "cwd": str(runs), "output": str(output),
-                               "constants": constants or {}})  # fmt: skip
+                               "constants": dict(constants or {})})  # fmt: skip
             ranks.append(Rank(self, answer["pid"], output))
             self.started.append(ranks[-1])
         return ranks

@@ -17,6 +17,7 @@ from trainer.checkpoint import Tensors
 from trainer.config import RefusedError, Run, UserError, nearest
 from trainer.config.amounts import Amount
 from trainer.config.arithmetic import micro_batches, rank_shares, total_steps
+from trainer.config.compute import not_compiled
 from trainer.config.optimizers import ScheduleFree
 from trainer.config.parallel import CUTS_WEIGHTS
 from trainer.config.sources import Listing, Splits, open_splits
@@ -220,11 +221,17 @@ def build(
     strategies.begin(learns, saved["samples"] if saved is not None else 0)
     features, choice = frozen(run, runtime, built, groups, steps, len(splits.train.items))
     called = network if features is None or features.tail is None else features.tail
+    if called is not network and run.train.compile == "whole":
+        raise UserError(
+            "train.compile: whole compiles a network from its images on, and features of its frozen first part are kept; write "
+            "blocks, or data.cache: none"
+        )
     wrapped = called if objective is None or not extra else Learner(called, objective)
     apart = gradients_apart(objective)
     engine = runtime.engine(
-        wrapped, called, learns, lambda given: build_optimizer(run.optimizer, given, apart), units(network, built.head)
-    )
+        wrapped, called, learns, partial(build_optimizer, run.optimizer, apart=apart, fused=runtime.computing.fused),
+        units(network, built.head, features), not_compiled(run) or "",
+    )  # fmt: skip
     average: Average | FreeAverage | None = None
     if isinstance(run.optimizer, ScheduleFree):
         average = FreeAverage(network, engine.optimizer)
@@ -255,9 +262,11 @@ def passes_alike(run: Run, runtime: Runtime) -> None:
         )
 
 
-def units(network: nn.Module, head: Sequence[str]) -> list[nn.Module]:
-    """Parts of a network that are called one after the other."""
-    found = [network.get_submodule(name) for name in block_names(network, head)]
+def units(network: nn.Module, head: Sequence[str], features: Features | None = None) -> list[nn.Module]:
+    """Parts of a network that are called one after the other, without those that kept features stand in for."""
+    cut = features.tail.cut if features is not None and features.tail is not None else None
+    passed = () if cut is None else (*cut.before, *cut.around)
+    found = [network.get_submodule(name) for name in block_names(network, head) if name not in passed]
     return [part for part in found if not isinstance(part, nn.ModuleList | nn.ModuleDict)]
 
 

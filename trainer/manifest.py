@@ -65,8 +65,10 @@ def _facts(listing: Listing | None) -> dict[str, Any] | None:
     return {"samples": len(listing.items), "classes": counts, **said, "fingerprint": listing.fingerprint()}
 
 
-def write_manifest(folder: RunDir, run: Run, splits: Splits, *, world: int, device: str, accept_changes: bool) -> None:
-    """Write manifest.json, after a comparison with the one of the last attempt.
+def write_manifest(
+    folder: RunDir, run: Run, splits: Splits, *, world: int, device: str, computes: dict[str, Any], accept_changes: bool
+) -> None:  # fmt: skip
+    """Write manifest.json, after a comparison with the one of the last attempt; `computes`: what was chosen of how it does.
 
     Raises RefusedError when the data changed since; another version of a library is recorded and warned of.
     """
@@ -89,6 +91,6 @@ def write_manifest(folder: RunDir, run: Run, splits: Splits, *, world: int, devi
         "run": run.name, "seed": run.train.seed, "command": shlex.join(sys.orig_argv), "git": git_revision(Path.cwd()),
         "versions": now, "platform": platform.platform(), "world": world, "device": device,
         "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
-        "threads": torch.get_num_threads(), "data": data,
+        "threads": torch.get_num_threads(), "computes": computes, "data": data,
     }  # fmt: skip
     write_atomically(folder.manifest, json.dumps(manifest, indent=1) + "\n")

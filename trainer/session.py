@@ -65,7 +65,10 @@ def start(
     memory = Memory(runtime.device)
     parts = building.build(run, runtime, loaded.state if loaded else None, accept_changes=accept_changes)
     if runtime.main:
-        write_manifest(folder, run, parts.splits, world=runtime.world, device=str(runtime.device), accept_changes=accept_changes)
+        write_manifest(
+            folder, run, parts.splits, world=runtime.world, device=str(runtime.device), computes=runtime.computing.told,
+            accept_changes=accept_changes,
+        )  # fmt: skip
     if loaded:
         reached("resume-verified", loaded.step)
         building.restore(parts, read(loaded.path), loaded.state)

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainer.config.amounts import Amount, Interval, Seconds
 from trainer.config.base import Section, kinds, one_of
+from trainer.config.compute import Compute, unfit
 from trainer.config.data import Augment as Augment
 from trainer.config.data import Data as Data
 from trainer.config.data import Normalize as Normalize
@@ -49,14 +50,13 @@ class EarlyStop(Section):
     min_delta: float = Field(0.0, ge=0)
 
 
-class Train(Section):
+class Train(Compute):
     """How long, in what batches and how exactly."""
 
     epochs: float = Field(10, gt=0)
     steps: int | None = Field(None, ge=1, description="instead of epochs: so many optimizer steps")
     global_batch: int = Field(64, ge=1, description="samples an optimizer step sees over all ranks")
     micro_batch: int | Literal["auto"] = Field("auto", description="samples in one forward pass; auto: a rank's whole share")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = Field(0, ge=0, lt=2**32)
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     ema: float | None = Field(None, gt=0, lt=1, description="decay a step of an average of the weights, which is then evaluated")
@@ -269,8 +269,8 @@ class Run(Section):
                 raise ValueError("losses.balance: adatask takes gradients that train.clip does not clip; leave clip out")
         if balance in ("adatask", "gradnorm", "match") and self.train.precision == "fp16":
             raise ValueError(f"losses.balance: {balance} takes gradients that fp16 does not scale; write train.precision: bf16")
-        if (shared := refused(self)) is not None:
-            raise ValueError(shared)
+        if (why := refused(self) or unfit(self)) is not None:
+            raise ValueError(why)
         norm = self.data.normalize
         if isinstance(norm, Normalize) and not len(norm.mean) == len(norm.std) == self.model.adapt.in_channels:
             raise ValueError(

@@ -23,11 +23,13 @@ _REFUSED = {
 }
 
 
-def build_optimizer(config: Optimizer, learning: Iterable[ParamGroup], apart: Gradients | None = None) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: Optimizer, learning: Iterable[ParamGroup], apart: Gradients | None = None, *, fused: bool = False
+) -> torch.optim.Optimizer:
     """The optimizer over what learns, now or later; 1-d parameters in groups without decay when `decay_norms` is false.
 
-    `apart` gives the gradients of several losses, which are then to keep their own moments (for adam and adamw). Raises UserError
-    for names and arguments that the library does not know.
+    `apart` gives the gradients of several losses, which are then to keep their own moments (for adam and adamw); `fused`: its
+    step is one kernel, where torch has one. Raises UserError for names and arguments that the library does not know.
     """
     groups: list[dict[str, Any]] = []
     for given in learning:
@@ -44,11 +46,11 @@ def build_optimizer(config: Optimizer, learning: Iterable[ParamGroup], apart: Gr
         return AdaTask(groups, gradients=apart, lr=config.lr, betas=config.betas, eps=config.eps, decoupled=decoupled)
     match config:
         case SGD():
-            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused or None)
         case Adam():
-            return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+            return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
         case AdamW():
-            return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+            return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
         case Timm():
             return _timm(config, groups)
         case Torch():

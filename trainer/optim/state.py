@@ -108,10 +108,25 @@ def unpack(
             continue
         parameter = parameters.get(owner)
         if parameter is not None and parameter in ours:
+            on_host = not counts_on_device(optimizer)
             optimizer.state[parameter] = {
-                key: _moved(value, parameter.device, keep=key == "step" or f"{owner}.{key}" in host)
+                key: _like(
+                    _moved(value, parameter.device, keep=on_host and (key == "step" or f"{owner}.{key}" in host)), parameter
+                )
                 for key, value in state.items()
             }
+
+
+def counts_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its counters of steps are where its parameters are: one kernel reads both."""
+    return any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+
+
+def _like(value: Any, parameter: torch.Tensor) -> Any:
+    """The state of a parameter lies in memory as it does itself, as it did when the optimizer made it."""
+    if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+        return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
+    return value
 
 
 def _value(name: str, held: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:

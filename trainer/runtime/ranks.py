@@ -8,7 +8,6 @@ import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from types import MethodType
 from typing import Any
 
 import torch
@@ -19,11 +18,11 @@ from trainer.config import RefusedError, UserError
 from trainer.config.parallel import CUTS_WEIGHTS, Parallel
 from trainer.config.run import Train
 from trainer.runtime.agreement import Agreement
+from trainer.runtime.computing import Computing
 from trainer.runtime.engine import Engine, Make, Whole
 from trainer.runtime.pace import Pace
 from trainer.spec import ParamGroup
 
-_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 log = logging.getLogger("graft")
 
 
@@ -45,28 +44,29 @@ class Runtime:
         cpu = parallel.device == "cpu" or not torch.cuda.is_available()
         if cpu and parallel.device == "cuda":
             raise UserError("parallel.device is cuda and no GPU is visible; write auto or cpu")
-        if cpu and train.precision == "fp16":
-            raise UserError("train.precision is fp16, which needs a GPU; on a CPU write bf16 or fp32")
+        if cpu and train.precision == "fp16" and parallel.device != "cpu":
+            raise UserError(
+                "train.precision is fp16 and no GPU is visible; write bf16 or fp32 (parallel.device: cpu tries it, slowly)"
+            )
         if cpu:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             local = int(os.environ.get("LOCAL_WORLD_SIZE", found))
             torch.set_num_threads(parallel.threads or max(1, cores // local))
         # The watch names the rank that hangs after `timeout`, while a checkpoint is written after twice that: these come later.
         timeout = timedelta(seconds=2 * parallel.timeout + 30)
-        self.parallel, self.clip = parallel, train.clip
+        self.parallel = parallel
         self.kind = parallel.kind
         if self.kind != "ddp" and found == 1:
             self._alone(parallel, cpu, timeout)
-        self._accelerator = self._accelerate(cpu, train, timeout)
+        self._accelerator = self._accelerate(cpu, train.clip, timeout)
         self.rank: int = self._accelerator.process_index
         self.world: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
-        self.precision = train.precision
-        self.scaler: torch.amp.GradScaler | None = self._accelerator.scaler
         if self.world != found:
             raise RefusedError(f"Accelerate found {self.world} rank(s) where the environment says {found}")
         # Small messages between hosts must not wait for the GPU: they have a group of their own.
         self._host_group: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world > 1 else None
+        self.computing = Computing(train, parallel, self.kind, self.device, self.everyone)
         # Checkpoints are written by threads, whose messages must not come between those of the training.
         self.savers: Savers | None = None
         if self.kind != "ddp" and self.world > 1:
@@ -88,7 +88,7 @@ class Runtime:
         os.environ.update(alone)
         dist.init_process_group("gloo" if cpu else "nccl", timeout=timeout)
 
-    def _accelerate(self, cpu: bool, train: Train, timeout: timedelta) -> Any:
+    def _accelerate(self, cpu: bool, clip: float | None, timeout: timedelta) -> Any:
         from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         handlers = [InitProcessGroupKwargs(timeout=timeout)]
@@ -96,11 +96,11 @@ class Runtime:
             from trainer.runtime import zero
 
             zero.prepare_process(cpu, timeout)
-            plugin = DeepSpeedPlugin(hf_ds_config=zero.configuration(self.parallel, train.clip, cuda=not cpu))
+            plugin = DeepSpeedPlugin(hf_ds_config=zero.configuration(self.parallel, clip, cuda=not cpu))
             return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=handlers)
         # One bucket view saves a copy of the gradients; buffers follow rank 0 at each forward, so its state is the run's.
         handlers.append(DistributedDataParallelKwargs(gradient_as_bucket_view=True))
-        return Accelerator(cpu=cpu, mixed_precision=_PRECISIONS[train.precision], kwargs_handlers=handlers)
+        return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
 
     @property
     def main(self) -> bool:
@@ -117,12 +117,15 @@ class Runtime:
         return torch.device("cpu") if self.cuts_weights else self.device
 
     def engine(
-        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = ()
+        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = (),
+        uncompiled: str = "",
     ) -> Engine:  # fmt: skip
         """Put a module together for these ranks, on the device where it is not yet. `network`: what of it is called without a
         gradient; `groups`: what learns, now (`requires_grad`) or later, in the order of its starts; `make`: an optimizer for
-        groups; `units`: parts that may be gathered one at a time. Raises UserError for what cannot be shared out.
+        groups; `units`: parts that may be gathered, compiled or worked out again one at a time; `uncompiled`: why nothing is to
+        be compiled, where that was left open. Raises UserError for what cannot be shared out or computed so.
         """
+        self.computing.around(module, network, units, uncompiled)
         if self.kind == "ddp":
             return Whole(self, module, network, groups, make)
         single = next((name for name, parameter in module.named_parameters() if parameter.dim() == 0), None)
@@ -131,8 +134,6 @@ class Runtime:
                 f"parallel.kind: {self.kind} cannot cut '{single}' of the network, which is one number; make it a tensor of one "
                 "value, or write ddp"
             )
-        if self.precision == "bf16":
-            self._in_precision(module)
         if self.kind == "fsdp":
             from trainer.runtime.fsdp import Fsdp
 
@@ -150,20 +151,8 @@ class Runtime:
         words = self._accelerator.deepspeed_plugin.deepspeed_config
         return kind(self, module, network, groups, make, prepare, self._accelerator.free_memory, words)
 
-    def _in_precision(self, module: nn.Module) -> None:
-        """Mixed precision inside a module, as Accelerate puts it around one that it wraps."""
-        from accelerate.utils import convert_outputs_to_fp32
-
-        forward = module.forward
-
-        def mixed(_: nn.Module, *given: Any, **named: Any) -> Any:
-            with self.autocast():
-                return forward(*given, **named)
-
-        module.forward = MethodType(convert_outputs_to_fp32(mixed), module)
-
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network for several ranks and mixed precision, on the device."""
+        """The network for several ranks, on the device."""
         wrapped: nn.Module = self._accelerator.prepare_model(network)
         if self.world > 1 and self.device.type == "cpu":
             # DDP lays its buckets out anew after its first step, and the layout decides in which order three ranks or more are
@@ -180,15 +169,16 @@ class Runtime:
             return module
         models = self._accelerator._models  # its own list would keep the old wrapper, and the wrapper's hooks, alive
         models[:] = [other for other in models if other is not module]
-        self._accelerator.unwrap_model(module, keep_fp32_wrapper=False)  # takes mixed precision off the network again
         return self.wrap(network)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision for calls outside the wrapped network."""
-        if self.kind.startswith("zero"):  # Accelerate leaves it to DeepSpeed, which would keep the weights themselves in it
-            return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
-        context: AbstractContextManager[Any] = self._accelerator.autocast()
-        return context
+        return self.computing.autocast()
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """What fp16 scales gradients by."""
+        return self.computing.scaler
 
     def reseed(self, seed: int) -> None:
         """Seed what dropout draws from."""

@@ -19,7 +19,7 @@ from torch import nn
 
 from trainer.checkpoint import Tensors
 from trainer.config import RefusedError, nearest
-from trainer.optim.state import GROUP, group_counters, set_group_counters
+from trainer.optim.state import GROUP, counts_on_device, group_counters, set_group_counters
 from trainer.runtime.engine import Engine, Held, named
 from trainer.spec import ParamGroup, Piece
 
@@ -189,7 +189,8 @@ class Sharded(Engine):
         state, count = self.optimizer.state[share.owner], share.piece.values.numel()
         for key, (tensors, full) in given.items():
             if not tensors.shape(full):
-                state.setdefault(key, tensors[full])
+                value = tensors[full]
+                state.setdefault(key, value.to(share.owner.device) if counts_on_device(self.optimizer) else value)
                 continue
             if key not in state:
                 state[key] = torch.zeros_like(share.owner, requires_grad=False)
