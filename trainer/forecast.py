@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from trainer.features.fill import UNIT
 from trainer.ledger import Ledger, without_values
 from trainer.optim import Average
 from trainer.runtime import Engine, Runtime
+from trainer.runtime.computing import Computing
 from trainer.runtime.engine import Make, Whole, named
 from trainer.spec import ParamGroup
 from trainer.strategies.blocks_of import blocks_of
@@ -38,39 +38,29 @@ class NotForetoldError(Exception):
 class Alone(Runtime):
     """One rank that meets nobody, on the CPU, where a run is put together that will not be trained.
 
-    fp16 takes what bf16 takes, which a CPU can follow.
+    fp16 takes what bf16 takes, which a CPU can follow; nothing is compiled, which takes no more.
     """
 
     def __init__(self, run: Run) -> None:
-        self.rank, self.world, self.device, self.scaler = 0, 1, torch.device("cpu"), None
-        self.parallel, self.clip, self.kind = run.parallel, run.train.clip, run.parallel.kind
-        self.precision = run.train.precision
+        self.rank, self.world, self.device = 0, 1, torch.device("cpu")
+        self.parallel, self.kind = run.parallel, run.parallel.kind
         if run.parallel.threads:
             torch.set_num_threads(run.parallel.threads)  # it decides which convolution is taken
         self._host_group = self.savers = None
+        precision = "fp32" if run.train.precision == "fp32" else "bf16"
+        followed = run.train.model_copy(update={"precision": precision, "compile": "none", "tf32": "auto", "fused": "auto"})
+        self.computing = Computing(followed, run.parallel, self.kind, self.device, lambda value: [value])
 
     def engine(
-        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = ()
+        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = (),
+        uncompiled: str = "",
     ) -> Engine:  # fmt: skip
         """A rank that holds everything: what the kinds share out is worked out from that."""
+        self.computing.around(module, network, units)
         return Whole(self, module, network, groups, make)
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Mixed precision, as the run has it."""
-        return nullcontext() if self.precision == "fp32" else torch.autocast("cpu", torch.bfloat16)
-
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network in mixed precision, with outputs in 32 bits, as Accelerate makes it."""
-        if self.precision == "fp32":
-            return network
-        forward = network.forward
-
-        def mixed(_self: nn.Module, *given: Any, **named: Any) -> Any:
-            with self.autocast():
-                output = forward(*given, **named)
-            return pytree.tree_map_only(torch.Tensor, lambda t: t.float() if t.is_floating_point() else t, output)
-
-        network.forward = types.MethodType(mixed, network)
+        """The network itself."""
         return network
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -35,7 +36,8 @@ def rivals(run: Run, runtime: Runtime, task: Task, built: Built) -> tuple[Rival,
         return ()
     network = build_critic(wanted, built.spec.image_size, mix(run.train.seed, CRITIC)).to(runtime.device)
     groups = [ParamGroup(list(network.named_parameters()), wanted.rate)]
-    engine = runtime.engine(network, network, groups, lambda given: build_optimizer(run.optimizer, given, None))
+    make = partial(build_optimizer, run.optimizer, apart=None, fused=runtime.computing.fused)
+    engine = runtime.engine(network, network, groups, make, list(network.children()))
     return (Rival(Phase("critic", network, engine, task.oppose(network)), engine),)
 
 

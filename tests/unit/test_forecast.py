@@ -98,6 +98,7 @@ def test_it_follows_precision_strategy_and_batch_and_changes_nothing(tmp_path: P
     plain = work()
     assert work("train.precision=bf16") < 0.7 * plain
     assert work("strategy={kind: head}", "data.cache=none") < 0.7 * plain
+    assert work("train.checkpointing=true") < 0.9 * plain
     stages = forecast(path, GRADUAL)(12, 24)
     assert stages.stage == 200, "the stage in which most learns"
     assert stages.gradients > forecast(path, "strategy={kind: head}", "data.cache=none")(12, 24).gradients
