@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,20 +13,15 @@ import torch
 from torch import nn
 
 from trainer import restored, rivals, strategies  # noqa: F401 (restored: what a `run:` source is read with)
-from trainer.checkpoint import Tensors
-from trainer.config import RefusedError, Run, UserError, nearest
+from trainer.config import Run, UserError, nearest
 from trainer.config.amounts import Amount
 from trainer.config.arithmetic import micro_batches, rank_shares, total_steps
 from trainer.config.compute import not_compiled
 from trainer.config.optimizers import ScheduleFree
 from trainer.config.parallel import CUTS_WEIGHTS
-from trainer.config.sources import Listing, Splits, open_splits
-from trainer.data import Batch
-from trainer.data.dataset import BadCount, ImageDataset
-from trainer.data.loader import Samples, eval_batches, train_batches
+from trainer.config.sources import open_splits
+from trainer.data.dataset import BadCount
 from trainer.data.order import mix
-from trainer.data.pairs import PairDataset, dataset_of, loaded
-from trainer.evaluate import evaluate, refer
 from trainer.export.scale import foldable
 from trainer.features.choose import Choice, choose, granted
 from trainer.features.kept import Features
@@ -35,132 +30,17 @@ from trainer.judges import give
 from trainer.learning import build_objective, gradients_apart, learnt_by, references, unchanged
 from trainer.losses.objective import Learner, Objective, Plain
 from trainer.models import Built, build_model
-from trainer.optim import Average, FreeAverage, build_momentum, build_optimizer, build_schedule
+from trainer.optim import Average, FreeAverage, build_optimizer
+from trainer.parts import Parts
 from trainer.references import block_names, fingerprint
 from trainer.runtime import Engine, Runtime
-from trainer.spec import ParamGroup, Piece
+from trainer.spec import ParamGroup
 from trainer.tasks import build_task
-from trainer.tasks.base import Evaluation, Generates, Phase, Task, Translates, loss_names, wanted
+from trainer.tasks.base import Generates, Phase, Task, Translates, loss_names, wanted
 
 log = logging.getLogger("graft")
 Made = TypeVar("Made")
-DROPOUT, WEIGHTS, ADAPTERS, PROJECTIONS = 1, 2, 3, 4  # keep the streams drawn from one seed apart
-
-
-@dataclass
-class Parts:
-    """A run that is put together but has no progress yet."""
-
-    run: Run
-    runtime: Runtime
-    splits: Splits
-    built: Built
-    task: Task
-    phase: Phase
-    engine: Engine
-    average: Average | FreeAverage | None
-    steps: int
-    bad: BadCount
-    summary: strategies.Summary
-    objective: Objective | None = None  # where there is more than the task's own loss
-    references: dict[str, str] = field(default_factory=dict)  # fingerprints of the networks that losses look at
-    features: Features | None = None
-    others: tuple[rivals.Rival, ...] = ()  # networks that learn against the first, each with an optimizer of its own
-
-    groups: Sequence[ParamGroup] = ()
-    choice: Choice | None = None  # whether features are kept, and why not
-
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        return (self.phase, *(other.phase for other in self.others))
-
-    def train_mode(self) -> None:
-        """Every network in training mode, as its strategy has it."""
-        for phase in self.phases:
-            strategies.train_mode(phase.engine.module)
-
-    @property
-    def epoch_samples(self) -> int:
-        return len(self.splits.train.items)
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Count what could not be read, copy to the device and normalise there."""
-        if batch.bad:
-            self.bad.add(batch.bad)
-        features = self.features is not None and self.features.train is not None
-        return batch.to(self.runtime.device, None if features else loaded(self.run, self.built.spec))
-
-    def pixels(self, batch: Batch) -> Batch:
-        """The same for images themselves, whatever is kept of them."""
-        self.bad.add(batch.bad)
-        return batch.to(self.runtime.device, loaded(self.run, self.built.spec))
-
-    def schedule(self) -> Callable[[int], float]:
-        batch = self.run.train.global_batch
-        return build_schedule(self.run.schedule, total=self.steps * batch, epoch_samples=self.epoch_samples, step_samples=batch)
-
-    def momentum(self) -> Callable[[int], float] | None:
-        batch = self.run.train.global_batch
-        return build_momentum(self.run.schedule, total=self.steps * batch, epoch_samples=self.epoch_samples, step_samples=batch)
-
-    def seed(self, step: int, rank: int, index: int) -> int:
-        """What dropout is seeded with: a pure function of (seed, step, rank, micro-batch)."""
-        return mix(self.run.train.seed, DROPOUT, step, rank, index)
-
-    def dataset(self, listing: Listing, *, train: bool) -> ImageDataset | PairDataset:
-        return dataset_of(self.run, listing, self.built.spec, train=train)
-
-    def open_features(self, at: Callable[[str], None], stop: Callable[[], bool], *, val: bool = True) -> bool:
-        """Have the features ready, where some are kept, once the weights are the run's own; false where a stop was wished."""
-        if self.features is None:
-            return True
-        train = self.dataset(self.splits.train, train=True)
-        held = self.dataset(self.splits.val, train=False) if val and self.splits.val is not None else None
-        assert isinstance(train, ImageDataset)  # of pairs nothing is kept
-        assert held is None or isinstance(held, ImageDataset)
-        return self.features.open(train, held, self.bad, at=at, stop=stop)
-
-    def batches(self, start_step: int) -> Generator[list[Batch], None, None]:
-        """The training micro-batches of this rank, step by step."""
-        train, runtime = self.run.train, self.runtime
-        share = max(rank_shares(train.global_batch, runtime.world))
-        features = None if self.features is None else self.features.train
-        return train_batches(
-            features or self.dataset(self.splits.train, train=True),
-            seed=train.seed, start_step=start_step, steps=self.steps, global_batch=train.global_batch,
-            micro_batch=share if train.micro_batch == "auto" else train.micro_batch,
-            rank=runtime.rank, world=runtime.world, workers=self.run.data.workers, pin=runtime.device.type == "cuda",
-        )  # fmt: skip
-
-    def evaluation(self, listing: Listing, at: Callable[[str], None]) -> Callable[[], Evaluation]:
-        """A function that measures the network (its average, if there is one) over a listing; `at` hears where it is."""
-        runtime, train = self.runtime, self.run.train
-        features = self.features.val if self.features is not None and listing is self.splits.val else None
-        dataset = features or self.dataset(listing, train=False)
-        share = max(rank_shares(train.global_batch, runtime.world))
-        batch = self.run.evaluate.batch or 2 * (share if train.micro_batch == "auto" else train.micro_batch)
-        idle = self.idle if self.engine.lockstep else None
-
-        def loaded(images: Samples) -> Generator[Batch, None, None]:
-            return eval_batches(
-                images, batch=batch, rank=runtime.rank, world=runtime.world,
-                workers=self.run.data.workers, pin=runtime.device.type == "cuda",
-            )  # fmt: skip
-
-        def measured() -> Evaluation:
-            measure = self.task.measure(len(dataset), runtime.device)
-            images = {"val": listing, "train": self.splits.train}
-            refer(measure, lambda name: self.dataset(images[name], train=False), loaded, self.pixels, at)
-            return evaluate(runtime, self.engine.called, measure, loaded(dataset), self.prepare, self.average, at, idle)
-
-        return measured
-
-    def idle(self, network: nn.Module) -> None:
-        """A forward pass as an evaluation makes it, of an image of which nothing is kept."""
-        spec, nothing = self.built.spec, torch.zeros(1, dtype=torch.int64)
-        image = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size, dtype=torch.uint8)
-        batch = Batch(image, nothing, nothing, epochs=nothing).to(self.runtime.device, spec)
-        self.task.run(network, batch)
+WEIGHTS, ADAPTERS, PROJECTIONS = 2, 3, 4  # keep the streams drawn from one seed apart
 
 
 def build(
@@ -357,61 +237,3 @@ def _stage(engine: Engine, network: nn.Module, average: Average | None, samples:
     if average is not None:
         average.follow(engine.moving(network), buffers(network))
     return True
-
-
-def tensors(parts: Parts) -> dict[str, dict[str, torch.Tensor | Piece]]:
-    """What a checkpoint holds of this rank, by file: the network, its average, and the optimizer's state by parameter name."""
-    phase, engine = parts.phase, parts.engine
-    files = {f"{phase.name}.safetensors": engine.weights(phase.network)}
-    files[f"{phase.name}-optimizer.safetensors"] = engine.state()[0]
-    if isinstance(parts.average, FreeAverage):
-        files[f"{phase.name}-average.safetensors"] = dict(parts.average.state)
-    elif parts.average is not None:
-        files[f"{phase.name}-average.safetensors"] = engine.averaged(phase.network, parts.average.state)
-    if parts.objective is not None and parts.objective.state_dict():
-        files[f"{phase.name}-objective.safetensors"] = engine.weights(parts.objective)
-    return files | rivals.tensors(parts.others)
-
-
-def generator_state(parts: Parts) -> dict[str, Any]:
-    """What whoever goes on with a generator must know of it."""
-    task, beside = parts.task, parts.built.beside
-    if not isinstance(task, Generates) or beside is None:
-        return {}
-    asked = task.generator
-    return {
-        "classes": [] if asked.text else list(asked.classes), "dropped": asked.dropped, "channels": beside.channels,
-        "size": beside.size, "schedule": dict(task.schedule()), "vae": None if beside.vae is None else beside.vae.source,
-        "text": None if beside.text is None else beside.text.source,
-    }  # fmt: skip
-
-
-def restore(parts: Parts, files: dict[str, Tensors], extra: dict[str, Any]) -> None:
-    """Put a checkpoint's tensors back: the inverse of `tensors`.
-
-    With settings that were changed since (`--accept-changes`), an average goes on for what it held and begins with the weights
-    for the rest, other losses begin anew, and another kind of optimizer begins without a state.
-    """
-    phase, engine = parts.phase, parts.engine
-    engine.fill(phase.network, files[f"{phase.name}.safetensors"])
-    if isinstance(parts.average, Average):
-        held = files.get(f"{phase.name}-average.safetensors", Tensors())
-        parts.average.restore(engine.held(phase.network, held))
-    if parts.objective is not None:
-        _restore_losses(parts, files.get(f"{phase.name}-objective.safetensors", Tensors()))
-    kind = parts.run.optimizer_identity
-    if extra.get("optimizer", kind) != kind:
-        log.warning("the optimizer was %s and is %s now: it begins without a state", extra["optimizer"], kind)
-    else:
-        engine.restore(files[f"{phase.name}-optimizer.safetensors"], extra.get("optimizer_state", {}))
-    rivals.restore(parts.others, files, extra.get("others", {}), optimizers=extra.get("optimizer", kind) == kind)
-    if parts.runtime.scaler is not None and "scaler" in extra:
-        parts.runtime.scaler.load_state_dict(extra["scaler"])
-
-
-def _restore_losses(parts: Parts, held: Tensors) -> None:
-    assert parts.objective is not None
-    try:
-        parts.engine.fill(parts.objective, held)
-    except RefusedError as error:  # the settings are the same, or the change of them was accepted
-        log.warning("what the losses learnt does not fit the run file any more and begins anew: %s", error)

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from trainer.build import Parts
 from trainer.config import Run
 from trainer.config.arithmetic import micro_batches, rank_shares
 from trainer.config.footprint import CARDS, Card, Kind, fit
 from trainer.config.optimizers import SGD
 from trainer.features import room
 from trainer.forecast import Forecast, NotForetoldError, prepare
+from trainer.parts import Parts
 from trainer.propose import propose
 from trainer.spec import ParamGroup
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from trainer import strategies
-from trainer.build import Parts, build
+from trainer.build import build
 from trainer.config import Run
 from trainer.config.arithmetic import micro_batches
 from trainer.config.footprint import Footprint
@@ -23,6 +23,7 @@ from trainer.data.pairs import loaded
 from trainer.features.fill import UNIT
 from trainer.ledger import Ledger, without_values
 from trainer.optim import Average
+from trainer.parts import Parts
 from trainer.runtime import Engine, Runtime
 from trainer.runtime.computing import Computing
 from trainer.runtime.engine import Make, Whole, named

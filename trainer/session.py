@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trainer import build as building
-from trainer import rivals
+from trainer import keeping, rivals
 from trainer.checkpoint import Loaded, Saver, Store, read
 from trainer.config import EXIT_DONE, EXIT_REQUEUE, RefusedError, Run
 from trainer.faultpoints import reached
@@ -21,6 +21,7 @@ from trainer.loop import At, Job, train
 from trainer.manifest import write_manifest
 from trainer.memory import Memory
 from trainer.optim import reaction
+from trainer.parts import Parts
 from trainer.progress import Clock, Progress
 from trainer.rundir import Lease, LeaseLostError, RunDir
 from trainer.rundir.metric import lower_is_better
@@ -71,7 +72,7 @@ def start(
         )  # fmt: skip
     if loaded:
         reached("resume-verified", loaded.step)
-        building.restore(parts, read(loaded.path), loaded.state)
+        keeping.restore(parts, read(loaded.path), loaded.state)
         log.info("resumed at step %d of %d from %s", progress.step, parts.steps, loaded.path.name)
     else:
         for line in parts.built.report.lines():
@@ -141,7 +142,7 @@ def find(store: Store, runtime: Runtime) -> Loaded | None:
     return found
 
 
-def _tracker(folder: RunDir, parts: building.Parts, progress: Progress, journal: Journal, memory: Memory) -> Tracker:
+def _tracker(folder: RunDir, parts: Parts, progress: Progress, journal: Journal, memory: Memory) -> Tracker:
     val = parts.splits.val
     pictures = None
     if val is not None:
@@ -155,9 +156,9 @@ def _tracker(folder: RunDir, parts: building.Parts, progress: Progress, journal:
     )  # fmt: skip
 
 
-def _saver(store: Store, tracker: Tracker | None, parts: building.Parts) -> Saver:
+def _saver(store: Store, tracker: Tracker | None, parts: Parts) -> Saver:
     """Of rank 0 or, where every rank saves what it holds, of each."""
-    named = [item for file in building.tensors(parts).values() for item in file.items()]
+    named = [item for file in keeping.tensors(parts).values() for item in file.items()]
     values = [(name, held.values if isinstance(held, Piece) else held) for name, held in named]
     meant = frozenset(name for name, value in values if value.is_floating_point() and not value.isfinite().all())
     sync, committed = (tracker.sync, tracker.committed) if tracker else (lambda: None, lambda step: None)
@@ -166,7 +167,7 @@ def _saver(store: Store, tracker: Tracker | None, parts: building.Parts) -> Save
 
 def assemble(
     run: Run,
-    parts: building.Parts,
+    parts: Parts,
     progress: Progress,
     tracker: Tracker | None,
     saver: Saver | None,
@@ -193,7 +194,7 @@ def assemble(
             "parallel": runtime.kind,
             "facts": parts.splits.train.facts.as_json(),
             "outputs": [[output.name, list(output.labels)] for output in parts.task.outputs],
-            **({"generator": building.generator_state(parts)} if parts.built.beside is not None else {}),
+            **({"generator": keeping.generator_state(parts)} if parts.built.beside is not None else {}),
             "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
             "optimizer": run.optimizer_identity, "optimizer_state": parts.engine.state()[1],
             "references": parts.references,
@@ -201,7 +202,7 @@ def assemble(
         }  # fmt: skip
         if runtime.scaler is not None:
             extra["scaler"] = runtime.scaler.state_dict()
-        saver.save(state.step, building.tensors(parts), extra, best=state.best if improved else None, wait=wait)
+        saver.save(state.step, keeping.tensors(parts), extra, best=state.best if improved else None, wait=wait)
         if wait:
             heart.at("barrier")
             runtime.barrier()
@@ -209,7 +210,7 @@ def assemble(
     def beat(step: int) -> None:
         if saver is not None and step == began_at + 1:
             # Now the optimizer has its state: the first touch of the memory is paid here, not in the first checkpoint.
-            saver.reserve(building.tensors(parts))
+            saver.reserve(keeping.tensors(parts))
         heart.step = step
         reached("step", step)
         if tracker is not None and step < parts.steps:  # of the last step there is a point with its loss

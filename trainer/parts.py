@@ -1,0 +1,146 @@
+"""A run that is put together: what it reads, how it measures, and what the loop asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from trainer import rivals, strategies
+from trainer.config import Run
+from trainer.config.arithmetic import rank_shares
+from trainer.config.sources import Listing, Splits
+from trainer.data import Batch
+from trainer.data.dataset import BadCount, ImageDataset
+from trainer.data.loader import Samples, eval_batches, train_batches
+from trainer.data.order import mix
+from trainer.data.pairs import PairDataset, dataset_of, loaded
+from trainer.evaluate import evaluate, refer
+from trainer.features.choose import Choice
+from trainer.features.kept import Features
+from trainer.losses.objective import Objective
+from trainer.models import Built
+from trainer.optim import Average, FreeAverage, build_momentum, build_schedule
+from trainer.runtime import Engine, Runtime
+from trainer.spec import ParamGroup
+from trainer.tasks.base import Evaluation, Phase, Task
+
+DROPOUT = 1  # the stream of draws that dropout is seeded from
+
+
+@dataclass
+class Parts:
+    """A run that is put together but has no progress yet."""
+
+    run: Run
+    runtime: Runtime
+    splits: Splits
+    built: Built
+    task: Task
+    phase: Phase
+    engine: Engine
+    average: Average | FreeAverage | None
+    steps: int
+    bad: BadCount
+    summary: strategies.Summary
+    objective: Objective | None = None  # where there is more than the task's own loss
+    references: dict[str, str] = field(default_factory=dict)  # fingerprints of the networks that losses look at
+    features: Features | None = None
+    others: tuple[rivals.Rival, ...] = ()  # networks that learn against the first, each with an optimizer of its own
+
+    groups: Sequence[ParamGroup] = ()
+    choice: Choice | None = None  # whether features are kept, and why not
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (self.phase, *(other.phase for other in self.others))
+
+    def train_mode(self) -> None:
+        """Every network in training mode, as its strategy has it."""
+        for phase in self.phases:
+            strategies.train_mode(phase.engine.module)
+
+    @property
+    def epoch_samples(self) -> int:
+        return len(self.splits.train.items)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Count what could not be read, copy to the device and normalise there."""
+        if batch.bad:
+            self.bad.add(batch.bad)
+        features = self.features is not None and self.features.train is not None
+        return batch.to(self.runtime.device, None if features else loaded(self.run, self.built.spec))
+
+    def pixels(self, batch: Batch) -> Batch:
+        """The same for images themselves, whatever is kept of them."""
+        self.bad.add(batch.bad)
+        return batch.to(self.runtime.device, loaded(self.run, self.built.spec))
+
+    def schedule(self) -> Callable[[int], float]:
+        batch = self.run.train.global_batch
+        return build_schedule(self.run.schedule, total=self.steps * batch, epoch_samples=self.epoch_samples, step_samples=batch)
+
+    def momentum(self) -> Callable[[int], float] | None:
+        batch = self.run.train.global_batch
+        return build_momentum(self.run.schedule, total=self.steps * batch, epoch_samples=self.epoch_samples, step_samples=batch)
+
+    def seed(self, step: int, rank: int, index: int) -> int:
+        """What dropout is seeded with: a pure function of (seed, step, rank, micro-batch)."""
+        return mix(self.run.train.seed, DROPOUT, step, rank, index)
+
+    def dataset(self, listing: Listing, *, train: bool) -> ImageDataset | PairDataset:
+        return dataset_of(self.run, listing, self.built.spec, train=train)
+
+    def open_features(self, at: Callable[[str], None], stop: Callable[[], bool], *, val: bool = True) -> bool:
+        """Have the features ready, where some are kept, once the weights are the run's own; false where a stop was wished."""
+        if self.features is None:
+            return True
+        train = self.dataset(self.splits.train, train=True)
+        held = self.dataset(self.splits.val, train=False) if val and self.splits.val is not None else None
+        assert isinstance(train, ImageDataset)  # of pairs nothing is kept
+        assert held is None or isinstance(held, ImageDataset)
+        return self.features.open(train, held, self.bad, at=at, stop=stop)
+
+    def batches(self, start_step: int) -> Generator[list[Batch], None, None]:
+        """The training micro-batches of this rank, step by step."""
+        train, runtime = self.run.train, self.runtime
+        share = max(rank_shares(train.global_batch, runtime.world))
+        features = None if self.features is None else self.features.train
+        return train_batches(
+            features or self.dataset(self.splits.train, train=True),
+            seed=train.seed, start_step=start_step, steps=self.steps, global_batch=train.global_batch,
+            micro_batch=share if train.micro_batch == "auto" else train.micro_batch,
+            rank=runtime.rank, world=runtime.world, workers=self.run.data.workers, pin=runtime.device.type == "cuda",
+        )  # fmt: skip
+
+    def evaluation(self, listing: Listing, at: Callable[[str], None]) -> Callable[[], Evaluation]:
+        """A function that measures the network (its average, if there is one) over a listing; `at` hears where it is."""
+        runtime, train = self.runtime, self.run.train
+        features = self.features.val if self.features is not None and listing is self.splits.val else None
+        dataset = features or self.dataset(listing, train=False)
+        share = max(rank_shares(train.global_batch, runtime.world))
+        batch = self.run.evaluate.batch or 2 * (share if train.micro_batch == "auto" else train.micro_batch)
+        idle = self.idle if self.engine.lockstep else None
+
+        def loaded(images: Samples) -> Generator[Batch, None, None]:
+            return eval_batches(
+                images, batch=batch, rank=runtime.rank, world=runtime.world,
+                workers=self.run.data.workers, pin=runtime.device.type == "cuda",
+            )  # fmt: skip
+
+        def measured() -> Evaluation:
+            measure = self.task.measure(len(dataset), runtime.device)
+            images = {"val": listing, "train": self.splits.train}
+            refer(measure, lambda name: self.dataset(images[name], train=False), loaded, self.pixels, at)
+            return evaluate(runtime, self.engine.called, measure, loaded(dataset), self.prepare, self.average, at, idle)
+
+        return measured
+
+    def idle(self, network: nn.Module) -> None:
+        """A forward pass as an evaluation makes it, of an image of which nothing is kept."""
+        spec, nothing = self.built.spec, torch.zeros(1, dtype=torch.int64)
+        image = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size, dtype=torch.uint8)
+        batch = Batch(image, nothing, nothing, epochs=nothing).to(self.runtime.device, spec)
+        self.task.run(network, batch)
