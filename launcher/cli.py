@@ -45,7 +45,6 @@ Processes = Annotated[int | None, typer.Option("--processes", min=1, help="ranks
 Accept = Annotated[bool, typer.Option("--accept-changes", help="go on with a run folder although the settings changed")]
 Retry = Annotated[bool, typer.Option("--retry", help="start although the same failure came three times")]
 RUNS = Path("runs")
-_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 def main() -> None:
@@ -53,7 +52,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))
     # pydantic looks through every installed distribution for plugins otherwise (30 ms)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    from launcher import cli_cluster  # noqa: F401 (its commands)
+    from launcher import cli_cluster, cli_finished  # noqa: F401 (their commands)
 
     gc.disable()  # a fifth of the time of a short command; what runs long turns it on again
     try:
@@ -190,57 +189,6 @@ def demo(runs: Runs = RUNS, fresh: Annotated[bool, typer.Option("--fresh", help=
     raise typer.Exit(run_demo(runs, fresh=fresh))
 
 
-@app.command(context_settings=_PASS_ON)
-def evaluate(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Measure a run's best weights.
-
-    On its own validation data, or on other: graft evaluate RUN [DATA].
-    """
-    _trainer("evaluate", run, runs, context.args)
-
-
-@app.command(context_settings=_PASS_ON)
-def forgetting(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Measure what a run forgot of the task that its weights came from.
-
-    Before and after it was trained: graft forgetting RUN [DATA].
-    """
-    _trainer("forgetting", run, runs, context.args)
-
-
-@app.command(context_settings=_PASS_ON)
-def predict(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Classify images: graft predict RUN FILES…"""
-    _trainer("predict", run, runs, context.args)
-
-
-@app.command(context_settings=_PASS_ON)
-def sample(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Make images: graft sample RUN --classes … --seeds 0-15"""
-    _trainer("sample", run, runs, context.args)
-
-
-@app.command(context_settings=_PASS_ON)
-def translate(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Make pictures of pictures: graft translate RUN FOLDER --out DIR"""
-    _trainer("translate", run, runs, context.args)
-
-
-@app.command(context_settings=_PASS_ON)
-def export(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Write a run's best weights for use without graft."""
-    _trainer("export", run, runs, context.args)
-
-
-@app.command(context_settings=_PASS_ON)
-def report(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Write a page of curves and examples.
-
-    Of one run, or of several compared: graft report RUN…; or of a sweep, by its name.
-    """
-    _trainer("report", run, runs, [_named(argument, runs) for argument in context.args])
-
-
 @app.command(name="runs")
 def runs_(
     runs: Runs = RUNS, json: Json = False,
@@ -298,24 +246,3 @@ def logs(
     from launcher.runs import find
 
     raise typer.Exit(show(find(run, runs), None if every else rank, job=job, follow=follow))
-
-
-def _named(argument: str, runs: Path) -> str:
-    """A run's name becomes its folder; anything else stays."""
-    folder = runs / argument
-    return str(folder) if (folder / "run.yaml").is_file() else argument
-
-
-def _trainer(command: str, run: str, runs: Path, arguments: list[str]) -> None:
-    """Become `python -m trainer COMMAND`: its arguments, its output and its exit code."""
-    if run in ("--help", "-h"):
-        folders, rest = [], ["--help"]
-    else:
-        from launcher.runs import find
-
-        sweep = next((f for f in (Path(run), runs / run) if (f / "sweep.yaml").is_file()), None) if command == "report" else None
-        folders, rest = [str(sweep or find(run, runs).path)], arguments
-    from launcher.python import environment, trainer_command
-
-    words = trainer_command(command, *folders, *rest)
-    os.execve(words[0], words, environment())

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli import _PASS_ON, RUNS, Accept, Json, Overrides, RunFile, Runs, app, print_json
+from launcher.cli import RUNS, Accept, Json, Overrides, RunFile, Runs, app, print_json
+from launcher.cli_finished import PASS_ON
 
 Names = Annotated[list[str], typer.Argument(metavar="RUN…", help="run folders, or their names below --runs")]
 
@@ -197,7 +198,7 @@ def cache(
         print(cache.text(found, removed=remove))
 
 
-@app.command(name="models", context_settings=_PASS_ON)
+@app.command(name="models", context_settings=PASS_ON)
 def models_(context: typer.Context, runs: Runs = RUNS) -> None:
     """List what can be grafted onto: graft models [PATTERN]; one name is described."""
     from launcher.python import environment, trainer_command

@@ -149,7 +149,6 @@ class Step:
         self._losses: list[torch.Tensor] = []
         self._scale = job.runtime.world / job.global_batch  # a mean over the ranks of sums over samples is the global mean
         self._limit = job.max_skipped if job.runtime.scaler is None else max(job.max_skipped, SCALER_PATIENCE)
-
         widths = [1 + len(phase.columns) for phase in job.phases]
         self._places = [sum(widths[:number]) for number in range(len(widths))]  # of the phases' losses in a row of the record
         self._unsound_before = set(self._unsound())
