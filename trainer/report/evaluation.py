@@ -10,7 +10,6 @@ from trainer.report.multilabel import of_labels
 from trainer.report.read import Json, View, picture
 from trainer.report.regress import of_values
 from trainer.report.reliability import reliability_card
-from trainer.report.samples import of_samples
 from trainer.report.svg import heat_map, meter
 
 MAX_CLASSES = 100
@@ -26,6 +25,8 @@ def evaluation(view: View, *, heading: str = "") -> str:
         return ""
     title = f"{escape(heading)}: " if heading else ""
     if found.get("kind") in ("diffusion", "translate", "autoencoder"):
+        from trainer.report.samples import of_samples  # with Pillow, which a page without images does not need
+
         return of_samples(view, found, title)
     when = f"step {found['step']:,}, " if isinstance(found.get("step"), int) else ""
     examples = [e for e in found.get("examples", []) if isinstance(e, dict)]
