@@ -122,7 +122,7 @@ class Data(Section):
 
     Sources: `folder:PATH` (one folder a class), `csv:FILE?image=COLUMN&label=COLUMN`, `digits:0-4/train`,
     `hf:FOLDER_OR_NAME/train?image=COLUMN&label=COLUMN`, `webdataset:shards/{000..009}.tar?image=jpg;png&label=cls`,
-    `torchvision:CIFAR10?root=PATH&split=train`.
+    `torchvision:CIFAR10?root=PATH&split=train`, `pairs:PATH?input=FOLDER&target=FOLDER` for task translate.
     """
 
     train: str

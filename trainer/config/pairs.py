@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from trainer.config.base import Section
 
@@ -71,6 +71,7 @@ def _word(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-_Long = Annotated[Given | Side | Grey | Small | Edges | Masked, Field(discriminator="kind")]
+_Ways = Given | Side | Grey | Small | Edges | Masked
 _SHORT: dict[str, Any] = {"enum": ["given", "side", "grey", "small", "edges", "masked"]}
-Pairs = Annotated[_Long, BeforeValidator(_word), WithJsonSchema({"anyOf": [_SHORT, TypeAdapter(_Long).json_schema()]})]
+_SCHEMA = {"anyOf": [_SHORT, *(way.model_json_schema() for way in get_args(_Ways))]}
+Pairs = Annotated[Annotated[_Ways, Field(discriminator="kind")], BeforeValidator(_word), WithJsonSchema(_SCHEMA)]
