@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.faults.test_strategies import file
 from tests.sharding.conftest import column, plain, run
-from tests.trainers import Zygote
+from tests.trainers import Zygote, hashes, points
 from trainer.checkpoint import averaged
 from trainer.restored import restore
 from trainer.rundir import RunDir
@@ -46,3 +47,13 @@ def test_every_kind_learns_what_one_rank_does(
     # what export, evaluate and predict read
     network = restore(RunDir(tmp_path / "run"), "last").network.state_dict()
     assert all(torch.equal(network[name], weights[name]) for name in weights)
+
+
+def test_blocks_that_are_gathered_are_worked_out_again(trainers: Zygote, tmp_path: Path) -> None:
+    """Under fsdp, with BatchNorm and dropout: equal to the bit."""
+    folders = [tmp_path / "kept", tmp_path / "again"]
+    for folder, again in zip(folders, ("false", "true"), strict=True):
+        args = ("train.steps=8", f"train.checkpointing={again}")
+        assert run(trainers, file(folder, {"kind": "blocks", "last": 2}), folder, "fsdp", args=args) == [0, 0]
+    assert points(folders[0] / "run") == points(folders[1] / "run")
+    assert hashes(folders[0] / "run") == hashes(folders[1] / "run")

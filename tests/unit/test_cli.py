@@ -127,7 +127,7 @@ def test_a_plan_for_people_and_for_scripts(shell: Shell) -> None:
         (["images"], "images: no run folder"),
         (["pets.yaml", "data.train=folder:imagse"], "imagse: no such folder"),
         (["pets.yaml", "data.min_per_class=9"], "cat"),
-        (["pets.yaml", "train.precision=fp16"], "write train.precision=bf16"),
+        (["pets.yaml", "train.precision=fp8"], "write bf16"),
         (["pets.yaml", "train.global_batch=1", "--processes", "2"], "1 / 2 is less than one sample a rank"),
         (["pets.yaml", "parallel.device=cuda"], "no GPU is visible"),
         (["pets.yaml", "model.source=resnet18"], "write SCHEME:NAME, such as torchvision:resnet18"),
@@ -150,7 +150,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(shell: Shell, arguments: list[
 
 
 def test_training_refuses_the_same_mistakes_in_the_same_words(shell: Shell) -> None:
-    for mistake in ("train.epcohs=3", "data.train=folder:imagse", "train.precision=fp16", "name='a;touch ran'"):
+    for mistake in ("train.epcohs=3", "data.train=folder:imagse", "train.precision=fp8", "name='a;touch ran'"):
         assert shell.fails(2, "train", "pets.yaml", mistake) == shell.fails(2, "plan", "pets.yaml", mistake)
         assert not (shell.folder / "ran").exists()
 
