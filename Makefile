@@ -8,9 +8,9 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)
 	$(BIN)/graft demo
 
-# Two processes, a file at a time; all that needs the test cluster in one of them.
+# Three processes, a file at a time; all that needs the test cluster in one of them, which mostly waits.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -144,6 +144,18 @@ def test_accepted_changes_go_on_from_the_weights(
     assert marker.state == "DONE"
 
 
+def test_an_average_has_the_statistics_of_the_network_on_any_number_of_ranks(trainers: Zygote, tmp_path: Path) -> None:
+    """What is put around a network for several ranks gives it other buffers than those that it came with."""
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        assert trainers.run(run_file(folder, train={"steps": 6}), folder, world=world) == [0] * world
+        newest = folder / "run" / "checkpoints" / "step-00000006"
+        weights, average = load_file(newest / "model.safetensors"), load_file(newest / "model-average.safetensors")
+        kept = [name for name in weights if "running" in name or name.endswith("num_batches_tracked")]
+        assert len(kept) == 3
+        assert all(average[name].equal(weights[name]) for name in kept), world
+
+
 def test_an_average_begins_with_the_loaded_weights(trainers: Zygote, tmp_path: Path) -> None:
     """What only learns since a change has no saved average: it begins with its weights, not with a fresh network's."""
     assert trainers.run(run_file(tmp_path, strategy={"kind": "head"}), tmp_path, fault="step@24=term") == [75]
