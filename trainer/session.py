@@ -13,6 +13,7 @@ from trainer import build as building
 from trainer import keeping, rivals
 from trainer.checkpoint import Loaded, Saver, Store, read
 from trainer.config import EXIT_DONE, EXIT_REQUEUE, RefusedError, Run
+from trainer.config.compute import fusable
 from trainer.faultpoints import reached
 from trainer.forgetting import at_the_end
 from trainer.hang import Hang
@@ -66,8 +67,9 @@ def start(
     memory = Memory(runtime.device)
     parts = building.build(run, runtime, loaded.state if loaded else None, accept_changes=accept_changes)
     if runtime.main:
+        computes = {**runtime.computing.told, "fused": runtime.computing.fused and fusable(run)}
         write_manifest(
-            folder, run, parts.splits, world=runtime.world, device=str(runtime.device), computes=runtime.computing.told,
+            folder, run, parts.splits, world=runtime.world, device=str(runtime.device), computes=computes,
             accept_changes=accept_changes,
         )  # fmt: skip
     if loaded:

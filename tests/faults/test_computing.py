@@ -38,8 +38,9 @@ def ends(
 def test_compiled_and_worked_out_again_it_ends_as_without(ready: Zygote, tmp_path: Path) -> None:
     """With BatchNorm, dropout, an average and a frozen part, on two ranks; names and losses are those of a plain run."""
     plain, whole, broken = tmp_path / "plain", tmp_path / "whole", tmp_path / "broken"
-    args = ("train.compile=blocks", "train.checkpointing=true", "train.channels_last=true")
-    assert ends(ready, plain) == [0, 0]
+    layout = ("train.channels_last=true",)  # which rounds otherwise, and so does the plain run
+    args = ("train.compile=blocks", "train.checkpointing=true", *layout)
+    assert ends(ready, plain, layout) == [0, 0]
     assert ends(ready, whole, args, TRACED) == [0, 0]
     assert KILLED in ends(ready, broken, args, TRACED, fault="step@6:1=kill")
     assert ends(ready, broken, args, TRACED) == [0, 0]
