@@ -15,6 +15,7 @@ from trainer.spec import Output
 
 FOLDER = Path(__file__).parents[2] / "configs" / "classify"
 FILES = sorted(FOLDER.glob("*.yaml"))
+OTHERS = sorted(file for kind in ("autoencoder", "diffusion", "translate") for file in (FOLDER.parent / kind).glob("*.yaml"))
 
 
 @pytest.fixture
@@ -54,3 +55,10 @@ def test_the_classic_is_the_textbook() -> None:
     run = load(FOLDER / "vgg16-head.yaml")
     assert (run.optimizer.kind, run.optimizer.lr, run.train.epochs, run.strategy.kind) == ("adam", 1e-3, 10, "head")
     assert (run.model.weights, run.model.adapt.image_size, run.data.normalize) == ("IMAGENET1K_V1", 224, "imagenet")
+
+
+@pytest.mark.parametrize("file", OTHERS, ids=[f.stem for f in OTHERS])
+def test_an_example_that_makes_images_loads_and_says_how_it_is_trained(file: Path) -> None:
+    run = load(file)
+    assert (run.name, run.task.kind) == (file.stem, file.parent.name)
+    assert f"graft train configs/{file.parent.name}/{file.name}" in file.read_text(encoding="utf-8")
