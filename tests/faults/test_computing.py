@@ -46,7 +46,7 @@ def test_compiled_and_worked_out_again_it_ends_as_without(ready: Zygote, tmp_pat
     assert ends(ready, broken, args, TRACED) == [0, 0]
     same(broken / "run", whole / "run")
     for one, other in zip(points(whole / "run"), points(plain / "run"), strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
+        assert one == pytest.approx(other, abs=2e-5)
     files = [read(max((folder / "run" / "checkpoints").glob("step-*"))) for folder in (whole, plain)]
     assert [sorted(held.names) for held in files[0].values()] == [sorted(held.names) for held in files[1].values()]
     told = json.loads((whole / "run" / "manifest.json").read_text())["computes"]
