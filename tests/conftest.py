@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.trainers import Zygote
 
@@ -26,8 +28,15 @@ def zygote(users_cache: Path) -> Iterator[Zygote]:
     started.close()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class Together(LoadScopeScheduling):  # type: ignore[misc]
     """A file stays together, for what its tests share; so do all files that use the test cluster, of which one is enough."""
-    for item in items:
-        folder, file = item.path.parent.name, str(item.path)
-        item.add_marker(pytest.mark.xdist_group("cluster" if folder == "cluster" else file))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "cluster" if "/cluster/" in file else file
+
+
+# xdist's own groups are written into names of tests, which pytest does not read there since 9.2
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    return Together(config, log)
