@@ -322,6 +322,29 @@ def test_a_killed_worker_is_named(root: Path) -> None:
     assert signal.getsignal(signal.SIGCHLD) == handler
 
 
+def test_a_killed_worker_is_named_when_its_signal_comes_after_its_pipe_broke(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """torch's handler then raises while the end of the worker is waited for."""
+    from trainer.data import loader
+
+    def late(sentinels: list[int], timeout: float) -> list[int]:
+        raise RuntimeError("DataLoader worker is killed by signal: Killed.")
+
+    monkeypatch.setattr(loader, "wait", late)
+    before = children()
+    batches = steps(files(root), steps=10**6, workers=2)
+    next(batches)
+    victim = next(p for p in children() if p not in before)
+    victim.kill()
+    while victim.status() != psutil.STATUS_ZOMBIE:  # a wait would take its exit code away
+        time.sleep(0.01)
+    with pytest.raises(GraftError, match=f"loader worker {victim.pid} was ended by SIGKILL"):
+        for _ in batches:
+            pass
+    assert children() == before
+
+
 def test_workers_die_with_their_rank(root: Path) -> None:
     code = f"""
 import sys, time

@@ -196,10 +196,11 @@ def _settle(worker: int) -> None:
 def _explained(error: Exception, processes: Sequence[Any]) -> Exception:
     """A dead worker in words; any other error is a bug and stays as it is."""
     if isinstance(error, OSError | EOFError):  # the connection to a worker broke, which is seen before its end
-        ended = wait([p.sentinel for p in processes], timeout=1.0)
-        for process in processes:
-            if process.sentinel in ended:
-                process.join(1.0)
+        with contextlib.suppress(RuntimeError):  # of torch's handler of SIGCHLD, which may come only now
+            ended = wait([p.sentinel for p in processes], timeout=1.0)
+            for process in processes:
+                if process.sentinel in ended:
+                    process.join(1.0)
     dead = [p for p in processes if p.exitcode not in (None, 0)]
     if str(error).startswith("Caught ") or not dead:
         return error
