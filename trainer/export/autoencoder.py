@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainer.config import UserError
-from trainer.export.card import _cell, _measured, _source, _training
-from trainer.export.folder import TOLERANCE, _commit, _version
+from trainer.export.card import begun, cell, licence, measured, source_of, training
+from trainer.export.folder import TOLERANCE
+from trainer.export.place import graft_version, new_folder, take_samples
 from trainer.models.reconstructor import KIND, Reconstructing
 from trainer.restored import Restored
 
@@ -26,30 +25,23 @@ def export_autoencoder(restored: Restored, out: Path, summary: dict[str, Any], e
     """
     network, run, spec = restored.network, restored.run, restored.spec
     assert isinstance(network, Reconstructing)
-    there = (out / "config.json").is_file() and (out / "graft.json").is_file()
-    if out.exists() and not there and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there and is no export; name another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    inner: Any = network.network
-    deviation = float((evaluation.get("latents") or {}).get("std") or 0.0)
-    if run.model.weights == "none" and deviation > 0:
-        inner.register_to_config(scaling_factor=1 / deviation)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as name:
-        new = Path(name) / "new"
+    ours = (out / "config.json").is_file() and (out / "graft.json").is_file()
+    with new_folder(out, ours=ours) as new:
+        inner: Any = network.network
+        deviation = float((evaluation.get("latents") or {}).get("std") or 0.0)
+        if run.model.weights == "none" and deviation > 0:
+            inner.register_to_config(scaling_factor=1 / deviation)
         inner.save_pretrained(new)
         _check(network, new, spec.in_channels, spec.image_size)
         about = {
-            "graft": _version(), "name": run.name, "step": restored.step, "task": "autoencoder", "image_size": spec.image_size,
-            "pixels": "from -1 to 1",
+            "graft": graft_version(), "name": run.name, "step": restored.step, "task": "autoencoder",
+            "image_size": spec.image_size, "pixels": "from -1 to 1",
         }  # fmt: skip
         (new / "graft.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        sheet = restored.folder.samples / f"step-{restored.step:08d}.png"
-        if sheet.is_file():
-            shutil.copyfile(sheet, new / "samples.png")
+        shown = take_samples(restored.folder, restored.step, new)
         manifest = restored.folder.read_json(restored.folder.manifest)
-        text = _card(restored, manifest, summary, evaluation, float(inner.config.scaling_factor), shown=sheet.is_file())
+        text = _card(restored, manifest, summary, evaluation, float(inner.config.scaling_factor), shown=shown)
         (new / "README.md").write_text(text, encoding="utf-8")
-        _commit(new, out, Path(name) / "old")
     return out
 
 
@@ -78,23 +70,16 @@ def _card(
     run, spec = restored.run, restored.spec
     network: Any = restored.network
     channels, factor = network.latents
-    weights = run.model.weights
-    made = (
-        "trained with graft from random weights"
-        if weights == "none"
-        else f"fine-tuned with graft from {_cell(PurePath(weights).name)}"
-    )
-    begun = "" if weights == "none" else "It was begun from given weights, whose licence may bind this model. "
     return "\n".join([
         "---\nlicense: unknown\nlibrary_name: diffusers\n---\n",
-        f"# {_cell(run.name)}\n",
-        f"An autoencoder (`{KIND}` of diffusers): `{_source(run)}`, {made}. Strategy: {run.strategy.kind}.\n\n"
+        f"# {cell(run.name)}\n",
+        f"An autoencoder (`{KIND}` of diffusers): `{source_of(run)}`, {begun(run)}. Strategy: {run.strategy.kind}.\n\n"
         f"Pictures of {spec.image_size} x {spec.image_size} in {spec.in_channels} channels become latents of {channels}, "
         f"{factor} times smaller a side; `scaling_factor` is {scale:.5g}.\n",
         *(["![input, output](samples.png)\n\nValidation pictures and what is made of their latents.\n"] if shown else []),
         f'## How to use it\n\nWith diffusers, without graft: `{KIND}.from_pretrained("FOLDER")`; in graft as '
         "`task: {kind: diffusion, vae: diffusers:FOLDER}`.\n",
-        _measured(summary, evaluation),
-        _training(run, manifest, summary),
-        f"## Licence\n\nTo be filled in by whoever publishes this model. {begun}The training data may set terms too.\n",
+        measured(summary, evaluation),
+        training(run, manifest, summary),
+        licence(run),
     ])  # fmt: skip

@@ -24,17 +24,36 @@ def card(
 ) -> str:
     """README.md of an export; what the run did not measure is said to be missing. `form`: whose format the files are in."""
     parts = [
-        f"---\nlicense: unknown\nlibrary_name: pytorch\n{_tag(outputs)}---\n\n# {_cell(run.name)}\n",
+        f"---\nlicense: unknown\nlibrary_name: pytorch\n{_tag(outputs)}---\n\n# {cell(run.name)}\n",
         _what(run, spec, outputs),
         _use(code, form),
-        _measured(summary, evaluation),
-        _training(run, manifest, summary),
+        measured(summary, evaluation),
+        training(run, manifest, summary),
         _limits(run, outputs),
     ]
     return "\n".join(parts)
 
 
-def _cell(value: Any) -> str:
+def begun(run: Run) -> str:
+    """What the weights were before the training."""
+    weights = run.model.weights
+    if weights == "none":
+        return "trained with graft from random weights"
+    return f"fine-tuned with graft from the weights {cell(PurePath(weights).name)}"
+
+
+def licence(run: Run) -> str:
+    """What binds the model, as far as graft knows."""
+    start = (
+        "The licence of the code applies to the architecture."
+        if run.model.weights == "none"
+        else f"It was begun from given weights ({cell(PurePath(run.model.weights).name)}); their licence is not known to graft "
+        "and may bind this model."
+    )
+    return f"## Licence\n\nTo be filled in by whoever publishes this model. {start} The training data may set terms too.\n"
+
+
+def cell(value: Any) -> str:
     """Text that means itself in Markdown, in a table too."""
     text = " ".join(str(value).split())
     for mark in "\\`*_[]<>|#":
@@ -43,15 +62,12 @@ def _cell(value: Any) -> str:
 
 
 def _what(run: Run, spec: InputSpec, outputs: tuple[Output, ...]) -> str:
-    weights = run.model.weights
-    given = f"fine-tuned with graft from the weights {_cell(PurePath(weights).name)}"
-    made = "trained with graft from random weights" if weights == "none" else given
     kind = {1: "grey", 3: "RGB"}.get(spec.in_channels, f"{spec.in_channels}-channel")
     learnt = {"head": "Only its head learnt; the trunk is as it was.", "full": "All its parameters learnt."}
-    named = "".join(f"- {_cell(output.name)}: {_names(output)}\n" for output in outputs if output.name)
+    named = "".join(f"- {cell(output.name)}: {_names(output)}\n" for output in outputs if output.name)
     what = "An image classifier" if all(output.kind == "class" for output in outputs) else "A network for images"
     return (
-        f"{what}: `{_source(run)}`, {made}. "
+        f"{what}: `{source_of(run)}`, {begun(run)}. "
         f"{learnt.get(run.strategy.kind, f'Strategy: {run.strategy.kind}.')}\n\n"
         f"It takes {kind} pictures of {spec.image_size} x {spec.image_size} pixels and gives "
         + (f"several things of each:\n\n{named}" if named else f"{about(outputs)}: {_names(outputs[0])}.\n")
@@ -60,10 +76,10 @@ def _what(run: Run, spec: InputSpec, outputs: tuple[Output, ...]) -> str:
 
 def _names(output: Output) -> str:
     labels = output.labels
-    return ", ".join(_cell(name) for name in labels[:50]) + (f" and {len(labels) - 50} more" if len(labels) > 50 else "")
+    return ", ".join(cell(name) for name in labels[:50]) + (f" and {len(labels) - 50} more" if len(labels) > 50 else "")
 
 
-def _source(run: Run) -> str:
+def source_of(run: Run) -> str:
     """The source without the folders of the machine it was trained on."""
     scheme, _, rest = run.model.source.partition(":")
     return f"{scheme}:{PurePath(rest).name}".replace("`", "")
@@ -95,11 +111,11 @@ def _use(code: str, form: str) -> str:
 
 def _number(key: str, value: Any) -> str:
     if not isinstance(value, int | float):
-        return "–" if value is None else _cell(value)
+        return "–" if value is None else cell(value)
     return f"{value:.2%}" if is_share(key) or key == "ap" else f"{value:.4g}"
 
 
-def _measured(summary: dict[str, Any], evaluation: dict[str, Any]) -> str:
+def measured(summary: dict[str, Any], evaluation: dict[str, Any]) -> str:
     best = summary.get("best") or {}
     values = evaluation.get("metrics") or best.get("metrics") or summary.get("final") or {}
     values = {key.removeprefix("val/"): value for key, value in values.items() if not key.startswith("source/")}
@@ -109,7 +125,7 @@ def _measured(summary: dict[str, Any], evaluation: dict[str, Any]) -> str:
     lines = ["## What was measured", ""]
     if values:
         lines += ["| measure | value |", "|---|---|"]
-        lines += [f"| {_cell(key)} | {_number(key, value)} |" for key, value in values.items()]
+        lines += [f"| {cell(key)} | {_number(key, value)} |" for key, value in values.items()]
         lines.append("")
     return "\n".join([*lines, *tables])
 
@@ -122,16 +138,16 @@ def _table(evaluation: dict[str, Any], name: str, figures: Figures, rows: list[d
     right = found.get("right", sum(row[i] for i, row in enumerate(matrix)) if matrix else None)
     judged = f", of which {right:,} were right" if right is not None else ", in the units of the data"
     at = f" of step {evaluation['step']}" if "step" in evaluation else ""
-    of = f"{_cell(name)}: the" if name else "The"
+    of = f"{cell(name)}: the" if name else "The"
     lines = [f"{of} table below is the evaluation{at} on {samples:,} validation samples{judged}.", ""]
     lines += [f"| {figures.of} | {' | '.join(figures.columns.values())} | samples |", "|" + "---|" * (len(figures.columns) + 2)]
     for entry in rows:
         cells = " | ".join(_number(column, entry.get(column)) for column in figures.columns)
-        lines.append(f"| {_cell(entry.get('name'))} | {cells} | {entry.get('support')} |")
+        lines.append(f"| {cell(entry.get('name'))} | {cells} | {entry.get('support')} |")
     return [*lines, ""]
 
 
-def _training(run: Run, manifest: dict[str, Any], summary: dict[str, Any]) -> str:
+def training(run: Run, manifest: dict[str, Any], summary: dict[str, Any]) -> str:
     rows: list[tuple[str, Any]] = [
         ("optimizer", f"{run.optimizer.kind}, learning rate {run.optimizer.lr:g}, schedule {run.schedule.kind}"),
         ("batch", run.train.global_batch),
@@ -152,10 +168,11 @@ def _training(run: Run, manifest: dict[str, Any], summary: dict[str, Any]) -> st
         rows.append(("versions", ", ".join(f"{name} {number}" for name, number in versions.items())))
     if manifest.get("git"):
         rows.append(("git", manifest["git"]))
-    lines = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
+    lines = [f"| {cell(name)} | {cell(value)} |" for name, value in rows]
     return "\n".join(["## How it was trained", "", "| | |", "|---|---|", *lines, ""])
 
 
+FIGURES = "- The figures hold for pictures like the validation samples; on others they were not measured.\n"
 _WARNINGS = {
     "class": "- Every picture gets one of the {count} classes{of}, also one that shows none of them.\n",
     "labels": "- Only the {count} labels{of} are looked for.\n",
@@ -164,22 +181,15 @@ _WARNINGS = {
 
 
 def _limits(run: Run, outputs: tuple[Output, ...]) -> str:
-    start = (
-        "The licence of the code applies to the architecture."
-        if run.model.weights == "none"
-        else f"It was begun from given weights ({_cell(PurePath(run.model.weights).name)}); their licence is not known to graft "
-        "and may bind this model."
-    )
     return (
         "## Limits\n\n"
         + "".join(
-            _WARNINGS[output.kind].format(count=len(output.labels), of=f" of {_cell(output.name)}" if output.name else "")
+            _WARNINGS[output.kind].format(count=len(output.labels), of=f" of {cell(output.name)}" if output.name else "")
             for output in outputs
         )
-        + "- The figures hold for pictures like the validation samples; on others they were not measured.\n"
+        + FIGURES
         + ("- The probabilities were not calibrated: a high one is no proof.\n" if _probable(outputs) else "")
-        + "\n"
-        "## Licence\n\n" + f"To be filled in by whoever publishes this model. {start} The training data may set terms too.\n"
+        + f"\n{licence(run)}"
     )
 
 

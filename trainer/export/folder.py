@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +14,11 @@ from torch import nn
 from trainer.config import Run, UserError
 from trainer.export.card import card
 from trainer.export.library import FORMATS, has_words, write
+from trainer.export.place import graft_version, new_folder
 from trainer.export.snippet import build_code, make, program
 from trainer.export.words import threshold, words
 from trainer.models.run import root
 from trainer.rundir import RunDir
-from trainer.rundir.folder import fsync_folder
 from trainer.spec import InputSpec, Output, labels_of
 
 TOLERANCE = 1e-5
@@ -48,13 +45,8 @@ def export(
     lines and must give the same logits to 1e-5 of their size. An export that was there is replaced only then.
     Raises UserError when `out` is something else, or when the network cannot be described.
     """
-    written = any((out / name).is_file() for name in ("model.safetensors", "head.safetensors"))
-    if out.exists() and not written and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there and is no export; name another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as name:
-        new = Path(name) / "new"
-        new.mkdir()
+    ours = any((out / name).is_file() for name in ("model.safetensors", "head.safetensors"))
+    with new_folder(out, ours=ours) as new:
         classes = labels_of(outputs)
         settings = _settings(run, spec, outputs)
         first = run.model_copy(update={"model": root(run.model)})
@@ -62,10 +54,10 @@ def export(
         if loaded:
             build = write(first, network, spec, classes, new)
         else:
-            build = build_code(first, network, spec, len(classes), _copy_factory(first, new), new)
+            build = build_code(first, network, spec, len(classes), copy_factory(first, new), new)
             save_model(network, str(new / "model.safetensors"), {key: _text(value) for key, value in settings.items()})
         code = program(build, run, spec, words(run.task, outputs), loaded=loaded)
-        _check(build, new, network, spec, loaded=loaded)
+        check(build, new, network, spec, loaded=loaded)
         shutil.rmtree(new / "__pycache__", ignore_errors=True)  # of the factory's file, which the check has just imported
         text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
         (new / ("graft.json" if loaded else "config.json")).write_text(text, encoding="utf-8")
@@ -74,21 +66,13 @@ def export(
         form = "torch" if library not in FORMATS else library if loaded else f"{library}, without a format for this head"
         text = card(run, spec, outputs, folder.read_json(folder.manifest), summary, evaluation, code, form)
         (new / "README.md").write_text(text, encoding="utf-8")
-        _commit(new, out, Path(name) / "old")
     return out
-
-
-def _version() -> str:
-    try:
-        return version("graft-trainer")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _settings(run: Run, spec: InputSpec, outputs: tuple[Output, ...]) -> dict[str, Any]:
     """All that is needed to load the weights and to prepare a picture for them."""
     return {
-        "graft": _version(),
+        "graft": graft_version(),
         "name": run.name,
         "source": run.model.source,
         "args": dict(run.model.args),
@@ -123,7 +107,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _copy_factory(run: Run, new: Path) -> str | None:
+def copy_factory(run: Run, new: Path) -> str | None:
     """The file of `python:path.py:factory` goes into the export; its name there."""
     scheme, _, rest = run.model.source.partition(":")
     place = Path(rest.rpartition(":")[0])
@@ -137,7 +121,7 @@ def _copy_factory(run: Run, new: Path) -> str | None:
     return name
 
 
-def _check(build: str, new: Path, network: nn.Module, spec: InputSpec, *, loaded: bool) -> None:
+def check(build: str, new: Path, network: nn.Module, spec: InputSpec, *, loaded: bool) -> None:
     """Load the export by its own lines and compare its logits with the network's."""
     again = make(build, new)
     if not loaded:
@@ -150,19 +134,3 @@ def _check(build: str, new: Path, network: nn.Module, spec: InputSpec, *, loaded
     difference = float((expected - found).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise UserError(f"the exported network gives other answers than the trained one (by {difference:g}); nothing was written")
-
-
-def _commit(new: Path, out: Path, old: Path) -> None:
-    """Everything durable, then the name; what was there goes afterwards."""
-    for path in new.rglob("*"):
-        if path.is_dir():
-            fsync_folder(path)
-            continue
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    fsync_folder(new)
-    new.chmod(0o755)
-    if out.exists():
-        out.rename(old)
-    new.rename(out)
-    fsync_folder(out.parent)

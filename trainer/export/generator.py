@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from trainer.config import UserError
 from trainer.export import adapters, pipeline
-from trainer.export.folder import _commit, _version
 from trainer.export.generator_card import card
+from trainer.export.place import graft_version, new_folder
 from trainer.restored import Restored, warn_of_changes
 from trainer.tasks.diffusion import Diffusion
 
@@ -32,13 +31,8 @@ def export_generator(restored: Restored, out: Path, summary: dict[str, Any], eva
             f"`graft sample`, or read its weights (safetensors) from {restored.folder.checkpoints}"
         )
     warn_of_changes(restored)
-    there = (out / "model_index.json").is_file() and (out / "graft.json").is_file()
-    if out.exists() and not there and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there and is no export; name another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as name:
-        new = Path(name) / "new"
-        new.mkdir()
+    ours = (out / "model_index.json").is_file() and (out / "graft.json").is_file()
+    with new_folder(out, ours=ours) as new:
         form, told = pipeline.write(network, task, new)
         pipeline.check(network, task, form, new)
         why = adapters.write(restored, form, new)
@@ -47,13 +41,12 @@ def export_generator(restored: Restored, out: Path, summary: dict[str, Any], eva
         pipeline.images(network, task, new)
         if form.own:
             pipeline.own(new)
-        about = {"graft": _version(), "name": restored.run.name, "step": restored.step, **told}
+        about = {"graft": graft_version(), "name": restored.run.name, "step": restored.step, **told}
         (new / "graft.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         manifest = restored.folder.read_json(restored.folder.manifest)
         code = form.code if not (new / adapters.FILE).is_file() else f"{form.code}\n{_over(restored)}"
         text = card(restored, code, manifest, summary, evaluation)
         (new / "README.md").write_text(text, encoding="utf-8")
-        _commit(new, out, Path(name) / "old")
     return out
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import Any
 
-from trainer.export.card import _cell, _measured, _source, _training
+from trainer.export.card import FIGURES, begun, cell, licence, measured, source_of, training
 from trainer.restored import Restored
 from trainer.tasks.base import Generates
 
@@ -15,13 +14,14 @@ def card(restored: Restored, code: str, manifest: dict[str, Any], summary: dict[
     run = restored.run
     return "\n".join([
         f"---\nlicense: unknown\nlibrary_name: diffusers\npipeline_tag: {_tag(restored)}\n---\n",
-        f"# {_cell(run.name)}\n",
+        f"# {cell(run.name)}\n",
         _what(restored),
         f"## What it makes\n\n![images of fixed seeds](samples.png)\n\n{_shown(restored)}\n",
         _use(code),
-        _measured(summary, evaluation),
-        _training(run, manifest, summary),
-        _limits(restored),
+        measured(summary, evaluation),
+        training(run, manifest, summary),
+        "## Limits\n\n- It makes pictures like those that it learnt from, and may repeat some of them; that was not measured.\n"
+        f"{FIGURES}\n{licence(run)}",
     ])  # fmt: skip
 
 
@@ -33,15 +33,13 @@ def _tag(restored: Restored) -> str:
 def _what(restored: Restored) -> str:
     run, task = restored.run, restored.task
     assert isinstance(task, Generates)
-    weights, size = run.model.weights, restored.spec.image_size
-    given = f"fine-tuned with graft from the weights {_cell(PurePath(weights).name)}"
-    made = "trained with graft from random weights" if weights == "none" else given
+    size = restored.spec.image_size
     kind = {1: "grey", 3: "RGB"}.get(restored.spec.in_channels, f"{restored.spec.in_channels}-channel")
     text, classes = task.generator.text, () if task.generator.text else task.generator.classes
-    names = ", ".join(_cell(name) for name in classes[:50]) + (f" and {len(classes) - 50} more" if len(classes) > 50 else "")
+    names = ", ".join(cell(name) for name in classes[:50]) + (f" and {len(classes) - 50} more" if len(classes) > 50 else "")
     told = f", of one of {len(classes)} classes: {names}" if classes else ", of what a text says" if text else ""
     return (
-        f"A generator of images: `{_source(run)}`, {made}. Strategy: {run.strategy.kind}.\n\n"
+        f"A generator of images: `{source_of(run)}`, {begun(run)}. Strategy: {run.strategy.kind}.\n\n"
         f"It makes {kind} pictures of {size} x {size} pixels{told}.\n"
     )
 
@@ -50,7 +48,7 @@ def _shown(restored: Restored) -> str:
     task = restored.task
     assert isinstance(task, Generates)
     plan, shown = task.plan(), [task.word(number) for number in task.shown()[:8]]
-    columns = f" Columns: {', '.join(map(_cell, shown))}." if any(shown) else ""
+    columns = f" Columns: {', '.join(map(cell, shown))}." if any(shown) else ""
     return f"The first seeds, {plan.steps} steps, guidance {plan.guidance:g}; none was chosen by hand.{columns}"
 
 
@@ -61,19 +59,3 @@ def _use(code: str) -> str:
         else ""
     )
     return f"## How to use it\n\nWith diffusers, without graft; FOLDER is this folder:\n\n```python\n{code}```\n{own}"
-
-
-def _limits(restored: Restored) -> str:
-    run = restored.run
-    start = (
-        "The licence of the code applies to the architecture."
-        if run.model.weights == "none"
-        else f"It was begun from given weights ({_cell(PurePath(run.model.weights).name)}); their licence is not known to graft "
-        "and may bind this model."
-    )
-    return (
-        "## Limits\n\n"
-        "- It makes pictures like those that it learnt from, and may repeat some of them; that was not measured.\n"
-        "- The figures hold for pictures like the validation samples; on others they were not measured.\n\n"
-        f"## Licence\n\nTo be filled in by whoever publishes this model. {start} The training data may set terms too.\n"
-    )

@@ -14,7 +14,7 @@ from torch import nn
 
 from trainer.config import Run, UserError
 from trainer.export.heads import added, merged, sources
-from trainer.models.diffusers import STEM, _Encoder, _width, load
+from trainer.models.diffusers import STEM, Encoder, load, width_of
 from trainer.spec import InputSpec
 
 FORMATS = ("timm", "transformers", "diffusers")
@@ -60,9 +60,9 @@ def _filled(plain: nn.Module, network: nn.Module, source: str) -> nn.Module:
 def _timm(run: Run, network: nn.Module, spec: InputSpec, classes: tuple[str, ...], mode: str, new: Path) -> str:
     import timm
 
-    from trainer.models.timm import _Source
+    from trainer.models.timm import Source
 
-    source = _Source(run.model.source.partition(":")[2], run.model.model_copy(update={"weights": "none"}))
+    source = Source(run.model.source.partition(":")[2], run.model.model_copy(update={"weights": "none"}))
     with torch.random.fork_rng(devices=[]):
         plain = _filled(source.build(len(classes), spec.image_size, in_chans=spec.in_channels), network, run.model.source)
     data = {"input_size": (spec.in_channels, spec.image_size, spec.image_size), "mean": spec.mean, "std": spec.std}
@@ -79,9 +79,9 @@ def _crop(run: Run, spec: InputSpec) -> float:
 
 
 def _transformers(run: Run, network: nn.Module, spec: InputSpec, classes: tuple[str, ...], mode: str, new: Path) -> str:
-    from trainer.models.transformers import _Source
+    from trainer.models.transformers import Source
 
-    source = _Source(run.model.source.partition(":")[2], run.model.model_copy(update={"weights": "none"}))
+    source = Source(run.model.source.partition(":")[2], run.model.model_copy(update={"weights": "none"}))
     with torch.random.fork_rng(devices=[]):
         made: Any = source.make(len(classes), spec.image_size, spec.in_channels)
     plain: Any = _filled(made, network, run.model.source)
@@ -131,10 +131,12 @@ def _diffusers(run: Run, network: nn.Module, spec: InputSpec, classes: tuple[str
         raise UserError(f"diffusers:{rest}: is larger than one file of diffusers holds; an export of it is not supported")
     save_file({name: value.contiguous() for name, value in given.items() if name not in own}, str(new / "head.safetensors"))
     kind, trunk_kind = type(whole).__name__, type(network)
-    code = "\n\n".join(inspect.getsource(part) for part in (_width, trunk_kind) if part is not _width or trunk_kind is _Encoder)
+    code = "\n\n".join(
+        inspect.getsource(part) for part in (width_of, trunk_kind) if part is not width_of or trunk_kind is Encoder
+    )
     heads = added(network)
     code = "\n\n\n".join(
-        [code.replace("def _width(trunk: _Encoder,", "def _width(trunk,").rstrip(), *map(str.rstrip, sources(heads))]
+        part.rstrip() for part in (code.replace("def width_of(trunk: Encoder,", "def width_of(trunk,"), *sources(heads))
     )
     body = [
         f"network = {trunk_kind.__name__}({kind}.from_pretrained(FOLDER), {len(classes)})",

@@ -22,9 +22,9 @@ ARCHITECTURE = "architecture.json"
 
 
 def _timm(run: Run, spec: InputSpec, classes: int, folder: Path) -> Lines:
-    from trainer.models.timm import _Source
+    from trainer.models.timm import Source
 
-    source = _Source(run.model.source.partition(":")[2], run.model.model_copy(update={"weights": "none"}))
+    source = Source(run.model.source.partition(":")[2], run.model.model_copy(update={"weights": "none"}))
     given = {**source.args(spec.image_size), "in_chans": spec.in_channels}
     args = "".join(f", {key}={value!r}" for key, value in given.items())
     line = f"network = timm.create_model({source.facts['architecture']!r}, num_classes={classes}{args})"
@@ -32,9 +32,9 @@ def _timm(run: Run, spec: InputSpec, classes: int, folder: Path) -> Lines:
 
 
 def _transformers(run: Run, spec: InputSpec, classes: int, folder: Path) -> Lines:
-    from trainer.models.transformers import _Source
+    from trainer.models.transformers import Source
 
-    source = _Source(run.model.source.partition(":")[2], run.model.model_copy(update={"weights": "none"}))
+    source = Source(run.model.source.partition(":")[2], run.model.model_copy(update={"weights": "none"}))
     made: Any = source.make(classes, spec.image_size, spec.in_channels)
     settings = copy.deepcopy(made.config)
     (folder / ARCHITECTURE).write_text(json.dumps(settings.to_dict(), indent=1) + "\n", encoding="utf-8")

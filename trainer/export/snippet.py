@@ -26,10 +26,10 @@ def build_code(run: Run, network: nn.Module, spec: InputSpec, classes: int, file
     that replaces it; so do heads of graft's own, whose classes are written out. Raises UserError when the network cannot be
     written down like this.
     """
-    imports, before, construct = _construction(run, network, spec, classes, file, folder)
+    imports, before, construct = construction(run, network, spec, classes, file, folder)
     reference = make(_code(imports, before, construct), folder)
     heads = added(network)
-    lines = [*heads.lines, *(_replacement(name, network, reference) for name in _changed(network, reference, heads.names))]
+    lines = [*heads.lines, *(replacement(name, network, reference) for name in changed(network, reference, heads.names))]
     imports = [*imports, *(["from typing import Any"] if heads.classes else [])]
     return _code(imports, [*before, *sources(heads)], [*construct, *lines, *heads.connections])
 
@@ -52,7 +52,7 @@ def _code(imports: list[str], before: list[str], body: list[str]) -> str:
     return "\n".join([*imports, *defined, "", "", "def build():", *(f"    {line}" for line in [*body, "return network"]), ""])
 
 
-def _construction(
+def construction(
     run: Run, network: nn.Module, spec: InputSpec, classes: int, file: str | None, folder: Path
 ) -> tuple[list[str], list[str], list[str]]:
     """The imports, the definitions and the lines that make the plain architecture."""
@@ -102,7 +102,7 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
-def _changed(network: nn.Module, reference: nn.Module, written: tuple[str, ...]) -> list[str]:
+def changed(network: nn.Module, reference: nn.Module, written: tuple[str, ...]) -> list[str]:
     """Names of the modules that hold tensors of another shape than in the reference; without those that are `written` already."""
     inside = tuple(f"{name}." for name in written)
     here, there = (
@@ -125,7 +125,7 @@ def _module(network: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-def _replacement(name: str, network: nn.Module, reference: nn.Module) -> str:
+def replacement(name: str, network: nn.Module, reference: nn.Module) -> str:
     """The line that puts an adapted layer in the place of the architecture's own."""
     layer = network.get_submodule(name)
     if _module(reference, name) is None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-import tempfile
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_model
 from torch import nn
 
-from trainer.config import Run, UserError
+from trainer.config import Run
 from trainer.config.tasks.translate import Config
-from trainer.export.card import _cell, _measured, _source, _training
-from trainer.export.folder import _check, _commit, _copy_factory, _version
+from trainer.export.card import FIGURES, begun, cell, licence, measured, source_of, training
+from trainer.export.folder import check, copy_factory
 from trainer.export.heads import line
-from trainer.export.snippet import _changed, _construction, _replacement, make, reading
+from trainer.export.place import graft_version, new_folder, take_samples
+from trainer.export.snippet import changed, construction, make, reading, replacement
 from trainer.models.decoder import Decoder, Translating, Untimed, stage
 from trainer.models.run import root
 from trainer.restored import Restored
@@ -35,19 +35,14 @@ def export_translator(restored: Restored, out: Path, summary: dict[str, Any], ev
     """
     run, network, spec = restored.run, restored.network, restored.spec
     assert isinstance(run.task, Config)
-    written = (out / "model.safetensors").is_file()
-    if out.exists() and not written and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there and is no export; name another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as name:
-        new = Path(name) / "new"
-        new.mkdir()
+    ours = (out / "model.safetensors").is_file()
+    with new_folder(out, ours=ours) as new:
         first = run.model_copy(update={"model": root(run.model)})
         build = _build(first, network, spec, new)
         settings = _settings(run, spec)
         told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
         save_model(network, str(new / "model.safetensors"), told)
-        _check(build, new, network, spec, loaded=False)
+        check(build, new, network, spec, loaded=False)
         shutil.rmtree(new / "__pycache__", ignore_errors=True)  # of the factory's file, which the check has just imported
         (new / "config.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         grey = run.task.pairs.kind == "grey"
@@ -55,14 +50,10 @@ def export_translator(restored: Restored, out: Path, summary: dict[str, Any], ev
             build=build.rstrip("\n"), mean=list(spec.mean), std=list(spec.std), read=reading(run, spec, grey=grey)
         )
         (new / "translate.py").write_text(code, encoding="utf-8")
-        sheets = sorted(restored.folder.samples.glob("step-*.png"))
-        shown = next((file for file in sheets if file.stem == f"step-{restored.step:08d}"), None)
-        if shown is not None:
-            shutil.copyfile(shown, new / "samples.png")
+        shown = take_samples(restored.folder, restored.step, new)
         manifest = restored.folder.read_json(restored.folder.manifest)
-        text = _card(restored, manifest, summary, evaluation, code, shown=shown is not None)
+        text = _card(restored, manifest, summary, evaluation, code, shown=shown)
         (new / "README.md").write_text(text, encoding="utf-8")
-        _commit(new, out, Path(name) / "old")
     return out
 
 
@@ -77,20 +68,20 @@ def _build(run: Run, network: nn.Module, spec: InputSpec, new: Path) -> str:
             f"network = Untimed({type(inner).__name__}.from_config(settings), {network.channels})",
         ]
         return _code(imports, [], body, (Untimed,))
-    file = _copy_factory(run, new)
+    file = copy_factory(run, new)
     if not isinstance(network, Translating):
-        imports, before, body = _construction(run, network, spec, 2, file, new)
+        imports, before, body = construction(run, network, spec, 2, file, new)
         return _code(imports, before, body, ())
     trunk, decoder = network.trunk, network.decoder
     assert isinstance(decoder, Decoder)
-    imports, before, body = _construction(run, trunk, spec, 2, file, new)
+    imports, before, body = construction(run, trunk, spec, 2, file, new)
     plain = make(_code(imports, before, body, ()), new)
     theirs = dict(plain.named_modules())
     gone = [name for name, module in trunk.named_modules() if isinstance(module, nn.Identity) and name in theirs]
     gone = [name for name in gone if not isinstance(theirs[name], nn.Identity)]
     body = [*body, *(line(name, "nn.Identity()") for name in gone)]
     reference = make(_code(imports, before, body, ()), new)
-    body += [_replacement(name, trunk, reference) for name in _changed(trunk, reference, ())]
+    body += [replacement(name, trunk, reference) for name in changed(trunk, reference, ())]
     arguments = ", ".join(f"{key}={value!r}" for key, value in decoder.arguments.items())
     body.append(f"network = Translating(network, {network.levels!r}, Decoder({arguments}))")
     return _code(imports, before, body, (stage, Decoder, Translating))
@@ -107,7 +98,7 @@ def _settings(run: Run, spec: InputSpec) -> dict[str, Any]:
     """All that is needed to load the weights and to prepare a picture for them."""
     assert isinstance(run.task, Config)
     return {
-        "graft": _version(), "name": run.name, "source": run.model.source, "args": dict(run.model.args), "task": "translate",
+        "graft": graft_version(), "name": run.name, "source": run.model.source, "args": dict(run.model.args), "task": "translate",
         "pairs": run.task.pairs.model_dump(mode="json"), "in_channels": spec.in_channels, "channels": run.task.channels,
         "image_size": spec.image_size, "mean": list(spec.mean), "std": list(spec.std),
         "pixels": "x / 255, then (x - mean) / std; what comes out is from -1 to 1",
@@ -120,29 +111,24 @@ def _card(
     """README.md of an export; what the run did not measure is said to be missing."""
     run, spec = restored.run, restored.spec
     assert isinstance(run.task, Config)
-    weights = run.model.weights
-    given = f"fine-tuned with graft from the weights {_cell(PurePath(weights).name)}"
-    made = "trained with graft from random weights" if weights == "none" else given
     before = evaluation.get("input") or {}
     beside = (
         f"The input itself, taken for the output: PSNR {before['psnr']:.4g}, SSIM {before['ssim']:.4g}.\n\n" if before else ""
     )
-    start = "" if weights == "none" else "It was begun from given weights, whose licence may bind this model. "
     return "\n".join([
         "---\nlicense: unknown\nlibrary_name: pytorch\npipeline_tag: image-to-image\n---\n",
-        f"# {_cell(run.name)}\n",
-        f"A network that makes pictures of pictures: `{_source(run)}`, {made}. Strategy: {run.strategy.kind}.\n\n"
+        f"# {cell(run.name)}\n",
+        f"A network that makes pictures of pictures: `{source_of(run)}`, {begun(run)}. Strategy: {run.strategy.kind}.\n\n"
         f"It takes pictures of {spec.image_size} x {spec.image_size} pixels in {spec.in_channels} channels and makes as large "
         f"ones in {run.task.channels}. How the inputs of its training came: {run.task.pairs.kind}.\n",
         *(["![input, output, target](samples.png)\n\nValidation pairs: input, output, target.\n"] if shown else []),
         "## How to use it\n\nWith torch, torchvision, pillow and safetensors"
         + (", and diffusers" if isinstance(restored.network, Untimed) else "")
         + f", without graft: `python translate.py FOLDER PICTURE …` in this folder. That file is:\n\n```python\n{code}```\n",
-        _measured(summary, evaluation), beside,
-        _training(run, manifest, summary),
+        measured(summary, evaluation), beside,
+        training(run, manifest, summary),
         "## Limits\n\n- It makes up what the input does not show: colours and details are likely ones, not true ones.\n"
-        "- The figures hold for pictures like the validation samples; on others they were not measured.\n\n"
-        f"## Licence\n\nTo be filled in by whoever publishes this model. {start}The training data may set terms too.\n",
+        f"{FIGURES}\n{licence(run)}",
     ])  # fmt: skip
 
 

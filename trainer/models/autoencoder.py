@@ -31,10 +31,10 @@ class Codec:
     """
 
     def __init__(self, rest: str) -> None:
-        from trainer.models.diffusers import _Source
+        from trainer.models.diffusers import Source
 
         self.source = rest
-        self._source = _Source(rest, Model(source=f"diffusers:{rest}"))
+        self._source = Source(rest, Model(source=f"diffusers:{rest}"))
         settings = self._source.settings
         self.kind = str(settings["_class_name"])
         self.name = self._source.name

@@ -26,7 +26,7 @@ from trainer.models.torchvision import is_path
 from trainer.spec import Call
 
 if TYPE_CHECKING:
-    from trainer.models.diffusers import _Source
+    from trainer.models.diffusers import Source
 
 ROLES = ("unet", "transformer")  # what pipelines call the part that generates
 
@@ -132,9 +132,9 @@ def of(rest: str, config: Model) -> Denoiser:
     """A saved generator, a pipeline's, or a class of diffusers to be trained from scratch. Raises UserError."""
     if rest in KINDS and not Path(rest).is_dir():
         return _from_scratch(rest, config)
-    from trainer.models.diffusers import _Source
+    from trainer.models.diffusers import Source
 
-    source = _Source(located(rest), config)
+    source = Source(located(rest), config)
     settings, name = source.settings, str(source.settings["_class_name"])
     if name not in KINDS:
         raise UserError(
@@ -180,7 +180,7 @@ def needs(rest: str, config: Model) -> list[Need]:
     return of_part(located(rest), config)
 
 
-def _names(source: _Source, graft: Mapping[str, Any]) -> tuple[str, ...] | None:
+def _names(source: Source, graft: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The names of the classes, where an export of graft's or the pipeline says them."""
     said = graft.get("classes")
     if isinstance(said, list) and all(isinstance(name, str) for name in said):
@@ -188,7 +188,7 @@ def _names(source: _Source, graft: Mapping[str, Any]) -> tuple[str, ...] | None:
     return class_names(source.rest) if source.part else None
 
 
-def _read(source: _Source) -> Checkpoint:
+def _read(source: Source) -> Checkpoint:
     return Checkpoint(f"{source.name} ({source.config.weights})", source.tensors())
 
 

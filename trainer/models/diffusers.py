@@ -40,7 +40,7 @@ _HALF = (0.5,)
 
 def origin(rest: str, config: Model) -> Origin:
     """The trunk of a generator with a linear head over its averaged features. Raises UserError for what makes no trunk."""
-    source = _Source(rest, config)
+    source = Source(rest, config)
     kind = source.settings["_class_name"]
     if kind not in TRUNKS:
         raise UserError(
@@ -66,7 +66,7 @@ def denoiser(rest: str, config: Model) -> Denoiser:
 
 def needs(rest: str, config: Model) -> list[Need]:
     """The files of the part."""
-    source = _Source(rest, config)
+    source = Source(rest, config)
     what = f"the weights {config.weights} of diffusers:{rest}"
     if is_path(config.weights) and not Path(config.weights).is_dir():
         return [Need(what, Path(config.weights))]
@@ -78,7 +78,7 @@ def needs(rest: str, config: Model) -> list[Need]:
 
 def load(rest: str) -> nn.Module:
     """The whole model that a folder (or a part of a pipeline) holds, with its weights: float32, on the CPU. Raises UserError."""
-    source = _Source(rest, Model(source=f"diffusers:{rest}"))
+    source = Source(rest, Model(source=f"diffusers:{rest}"))
     network: nn.Module = source.model(source.settings)
     tensors = source.tensors()
     own = network.state_dict()
@@ -90,7 +90,7 @@ def load(rest: str) -> nn.Module:
 
 
 @dataclass
-class _Source:
+class Source:
     rest: str
     config: Model
 
@@ -155,7 +155,7 @@ class _Source:
 
     def make(self, classes: int, size: int, channels: int) -> nn.Module:
         whole = self.model({**self.settings, "in_channels": channels})
-        trunk = _Down if self.settings["_class_name"] == "UNet2DModel" else _Encoder
+        trunk = _Down if self.settings["_class_name"] == "UNet2DModel" else Encoder
         network: nn.Module = trunk(whole, classes)
         return network
 
@@ -178,14 +178,14 @@ class _Source:
         return Checkpoint(f"{self.name} ({self.config.weights})", {name: v for name, v in tensors.items() if name in plain})
 
 
-class _Encoder(nn.Module):
+class Encoder(nn.Module):
     """Images [n, c, h, w] -> logits [n, classes], by the encoder of an autoencoder; names of tensors as in the whole."""
 
     def __init__(self, whole: Any, classes: int) -> None:
         super().__init__()
         self.encoder = whole.encoder
         self.quant_conv = whole.quant_conv
-        self.head = nn.Linear(_width(self, whole), classes)
+        self.head = nn.Linear(width_of(self, whole), classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The latent (of a VAE: mean and log variance), averaged over the image: [n, width]."""
@@ -224,7 +224,7 @@ class _Down(nn.Module):
         return torch.as_tensor(self.head(self.features(images)))
 
 
-def _width(trunk: _Encoder, whole: Any) -> int:
+def width_of(trunk: Encoder, whole: Any) -> int:
     if trunk.quant_conv is not None:
         return int(trunk.quant_conv.out_channels)
     return int(whole.config.latent_channels) * (2 if type(whole).__name__ == "AutoencoderKL" else 1)

@@ -38,7 +38,7 @@ def origin(rest: str, config: Model) -> Origin:
     The checkpoint goes through timm's own loader for the architecture, which renames the tensors of other projects and resamples
     position embeddings and windows to the size that is asked for. Raises UserError.
     """
-    source = _Source(rest, config)
+    source = Source(rest, config)
     size = max(source.facts["input_size"][1:])
     read = None if config.weights == "none" else source.read
     known = config.weights != "none" or source.place is not None
@@ -52,7 +52,7 @@ def origin(rest: str, config: Model) -> Origin:
 
 def needs(rest: str, config: Model) -> list[Need]:
     """The files of the weights, and the description of a model that is not timm's own."""
-    source = _Source(rest, config)
+    source = Source(rest, config)
     what = f"the weights {config.weights} of timm:{rest}"
     found = source.place.needs(what, ("config.json",)) if source.place is not None and config.weights == "none" else []
     if config.weights == "none":
@@ -64,7 +64,7 @@ def needs(rest: str, config: Model) -> list[Need]:
 
 
 @dataclass
-class _Source:
+class Source:
     """What `rest` and the model's settings mean. `size`: the side that `make` was last asked for."""
 
     rest: str

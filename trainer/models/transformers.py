@@ -34,7 +34,7 @@ def origin(rest: str, config: Model) -> Origin:
 
     Raises UserError for a folder that is none, that asks for code of its author's, or whose model is no image classifier.
     """
-    source = _Source(rest, config)
+    source = Source(rest, config)
     prepared = source.prepared()
     return Origin(
         f"transformers:{rest}", partial(source.make, channels=source.channels), sized=True, image_size=prepared.size,
@@ -45,7 +45,7 @@ def origin(rest: str, config: Model) -> Origin:
 
 def needs(rest: str, config: Model) -> list[Need]:
     """The files of the folder, or of the repository in the hub's cache."""
-    source = _Source(rest, config)
+    source = Source(rest, config)
     what = f"the weights {config.weights} of transformers:{rest}"
     if is_path(config.weights) and not Path(config.weights).is_dir():
         return [Need(what, Path(config.weights))]
@@ -63,7 +63,7 @@ class Prepared:
 
 
 @dataclass
-class _Source:
+class Source:
     rest: str
     config: Model
 
