@@ -235,7 +235,7 @@ def test_an_export_is_replaced_only_when_the_new_one_is_whole(tmp_path: Path, mo
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.export.folder._check", full)
+    monkeypatch.setattr("trainer.export.folder.check", full)
     with pytest.raises(OSError, match="No space"):
         written(tmp_path, run, broken, spec)
     assert (out / "model.safetensors").read_bytes() == before
