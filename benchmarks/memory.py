@@ -92,7 +92,7 @@ def predicted(path: Path) -> list[int]:
     run = load(path, [])
     micro_batch = run.train.micro_batch
     assert isinstance(micro_batch, int)
-    return [Forecast(prepare(run), gpu=False)(micro_batch, run.train.global_batch).peak]
+    return [Forecast(prepare(run, 1), gpu=False)(micro_batch, run.train.global_batch).peak]
 
 
 def measured(path: Path) -> list[int]:

@@ -18,6 +18,7 @@ from trainer.build import build
 from trainer.config import Run
 from trainer.config.arithmetic import micro_batches
 from trainer.config.footprint import Footprint
+from trainer.config.parallel import kind_of
 from trainer.data import Batch
 from trainer.data.pairs import loaded
 from trainer.features.fill import UNIT
@@ -26,7 +27,7 @@ from trainer.optim import Average
 from trainer.parts import Parts
 from trainer.runtime import Engine, Runtime
 from trainer.runtime.computing import Computing
-from trainer.runtime.engine import Make, Whole, named
+from trainer.runtime.engine import Make, Whole, divisible, named
 from trainer.spec import ParamGroup
 from trainer.strategies.blocks_of import blocks_of
 from trainer.tasks.base import Generates, Translates
@@ -37,20 +38,21 @@ class NotForetoldError(Exception):
 
 
 class Alone(Runtime):
-    """One rank that meets nobody, on the CPU, where a run is put together that will not be trained.
+    """The first of so many ranks, that meets nobody, on the CPU, where a run is put together that will not be trained.
 
-    fp16 takes what bf16 takes, which a CPU can follow; nothing is compiled, which takes no more.
+    What the kind of sharing refuses is refused here as well. fp16 takes what bf16 takes, which a CPU can follow; nothing is
+    compiled.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, world: int) -> None:
         self.rank, self.world, self.device = 0, 1, torch.device("cpu")
-        self.parallel, self.kind = run.parallel, run.parallel.kind
+        self.parallel, self.kind = run.parallel, kind_of(run.parallel, world)
         if run.parallel.threads:
             torch.set_num_threads(run.parallel.threads)  # it decides which convolution is taken
         self._host_group = self.savers = None
         precision = "fp32" if run.train.precision == "fp32" else "bf16"
         followed = run.train.model_copy(update={"precision": precision, "compile": "none", "tf32": "auto", "fused": "auto"})
-        self.computing = Computing(followed, run.parallel, self.kind, self.device, lambda value: [value])
+        self.computing = Computing(followed, run.parallel, self.kind, self.device, self.everyone)
 
     def engine(
         self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = (),
@@ -58,6 +60,7 @@ class Alone(Runtime):
     ) -> Engine:  # fmt: skip
         """A rank that holds everything: what the kinds share out is worked out from that."""
         self.computing.around(module, network, units)
+        divisible(self.kind, module)
         return Whole(self, module, network, groups, make)
 
     def wrap(self, network: nn.Module) -> nn.Module:
@@ -97,9 +100,9 @@ class LikeCuda(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def prepare(run: Run) -> Parts:
-    """The run put together as a training puts it together, but without weights. Raises UserError."""
-    return build(run, Alone(run), None, load_weights=False)
+def prepare(run: Run, world: int) -> Parts:
+    """The run put together as a training on `world` ranks puts it together, but without weights. Raises UserError."""
+    return build(run, Alone(run, world), None, load_weights=False)
 
 
 class Forecast:

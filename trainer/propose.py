@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer.config.arithmetic import micro_batches
-from trainer.config.footprint import Card, Fit, Footprint, Kind, fit
+from trainer.config.footprint import Card, Fit, Footprint, fit
+from trainer.config.parallel import Kind, Parallel
 from trainer.forecast import Forecast
 
 _MOST = 1024  # GPUs that are thought of
@@ -31,7 +32,7 @@ class Proposal:
         return asdict(self)
 
 
-def propose(forecast: Forecast, known: Footprint, card: Card, kind: Kind, world: int, share: int) -> Proposal:
+def propose(forecast: Forecast, known: Footprint, card: Card, parallel: Parallel, world: int, share: int) -> Proposal:
     """Look for the micro-batch of a rank's `share`; `known`: one footprint of it. Raises NotForetoldError.
 
     Which one it may be is told by the two that are known, since activations grow with the samples; what is proposed was followed
@@ -40,18 +41,18 @@ def propose(forecast: Forecast, known: Footprint, card: Card, kind: Kind, world:
     other = forecast(max(1, known.micro_batch // 2) if known.micro_batch > 1 else min(2, share), share)
     first, last = sorted((known, other), key=lambda found: found.micro_batch)
     between = last.micro_batch - first.micro_batch
-    slope = (last.rank(kind, world) - first.rank(kind, world)) / between if between else 0.0
-    base = last.rank(kind, world) - slope * last.micro_batch
-    spare = 0.99 * (card.gib * 2**30 - (fit(last, card, kind, world).high - 1.1 * last.rank(kind, world)))
+    slope = (last.rank(parallel, world) - first.rank(parallel, world)) / between if between else 0.0
+    base = last.rank(parallel, world) - slope * last.micro_batch
+    spare = 0.99 * (card.gib * 2**30 - (fit(last, card, parallel, world).high - 1.1 * last.rank(parallel, world)))
     tried = last
     for size, passes in _sizes(share):
         if size > 1 and 1.1 * (base + slope * size) > spare:
             continue
         tried = known if size == known.micro_batch else forecast(size, share)
-        found = fit(tried, card, kind, world)
+        found = fit(tried, card, parallel, world)
         if found.answer == "fits":
             return Proposal(card.name, size, passes, found, {})
-    return Proposal(card.name, None, None, fit(tried, card, kind, world), _shared(tried, card, world))
+    return Proposal(card.name, None, None, fit(tried, card, parallel, world), _shared(tried, card, world))
 
 
 def _sizes(share: int) -> Iterator[tuple[int, int]]:
@@ -72,7 +73,7 @@ def _shared(found: Footprint, card: Card, world: int) -> dict[str, int]:
     for kind in _KINDS:
         ranks = max(2, world)
         while ranks <= _MOST:
-            if fit(found, card, kind, ranks).answer == "fits":
+            if fit(found, card, Parallel(kind=kind), ranks).answer == "fits":
                 shared[kind] = ranks
                 break
             ranks *= 2

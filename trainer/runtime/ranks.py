@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.config import RefusedError, UserError
-from trainer.config.parallel import CUTS_WEIGHTS, Parallel
+from trainer.config.parallel import CUTS_WEIGHTS, Parallel, kind_of
 from trainer.config.run import Train
 from trainer.runtime.agreement import Agreement
 from trainer.runtime.computing import Computing
-from trainer.runtime.engine import Engine, Make, Whole
+from trainer.runtime.engine import Engine, Make, Whole, divisible
 from trainer.runtime.pace import Pace
 from trainer.spec import ParamGroup
 
@@ -55,9 +55,9 @@ class Runtime:
         # The watch names the rank that hangs after `timeout`, while a checkpoint is written after twice that: these come later.
         timeout = timedelta(seconds=2 * parallel.timeout + 30)
         self.parallel = parallel
-        self.kind = parallel.kind
-        if self.kind != "ddp" and found == 1:
-            self._alone(parallel, cpu, timeout)
+        self.kind = kind_of(parallel, found)
+        if parallel.kind != "ddp" and found == 1:
+            self._alone(cpu, timeout)
         self._accelerator = self._accelerate(cpu, train.clip, timeout)
         self.rank: int = self._accelerator.process_index
         self.world: int = self._accelerator.num_processes
@@ -75,11 +75,10 @@ class Runtime:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
 
-    def _alone(self, parallel: Parallel, cpu: bool, timeout: timedelta) -> None:
+    def _alone(self, cpu: bool, timeout: timedelta) -> None:
         """One rank has nobody to share anything out with; what it keeps on the host still wants a group of one."""
-        if parallel.offload == "none":
-            log.warning("parallel.kind: %s shares nothing out with one rank: it trains as ddp does", parallel.kind)
-            self.kind = "ddp"
+        if self.kind == "ddp":
+            log.warning("parallel.kind: %s shares nothing out with one rank: it trains as ddp does", self.parallel.kind)
             return
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -128,12 +127,7 @@ class Runtime:
         self.computing.around(module, network, units, uncompiled)
         if self.kind == "ddp":
             return Whole(self, module, network, groups, make)
-        single = next((name for name, parameter in module.named_parameters() if parameter.dim() == 0), None)
-        if single is not None:
-            raise UserError(
-                f"parallel.kind: {self.kind} cannot cut '{single}' of the network, which is one number; make it a tensor of one "
-                "value, or write ddp"
-            )
+        divisible(self.kind, module)
         if self.kind == "fsdp":
             from trainer.runtime.fsdp import Fsdp
 
