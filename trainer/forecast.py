@@ -17,6 +17,7 @@ from trainer import strategies
 from trainer.build import build
 from trainer.config import Run
 from trainer.config.arithmetic import micro_batches
+from trainer.config.compute import fusable
 from trainer.config.footprint import Footprint
 from trainer.config.parallel import kind_of
 from trainer.data import Batch
@@ -119,7 +120,7 @@ class Forecast:
         self._one = self._data.fetch([(0, 0)])
         val = parts.splits.val
         self._held = [*self._data.held, *([] if val is None else parts.dataset(val, train=False).held)]
-        if gpu:
+        if gpu and not (parts.run.train.fused is not False and fusable(parts.run)):
             for engine in self._engines():
                 _at_once(engine.optimizer)
 
@@ -284,7 +285,8 @@ def _tensors(state: Any) -> Iterable[torch.Tensor]:
 
 
 def _at_once(optimizer: torch.optim.Optimizer) -> None:
-    """Have all parameters stepped together, as torch does by itself where they are on a GPU: it takes room of their size."""
+    """Have all parameters stepped together, as torch does by itself on a GPU without a kernel of its own for the optimizer: it
+    takes room of their size."""
     for group in optimizer.param_groups:
-        if "foreach" in group and group["foreach"] is None and not group.get("fused"):
+        if "foreach" in group and group["foreach"] is None:
             group["foreach"] = True

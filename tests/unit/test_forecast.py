@@ -109,6 +109,31 @@ def test_it_follows_precision_strategy_and_batch_and_changes_nothing(tmp_path: P
     assert on_gpu.other < twelve.other, "the images of the data set stay outside"
 
 
+MANY = """
+from torch import nn
+
+class Many(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), *[nn.Linear(64, 64) for _ in range(16)])
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x):
+        return self.head(self.layers(x))
+
+def make():
+    return Many()
+"""
+
+
+def test_a_gpu_steps_all_parameters_at_once_where_no_kernel_is_fused(tmp_path: Path) -> None:
+    (tmp_path / "many.py").write_text(MANY)
+    path = run_file(tmp_path, model={"source": f"python:{tmp_path}/many.py:make"})
+    fused = forecast(path, gpu=True)(1, 1)
+    for apart in ("train.fused=false", "optimizer={kind: torch, name: RAdam, lr: 0.001}"):
+        assert forecast(path, apart, gpu=True)(1, 1).peak > fused.peak + fused.weights / 2, "room for all of them"
+
+
 def test_what_a_generator_needs(tmp_path: Path) -> None:
     from tests.faults.test_diffusion import file
 
