@@ -105,7 +105,7 @@ def measured(path: Path) -> list[int]:
     from trainer.runtime import Runtime
 
     run = load(path, [])
-    runtime = Runtime(run.parallel, run.train, planned=None)
+    runtime = Runtime(run.parallel, run.train, planned=None, uncompiled=None)
     memory = Memory(torch.device("cpu"))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         _train(run, runtime, memory)

@@ -53,11 +53,10 @@ class Alone(Runtime):
         self._host_group = self.savers = None
         precision = "fp32" if run.train.precision == "fp32" else "bf16"
         followed = run.train.model_copy(update={"precision": precision, "compile": "none", "tf32": "auto", "fused": "auto"})
-        self.computing = Computing(followed, run.parallel, self.kind, self.device, self.everyone)
+        self.computing = Computing(followed, run.parallel, self.kind, self.device, self.everyone, None)
 
     def engine(
-        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = (),
-        uncompiled: str = "",
+        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = ()
     ) -> Engine:  # fmt: skip
         """A rank that holds everything: what the kinds share out is worked out from that."""
         self.computing.around(module, network, units)

@@ -29,11 +29,12 @@ log = logging.getLogger("graft")
 class Runtime:
     """This rank, its device and what it does together with the others.
 
+    `uncompiled`: why no network is to be compiled where that is left open, if anything says so (`config.compute.not_compiled`).
     Raises RefusedError when the ranks that were found are not those that were planned, UserError for a precision that the device
     does not have.
     """
 
-    def __init__(self, parallel: Parallel, train: Train, *, planned: int | None) -> None:
+    def __init__(self, parallel: Parallel, train: Train, *, planned: int | None, uncompiled: str | None) -> None:
         found = int(os.environ.get("WORLD_SIZE", "1"))
         planned = planned or (parallel.processes if isinstance(parallel.processes, int) else None)
         if planned is not None and planned != found:
@@ -66,7 +67,7 @@ class Runtime:
             raise RefusedError(f"Accelerate found {self.world} rank(s) where the environment says {found}")
         # Small messages between hosts must not wait for the GPU: they have a group of their own.
         self._host_group: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world > 1 else None
-        self.computing = Computing(train, parallel, self.kind, self.device, self.everyone)
+        self.computing = Computing(train, parallel, self.kind, self.device, self.everyone, uncompiled)
         # Checkpoints are written by threads, whose messages must not come between those of the training.
         self.savers: Savers | None = None
         if self.kind != "ddp" and self.world > 1:
@@ -116,15 +117,14 @@ class Runtime:
         return torch.device("cpu") if self.cuts_weights else self.device
 
     def engine(
-        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = (),
-        uncompiled: str = "",
+        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = ()
     ) -> Engine:  # fmt: skip
         """Put a module together for these ranks, on the device where it is not yet. `network`: what of it is called without a
         gradient; `groups`: what learns, now (`requires_grad`) or later, in the order of its starts; `make`: an optimizer for
-        groups; `units`: parts that may be gathered, compiled or worked out again one at a time; `uncompiled`: why nothing is to
-        be compiled, where that was left open. Raises UserError for what cannot be shared out or computed so.
+        groups; `units`: parts that may be gathered, compiled or worked out again one at a time. Raises UserError for what cannot
+        be shared out or computed so.
         """
-        self.computing.around(module, network, units, uncompiled)
+        self.computing.around(module, network, units)
         if self.kind == "ddp":
             return Whole(self, module, network, groups, make)
         divisible(self.kind, module)
