@@ -79,7 +79,8 @@ def _proposed(proposal: dict[str, Any], found: dict[str, Any]) -> None:
         )
         return
     shared = ", ".join(f"{kind} on {ranks}" for kind, ranks in proposal["shared"].items())
-    more = f"; by arithmetic, shared out over GPUs: {shared}" if shared else "; sharing it out over more GPUs would not do it"
+    none = "; sharing it out over more GPUs, where this run can be, is not sure to do it"
+    more = f"; by arithmetic, shared out over GPUs: {shared}" if shared else none
     print(f"on {name}: nothing is sure to fit, one sample: {proposal['fit']['answer']}{more}")
 
 

@@ -102,7 +102,7 @@ def memory(parts: Parts, world: int, cards: Sequence[Card]) -> dict[str, Any]:
     try:
         forecast = Forecast(parts, gpu=gpu)
         found = forecast(passes[0], share)
-        proposed = [propose(forecast, found, card, parallel, world, share).as_json() for card in cards]
+        proposed = [propose(run, forecast, found, card, world, share).as_json() for card in cards]
     except NotForetoldError as problem:
         return {"foretold": False, "why": str(problem)}
     onto = cards or (CARDS.values() if gpu else ())

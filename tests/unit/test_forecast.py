@@ -23,6 +23,7 @@ from trainer.config.parallel import Parallel
 from trainer.describe import describe, memory
 from trainer.forecast import Forecast, LikeCuda, prepare
 from trainer.ledger import Ledger, without_values
+from trainer.propose import propose
 
 DEEP = {"source": f"python:{NETWORK}:deep", "adapt": {"in_channels": 1, "image_size": 32}}
 DDP = Parallel()
@@ -189,6 +190,32 @@ def made(**change: Any) -> Footprint:
     }  # fmt: skip
     given: dict[str, Any] = {name: size * GIB for name, size in (sizes | change).items()}
     return Footprint(micro_batch=1, at_peak={}, stage=0, **given)
+
+
+def test_the_largest_micro_batch_that_is_sure_to_fit_is_found_where_ranks_share(tmp_path: Path) -> None:
+    """The one in two that needs 0.1 GiB less than there is, with all that is allowed for."""
+    run = load(run_file(tmp_path), ["parallel.kind=zero2"])
+
+    def followed(size: int, share: int) -> Footprint:
+        grown = dict.fromkeys(("weights", "gradients", "optimizer", "average", "evaluation", "block"), 0)
+        return replace(made(**grown, peak=10 + size, apart=10 + size), micro_batch=size)
+
+    found = propose(run, followed, followed(16, 16), card("24.7GiB"), 4, 16)
+    assert (found.micro_batch, found.accumulation, found.fit.high) == (8, 2, round(24.6 * GIB))
+
+
+def test_more_gpus_are_proposed_by_the_kinds_that_the_run_can_take(tmp_path: Path) -> None:
+    path = run_file(tmp_path, train={"global_batch": 4096})
+
+    def shared(*overrides: str, world: int = 1) -> dict[str, int]:
+        run = load(path, list(overrides))
+        return propose(run, lambda size, share: made(), made(), card("40GiB"), world, 1).shared
+
+    assert shared() == {"zero2": 4, "zero3": 4, "fsdp": 4}, "zero1 takes too little away"
+    assert shared("train.checkpointing=true") == {"zero2": 4, "fsdp": 4}
+    assert shared("optimizer={kind: prodigy}") == {}
+    assert shared("train.global_batch=3") == {}, "a rank without a sample"
+    assert shared(world=2048) == {"zero2": 2048, "zero3": 2048, "fsdp": 2048}
 
 
 def test_never_that_it_fits_where_it_may_not() -> None:
