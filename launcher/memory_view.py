@@ -47,7 +47,7 @@ def memory(found: dict[str, Any]) -> None:
     if footprint["evaluation"] > footprint["peak"]:
         print(f"an evaluation takes more than a step: {size(footprint['evaluation'])}; lower evaluate.batch")
     if footprint["lacks"]:
-        print(f"{footprint['lacks']} is not in it, so nothing is sure to fit")
+        print(f"not in it, so that nothing is sure to fit: {footprint['lacks']}")
     for proposal in found["proposed"]:
         _proposed(proposal, found)
     if not found["gpu"]:

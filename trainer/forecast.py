@@ -17,7 +17,7 @@ from trainer import strategies
 from trainer.build import build
 from trainer.config import Run
 from trainer.config.arithmetic import micro_batches
-from trainer.config.compute import fusable
+from trainer.config.compute import fusable, not_compiled
 from trainer.config.footprint import Footprint
 from trainer.config.parallel import kind_of
 from trainer.data import Batch
@@ -163,8 +163,17 @@ class Forecast:
             gradients=sum(p.nbytes for p in learning), optimizer=optimizer, average=held.get("average", 0),
             other=held.get("other", 0), peak=step.bytes, at_peak=at_peak, apart=apart.bytes, evaluation=evaluation,
             block=self._block(), stage=self._stage,
-            lacks="the network that judges images (task.fidelity)" if getattr(run.task, "fidelity", None) is not None else "",
+            lacks=self._lacks(),
         )  # fmt: skip
+
+    def _lacks(self) -> str:
+        """What is not followed, in words."""
+        run = self._parts.run
+        compiled = run.train.compile not in ("none", "auto") or (run.train.compile == "auto" and self._gpu)
+        judges = getattr(run.task, "fidelity", None) is not None
+        found = ["the network that judges images (task.fidelity)"] * judges
+        found += ["what torch.compile's code keeps in its own order (train.compile)"] * (compiled and not_compiled(run) is None)
+        return " and ".join(found)
 
     def _enter(self, ledger: Ledger) -> None:
         """What is there before the first step."""

@@ -110,6 +110,22 @@ def test_it_follows_precision_strategy_and_batch_and_changes_nothing(tmp_path: P
     assert on_gpu.other < twelve.other, "the images of the data set stay outside"
 
 
+def test_what_is_compiled_is_never_said_to_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run_file(tmp_path, model=DEEP)
+
+    def lacks(*overrides: str, gpu: bool = True) -> str:
+        return forecast(path, *overrides, gpu=gpu)(12, 24).lacks
+
+    assert lacks() == lacks("train.compile=auto", gpu=False) == "", "on a CPU `auto` compiles nothing"
+    assert "train.compile" in lacks("train.compile=auto")
+    assert "train.compile" in lacks("train.compile=blocks", gpu=False)
+    assert lacks("train.compile=auto", "parallel.kind=zero3") == "", "which is never compiled"
+    found = describe(load(path, ["train.compile=whole"]), cards=[card("80GiB")])["memory"]
+    assert {one["answer"] for one in found["cards"]} == {"too close to say"}
+    memory_view.memory(found)
+    assert "not in it, so that nothing is sure to fit: what torch.compile's code keeps" in capsys.readouterr().out
+
+
 MANY = """
 from torch import nn
 
