@@ -144,7 +144,7 @@ def ratios(values: list[float]) -> str:
 
 def the_step() -> None:
     """Print how many times the bare loop's time a step takes."""
-    runtime = Runtime(Parallel(device="cpu", threads=1), Train(), planned=None)
+    runtime = Runtime(Parallel(device="cpu", threads=1), Train(), planned=None, uncompiled=None)
     task = Diffusion(Config(condition="none"), (), ())
     batches = data()
     with tempfile.TemporaryDirectory() as folder:

@@ -119,7 +119,7 @@ def quartiles(values: list[float]) -> str:
 
 
 def main() -> int:
-    runtime = Runtime(Parallel(device="cpu", threads=1), Train(), planned=None)
+    runtime = Runtime(Parallel(device="cpu", threads=1), Train(), planned=None, uncompiled=None)
     batches = data()
     folder = tempfile.TemporaryDirectory()
     heart = Heartbeat(Path(folder.name), 0)

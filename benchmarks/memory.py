@@ -92,7 +92,7 @@ def predicted(path: Path) -> list[int]:
     run = load(path, [])
     micro_batch = run.train.micro_batch
     assert isinstance(micro_batch, int)
-    return [Forecast(prepare(run), gpu=False)(micro_batch, run.train.global_batch).peak]
+    return [Forecast(prepare(run, 1), gpu=False)(micro_batch, run.train.global_batch).peak]
 
 
 def measured(path: Path) -> list[int]:
@@ -105,7 +105,7 @@ def measured(path: Path) -> list[int]:
     from trainer.runtime import Runtime
 
     run = load(path, [])
-    runtime = Runtime(run.parallel, run.train, planned=None)
+    runtime = Runtime(run.parallel, run.train, planned=None, uncompiled=None)
     memory = Memory(torch.device("cpu"))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         _train(run, runtime, memory)

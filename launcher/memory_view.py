@@ -47,7 +47,7 @@ def memory(found: dict[str, Any]) -> None:
     if footprint["evaluation"] > footprint["peak"]:
         print(f"an evaluation takes more than a step: {size(footprint['evaluation'])}; lower evaluate.batch")
     if footprint["lacks"]:
-        print(f"{footprint['lacks']} is not in it, so nothing is sure to fit")
+        print(f"not in it, so that nothing is sure to fit: {footprint['lacks']}")
     for proposal in found["proposed"]:
         _proposed(proposal, found)
     if not found["gpu"]:
@@ -79,7 +79,8 @@ def _proposed(proposal: dict[str, Any], found: dict[str, Any]) -> None:
         )
         return
     shared = ", ".join(f"{kind} on {ranks}" for kind, ranks in proposal["shared"].items())
-    more = f"; by arithmetic, shared out over GPUs: {shared}" if shared else "; sharing it out over more GPUs would not do it"
+    none = "; sharing it out over more GPUs, where this run can be, is not sure to do it"
+    more = f"; by arithmetic, shared out over GPUs: {shared}" if shared else none
     print(f"on {name}: nothing is sure to fit, one sample: {proposal['fit']['answer']}{more}")
 
 

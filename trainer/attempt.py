@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 from trainer.config import EXIT_FAULT, EXIT_REQUEUE, GraftError, Run, UserError, load
+from trainer.config.compute import not_compiled
 from trainer.journal import Journal
 from trainer.rundir import Lease, RunDir, node_name
 from trainer.rundir.lease import read_holder
@@ -137,7 +138,7 @@ class Attempt:
             self._journal = Journal(folder, main=True, world=self.world, retry=arguments.retry)
             logs(folder, self._journal.attempt, 0)
         planned = int(os.environ["GRAFT_WORLD"]) if "GRAFT_WORLD" in os.environ else None
-        runtime = Runtime(run.parallel, run.train, planned=planned)
+        runtime = Runtime(run.parallel, run.train, planned=planned, uncompiled=not_compiled(run))
         # The ranks have met: rank 0 holds the lease and has made the folder, the others may use it from here on.
         attempt, self._token = runtime.from_main((self._journal.attempt, self._token) if self._journal else None)
         if not main:

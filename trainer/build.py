@@ -16,7 +16,6 @@ from trainer import restored, rivals, strategies  # noqa: F401 (restored: what a
 from trainer.config import Run, UserError, nearest
 from trainer.config.amounts import Amount
 from trainer.config.arithmetic import micro_batches, rank_shares, total_steps
-from trainer.config.compute import not_compiled
 from trainer.config.optimizers import ScheduleFree
 from trainer.config.parallel import CUTS_WEIGHTS
 from trainer.config.sources import open_splits
@@ -110,7 +109,7 @@ def build(
     apart = gradients_apart(objective)
     engine = runtime.engine(
         wrapped, called, learns, partial(build_optimizer, run.optimizer, apart=apart, fused=runtime.computing.fused),
-        units(network, built.head, features), not_compiled(run) or "",
+        units(network, built.head, features),
     )  # fmt: skip
     average: Average | FreeAverage | None = None
     if isinstance(run.optimizer, ScheduleFree):

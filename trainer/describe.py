@@ -10,8 +10,9 @@ from torch import nn
 
 from trainer.config import Run
 from trainer.config.arithmetic import micro_batches, rank_shares
-from trainer.config.footprint import CARDS, Card, Kind, fit
+from trainer.config.footprint import CARDS, Card, fit
 from trainer.config.optimizers import SGD
+from trainer.config.parallel import kind_of
 from trainer.features import room
 from trainer.forecast import Forecast, NotForetoldError, prepare
 from trainer.parts import Parts
@@ -64,16 +65,15 @@ def _together(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def describe(run: Run, *, world: int = 1, cards: Sequence[Card] = (), forecast: bool = True) -> dict[str, Any]:
+def describe(run: Run, *, world: int = 1, cards: Sequence[Card] = ()) -> dict[str, Any]:
     """Build a run without its weights, and say what learns and what memory each of `world` ranks needs. Raises UserError.
 
     `bytes` are those of 32-bit numbers: the weights, the gradients of what learns at most at a time, and the optimizer's state.
     `cards`: for these it is also worked out how the run would fit.
     """
-    parts = prepare(run)
+    parts = prepare(run, world)
     found = {**summary(run, parts.phase.network, parts.groups), "features": features(parts)}
-    kind = run.parallel.kind if world > 1 else "ddp"
-    return {**found, "memory": memory(parts, world, kind, cards)} if forecast else found
+    return {**found, "memory": memory(parts, world, cards)}
 
 
 def features(parts: Parts) -> dict[str, Any]:
@@ -92,23 +92,25 @@ def features(parts: Parts) -> dict[str, Any]:
     }
 
 
-def memory(parts: Parts, world: int, kind: Kind, cards: Sequence[Card]) -> dict[str, Any]:
+def memory(parts: Parts, world: int, cards: Sequence[Card]) -> dict[str, Any]:
     """The most that each rank needs in a step, and whether it fits: `cards`, or where a GPU may be used, every card there is."""
     run = parts.run
+    parallel = run.parallel
     gpu = run.parallel.device != "cpu" or bool(cards)
     share = max(rank_shares(run.train.global_batch, world))
     passes = micro_batches(share, run.train.micro_batch)
     try:
         forecast = Forecast(parts, gpu=gpu)
         found = forecast(passes[0], share)
-        proposed = [propose(forecast, found, card, kind, world, share).as_json() for card in cards]
+        proposed = [propose(run, forecast, found, card, world, share).as_json() for card in cards]
     except NotForetoldError as problem:
         return {"foretold": False, "why": str(problem)}
     onto = cards or (CARDS.values() if gpu else ())
     return {
-        "foretold": True, "gpu": gpu, "world": world, "kind": kind, "share": share, "accumulation": len(passes),
-        "rank": found.rank(kind, world), "footprint": found.as_json(),
-        "cards": [fit(found, card, kind, world).as_json() for card in onto],
+        "foretold": True, "gpu": gpu, "world": world, "kind": kind_of(parallel, world), "share": share,
+        "accumulation": len(passes),
+        "rank": found.rank(parallel, world), "footprint": found.as_json(),
+        "cards": [fit(found, card, parallel, world).as_json() for card in onto],
         "proposed": proposed,
     }  # fmt: skip
 

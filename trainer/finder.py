@@ -14,6 +14,7 @@ import torch
 from trainer import build as building
 from trainer.config import Run, UserError
 from trainer.config.amounts import parse_amount
+from trainer.config.compute import not_compiled
 from trainer.loop import Job, train
 from trainer.progress import Clock, Progress
 from trainer.report.finder import finder_chart
@@ -91,7 +92,7 @@ def find(run: Run, *, low: float, high: float, steps: int) -> Found:
     batch = run.train.model_copy(update={"steps": steps, "ema": None, "micro_batch": micro})
     optimizer = run.optimizer.model_copy(update={"lr": 1.0})
     short = run.model_copy(update={"train": batch, "optimizer": optimizer, "parallel": run.parallel.model_copy(update=_ONE)})
-    runtime = Runtime(short.parallel, short.train, planned=None)
+    runtime = Runtime(short.parallel, short.train, planned=None, uncompiled=not_compiled(short))
     parts = building.build(short, runtime, None)
     parts.open_features(lambda stage: None, lambda: False, val=False)
     listener = _Rising(rates)

@@ -17,7 +17,9 @@ from trainer import strategies
 from trainer.build import build
 from trainer.config import Run
 from trainer.config.arithmetic import micro_batches
+from trainer.config.compute import fusable, not_compiled
 from trainer.config.footprint import Footprint
+from trainer.config.parallel import kind_of
 from trainer.data import Batch
 from trainer.data.pairs import loaded
 from trainer.features.fill import UNIT
@@ -26,7 +28,7 @@ from trainer.optim import Average
 from trainer.parts import Parts
 from trainer.runtime import Engine, Runtime
 from trainer.runtime.computing import Computing
-from trainer.runtime.engine import Make, Whole, named
+from trainer.runtime.engine import Make, Whole, divisible, named
 from trainer.spec import ParamGroup
 from trainer.strategies.blocks_of import blocks_of
 from trainer.tasks.base import Generates, Translates
@@ -37,27 +39,28 @@ class NotForetoldError(Exception):
 
 
 class Alone(Runtime):
-    """One rank that meets nobody, on the CPU, where a run is put together that will not be trained.
+    """The first of so many ranks, that meets nobody, on the CPU, where a run is put together that will not be trained.
 
-    fp16 takes what bf16 takes, which a CPU can follow; nothing is compiled, which takes no more.
+    What the kind of sharing refuses is refused here as well. fp16 takes what bf16 takes, which a CPU can follow; nothing is
+    compiled.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, world: int) -> None:
         self.rank, self.world, self.device = 0, 1, torch.device("cpu")
-        self.parallel, self.kind = run.parallel, run.parallel.kind
+        self.parallel, self.kind = run.parallel, kind_of(run.parallel, world)
         if run.parallel.threads:
             torch.set_num_threads(run.parallel.threads)  # it decides which convolution is taken
         self._host_group = self.savers = None
         precision = "fp32" if run.train.precision == "fp32" else "bf16"
         followed = run.train.model_copy(update={"precision": precision, "compile": "none", "tf32": "auto", "fused": "auto"})
-        self.computing = Computing(followed, run.parallel, self.kind, self.device, lambda value: [value])
+        self.computing = Computing(followed, run.parallel, self.kind, self.device, self.everyone, None)
 
     def engine(
-        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = (),
-        uncompiled: str = "",
+        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = ()
     ) -> Engine:  # fmt: skip
         """A rank that holds everything: what the kinds share out is worked out from that."""
         self.computing.around(module, network, units)
+        divisible(self.kind, module)
         return Whole(self, module, network, groups, make)
 
     def wrap(self, network: nn.Module) -> nn.Module:
@@ -97,9 +100,9 @@ class LikeCuda(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def prepare(run: Run) -> Parts:
-    """The run put together as a training puts it together, but without weights. Raises UserError."""
-    return build(run, Alone(run), None, load_weights=False)
+def prepare(run: Run, world: int) -> Parts:
+    """The run put together as a training on `world` ranks puts it together, but without weights. Raises UserError."""
+    return build(run, Alone(run, world), None, load_weights=False)
 
 
 class Forecast:
@@ -116,7 +119,7 @@ class Forecast:
         self._one = self._data.fetch([(0, 0)])
         val = parts.splits.val
         self._held = [*self._data.held, *([] if val is None else parts.dataset(val, train=False).held)]
-        if gpu:
+        if gpu and not (parts.run.train.fused is not False and fusable(parts.run)):
             for engine in self._engines():
                 _at_once(engine.optimizer)
 
@@ -160,8 +163,17 @@ class Forecast:
             gradients=sum(p.nbytes for p in learning), optimizer=optimizer, average=held.get("average", 0),
             other=held.get("other", 0), peak=step.bytes, at_peak=at_peak, apart=apart.bytes, evaluation=evaluation,
             block=self._block(), stage=self._stage,
-            lacks="the network that judges images (task.fidelity)" if getattr(run.task, "fidelity", None) is not None else "",
+            lacks=self._lacks(),
         )  # fmt: skip
+
+    def _lacks(self) -> str:
+        """What is not followed, in words."""
+        run = self._parts.run
+        compiled = run.train.compile not in ("none", "auto") or (run.train.compile == "auto" and self._gpu)
+        judges = getattr(run.task, "fidelity", None) is not None
+        found = ["the network that judges images (task.fidelity)"] * judges
+        found += ["what torch.compile's code keeps in its own order (train.compile)"] * (compiled and not_compiled(run) is None)
+        return " and ".join(found)
 
     def _enter(self, ledger: Ledger) -> None:
         """What is there before the first step."""
@@ -281,7 +293,8 @@ def _tensors(state: Any) -> Iterable[torch.Tensor]:
 
 
 def _at_once(optimizer: torch.optim.Optimizer) -> None:
-    """Have all parameters stepped together, as torch does by itself where they are on a GPU: it takes room of their size."""
+    """Have all parameters stepped together, as torch does by itself on a GPU without a kernel of its own for the optimizer: it
+    takes room of their size."""
     for group in optimizer.param_groups:
-        if "foreach" in group and group["foreach"] is None and not group.get("fused"):
+        if "foreach" in group and group["foreach"] is None:
             group["foreach"] = True

@@ -44,8 +44,8 @@ def torch_settings() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def computing(kind: str = "ddp", **train: Any) -> Computing:
-    return Computing(Train(**train), Parallel(), kind, CPU, lambda value: [value])
+def computing(kind: str = "ddp", uncompiled: str | None = None, **train: Any) -> Computing:
+    return Computing(Train(**train), Parallel(), kind, CPU, lambda value: [value], uncompiled)
 
 
 def stateful() -> nn.Sequential:
@@ -232,6 +232,43 @@ def test_what_a_cpu_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(UserError, match=r"whole needs what torch cannot find or use here \(.*No working C\+\+ compiler found"):
         computing(compile="whole").around(network, network, list(network))
+
+
+def test_several_networks_are_compiled_by_one_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: what torch can do is tried once, and no network takes back what was said or set for another."""
+    import torch._dynamo.config as dynamo
+
+    tried: list[torch.device] = []
+
+    def lacks(device: torch.device) -> str:
+        tried.append(device)
+        return ""
+
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    monkeypatch.setattr(compiled, "lacks", lacks)
+
+    def on_gpu(uncompiled: str | None) -> Computing:
+        one = computing(compile="auto", channels_last=False, uncompiled=uncompiled)
+        monkeypatch.setattr(one, "_device", torch.device("cuda"))
+        return one
+
+    single, several = nn.Linear(2, 2), nn.Sequential(*[nn.Linear(2, 2) for _ in range(3)])
+    one = on_gpu(None)
+    one.around(single, single, [])
+    assert one.told["compile"] == "none (no blocks)"
+    one.around(several, several, list(several))
+    assert one.told["compile"] == "blocks"
+    limit = dynamo.recompile_limit
+    for units in ([], [single]):
+        one.around(single, single, units)
+    assert one.told["compile"] == "blocks"
+    assert dynamo.recompile_limit > limit, "room for the blocks of all networks"
+    assert len(tried) == 1
+    none = on_gpu("losses.balance: gradnorm")
+    for network in (several, single):
+        none.around(network, network, [network])
+    assert none.told["compile"] == "none (losses.balance: gradnorm)"
+    assert len(tried) == 1
 
 
 def test_what_cannot_be_done_with_a_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from trainer.config.errors import UserError, nearest
+from trainer.config.parallel import CUTS_WEIGHTS, Parallel, kind_of
 
-Kind = Literal["ddp", "zero1", "zero2", "zero3", "fsdp"]
 Answer = Literal["fits", "does not fit", "too close to say"]
 GIB = 1 << 30
 
@@ -89,26 +89,38 @@ class Footprint:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def rank(self, kind: Kind = "ddp", world: int = 1) -> int:
+    def rank(self, parallel: Parallel, world: int) -> int:
         """The most bytes of tensors of each of `world` ranks.
 
-        ddp: gradients stand in buckets that are never let go. zero1 cuts the optimizer's state over the ranks, zero2 also the
-        gradients, zero3 and fsdp also the weights (Rajbhandari et al. 2020, section 5), of which two blocks are whole at a time;
-        the buckets of messages come on top.
+        ddp: gradients stand in buckets that are never let go. zero1 cuts the optimizer's state and the average over the ranks,
+        zero2 also the gradients, zero3 and fsdp also the weights (Rajbhandari et al. 2020, section 5), of which two blocks are
+        whole at a time, or all of them where fsdp does not let go of them after its forward pass; the buckets of messages come on
+        top. With `offload` the optimizer's state waits on the host, and so do the weights that are cut; the rest is counted as
+        if it stayed.
         """
-        if world == 1:
+        kind = kind_of(parallel, world)
+        if kind == "ddp" and world == 1:
             return max(self.peak, self.evaluation)
         whole = max(self.apart + self.gradients, self.evaluation + self.gradients)
         if kind == "ddp":
             return whole
-        saved = self.optimizer * (world - 1) // world
+        offloaded = parallel.offload != "none"
+        saved = self.optimizer if offloaded else _cut(self.optimizer, world)
+        saved += _cut(max(0, self.average - self.buffers), world)  # its copy of the buffers is whole
         if kind != "zero1":
-            saved += self.gradients * (world - 1) // world
+            saved += _cut(self.gradients, world)
         extra = 0 if kind == "fsdp" else min(_BUCKET, self.gradients)
-        if kind in ("zero3", "fsdp"):
-            saved += self.weights * (world - 1) // world
-            extra += min(self.weights, 2 * self.block)
+        if kind in CUTS_WEIGHTS:
+            pieces = 0 if offloaded else self.weights - _cut(self.weights, world)
+            gathered = min(self.weights, 2 * self.block) if parallel.reshard_after_forward else self.weights
+            saved += self.weights
+            extra += pieces + gathered
         return whole - saved + extra
+
+
+def _cut(size: int, world: int) -> int:
+    """What of it others hold."""
+    return size * (world - 1) // world
 
 
 @dataclass(frozen=True)
@@ -125,13 +137,20 @@ class Fit:
         return asdict(self)
 
 
-def fit(found: Footprint, onto: Card, kind: Kind = "ddp", world: int = 1) -> Fit:
-    """`fits` only with all that is allowed for, `does not fit` only without any of it."""
-    peak = found.rank(kind, world)
-    share = FRAGMENTS if kind == "ddp" or world == 1 else CUT
+def allowed(peak: float, parallel: Parallel, world: int) -> tuple[int, int]:
+    """What a rank takes that holds `peak` bytes of tensors: the least, and the most that is allowed for."""
+    share = FRAGMENTS if kind_of(parallel, world) == "ddp" else CUT
     low, high = (
         round(peak * (1 + share[side]) + CONTEXT[side] + WORKSPACE[side] + (MEETING[side] if world > 1 else 0)) for side in (0, 1)
     )
+    return low, high
+
+
+def fit(found: Footprint, onto: Card, parallel: Parallel, world: int) -> Fit:
+    """`fits` only with all that is allowed for, `does not fit` only without any of it."""
+    low, high = allowed(found.rank(parallel, world), parallel, world)
+    if parallel.offload != "none":  # the gradients may be sent on to the host as they come
+        low = max(0, low - found.gradients // world)
     there = onto.gib * GIB
     answer: Answer = "fits" if high <= there and not found.lacks else "does not fit" if low > there else "too close to say"
     return Fit(onto.name, onto.gib, low, high, answer)

@@ -9,13 +9,14 @@ from pydantic import Field, field_validator, model_validator
 from trainer.config.amounts import Seconds
 from trainer.config.base import Section
 
+Kind = Literal["ddp", "zero1", "zero2", "zero3", "fsdp"]
 CUTS_WEIGHTS = ("zero3", "fsdp")  # no rank holds the network whole
 
 
 class Parallel(Section):
     """How the ranks work together."""
 
-    kind: Literal["ddp", "zero1", "zero2", "zero3", "fsdp"] = Field(
+    kind: Kind = Field(
         "ddp",
         description="ddp: every rank holds everything; zero1: the optimizer's state is cut over the ranks; zero2: also the "
         "gradients; zero3, fsdp: also the weights",
@@ -52,3 +53,8 @@ class Parallel(Section):
         if not self.reshard_after_forward and self.kind != "fsdp":
             raise ValueError(f"reshard_after_forward is of fsdp, and kind is {self.kind}; leave it out")
         return self
+
+
+def kind_of(parallel: Parallel, world: int) -> Kind:
+    """How so many ranks share: one alone has nobody to share with, and trains as under ddp, unless it offloads."""
+    return "ddp" if world == 1 and parallel.offload == "none" else parallel.kind

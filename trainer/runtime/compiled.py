@@ -34,7 +34,7 @@ def _tried(values: torch.Tensor) -> torch.Tensor:
 
 
 def settle(count: int) -> None:
-    """Settings of torch's compiler for a network of so many blocks.
+    """Settings of torch's compiler for networks of so many blocks together, which may be of one class and share its limit.
 
     Each shape has code of its own, whatever came before it (else a resumed run would compute by other code than the one that was
     not stopped); random numbers are torch's own; what would be compiled again and again stops the run.

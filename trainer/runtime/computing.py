@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from types import MethodType
 from typing import Any
 
@@ -27,13 +28,16 @@ class Computing:
     """How these ranks compute: what the run file's keys come to on their devices, the same on all of them.
 
     `scaler` is that of fp16, else none; `fused`: an optimizer that torch has in one kernel is made so; `told` says what was
-    chosen. `everyone` gives a value of all ranks. Raises UserError for what the device does not have.
+    chosen. `everyone` gives a value of all ranks; `uncompiled`: why nothing is to be compiled where that is left open, if
+    anything says so. Raises UserError for what the device does not have.
     """
 
     def __init__(
-        self, train: Train, parallel: Parallel, kind: str, device: torch.device, everyone: Callable[[Any], list[Any]]
+        self, train: Train, parallel: Parallel, kind: str, device: torch.device, everyone: Callable[[Any], list[Any]],
+        uncompiled: str | None,
     ) -> None:  # fmt: skip
-        self._train, self._kind, self._device, self._everyone = train, kind, device, everyone
+        self._train, self._kind, self._device, self._everyone, self._uncompiled = train, kind, device, everyone, uncompiled
+        self._blocks = 0  # of all networks so far
         self._type = _TYPES.get(train.precision)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=SCALE) if train.precision == "fp16" else None
         on_device = device.type == "cuda" and parallel.offload == "none"
@@ -43,25 +47,31 @@ class Computing:
             "checkpointing": train.checkpointing, "fused": self.fused,
         }  # fmt: skip
 
-    def _compile(self, why: str) -> str:
-        """`none`, `blocks` or `whole`; `why` nothing is to be compiled where that was left open."""
+    @cached_property
+    def _compile(self) -> tuple[str, str]:
+        """`none`, `blocks` or `whole`, and why nothing is compiled where that was left open: found once, for all networks."""
         asked = self._train.compile
         if asked == "none":
-            return asked
-        why = why or ("" if self._device.type == "cuda" else "a CPU, where it gains little")
+            return asked, ""
+        why = self._uncompiled or ("" if self._device.type == "cuda" else "a CPU, where it gains little")
         if asked != "auto" or not why:
             lacking = next((reason for reason in self._everyone(compiled.lacks(self._device)) if reason), "")
             if lacking and asked != "auto":
                 raise UserError(f"train.compile: {asked} needs what torch cannot find or use here ({lacking}); write none")
             why = lacking
-        chosen = "none" if why else "blocks" if asked == "auto" else asked
-        self.told["compile"] = f"none ({why})" if why else chosen
-        log.info("compiled: %s", self.told["compile"])
-        return chosen
+        return ("none" if why else "blocks" if asked == "auto" else asked), why
 
-    def around(self, module: nn.Module, network: nn.Module, units: Sequence[nn.Module], why: str = "") -> None:
+    def _tell(self, chosen: str, why: str) -> None:
+        """Say how a network is compiled; what is said of several is how the first was that is."""
+        before = self.told["compile"]
+        if before.startswith("none"):
+            self.told["compile"] = f"{chosen} ({why})" if why else chosen
+        if self._train.compile != "none" and self.told["compile"] != before:
+            log.info("compiled: %s", self.told["compile"])
+
+    def around(self, module: nn.Module, network: nn.Module, units: Sequence[nn.Module]) -> None:
         """Put it around a network: `module` is what is called to learn, `network` what of it is called without a gradient,
-        `units` its blocks; `why` it is not to be compiled. Raises UserError for what cannot be done with it."""
+        `units` its blocks. Raises UserError for what cannot be done with it."""
         if self._kind == "ddp" and channels_last(network, self._train.channels_last, self._device):
             self.told["channels_last"] = True
         if self._train.checkpointing and not units:
@@ -69,9 +79,14 @@ class Computing:
         if self._train.compile == "blocks" and not units:
             raise UserError("train.compile: blocks, and the network has none that are called one after the other; write whole")
         names = {part: name for name, part in network.named_modules()}
-        parts = {"none": [], "blocks": units, "whole": [network]}[self._compile(why)]
+        chosen, why = self._compile
+        if chosen == "blocks" and not units:
+            chosen, why = "none", "no blocks"
+        self._tell(chosen, why)
+        parts = {"none": [], "blocks": units, "whole": [network]}[chosen]
         if parts:
-            compiled.settle(len(units))
+            self._blocks += len(units)
+            compiled.settle(self._blocks)
         for part in parts:
             compiled.compiled(part, names.get(part) or "the network")
         if parts and self._train.checkpointing:

@@ -180,6 +180,16 @@ def named(groups: Iterable[ParamGroup]) -> list[tuple[str, nn.Parameter]]:
     return [item for group in groups for item in group.parameters]
 
 
+def divisible(kind: str, module: nn.Module) -> None:
+    """Raises UserError for what no kind but ddp can cut: a parameter that is one number."""
+    single = next((name for name, parameter in module.named_parameters() if parameter.dim() == 0), None)
+    if kind != "ddp" and single is not None:
+        raise UserError(
+            f"parallel.kind: {kind} cannot cut '{single}' of the network, which is one number; make it a tensor of one value, or "
+            "write ddp"
+        )
+
+
 def without_gradient(names: Iterable[str]) -> str:
     """What to do about parameters that several ranks wait for in vain."""
     found = list(names)

@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.config import RefusedError, UserError
-from trainer.config.parallel import CUTS_WEIGHTS, Parallel
+from trainer.config.parallel import CUTS_WEIGHTS, Parallel, kind_of
 from trainer.config.run import Train
 from trainer.runtime.agreement import Agreement
 from trainer.runtime.computing import Computing
-from trainer.runtime.engine import Engine, Make, Whole
+from trainer.runtime.engine import Engine, Make, Whole, divisible
 from trainer.runtime.pace import Pace
 from trainer.spec import ParamGroup
 
@@ -29,11 +29,12 @@ log = logging.getLogger("graft")
 class Runtime:
     """This rank, its device and what it does together with the others.
 
+    `uncompiled`: why no network is to be compiled where that is left open, if anything says so (`config.compute.not_compiled`).
     Raises RefusedError when the ranks that were found are not those that were planned, UserError for a precision that the device
     does not have.
     """
 
-    def __init__(self, parallel: Parallel, train: Train, *, planned: int | None) -> None:
+    def __init__(self, parallel: Parallel, train: Train, *, planned: int | None, uncompiled: str | None) -> None:
         found = int(os.environ.get("WORLD_SIZE", "1"))
         planned = planned or (parallel.processes if isinstance(parallel.processes, int) else None)
         if planned is not None and planned != found:
@@ -55,9 +56,9 @@ class Runtime:
         # The watch names the rank that hangs after `timeout`, while a checkpoint is written after twice that: these come later.
         timeout = timedelta(seconds=2 * parallel.timeout + 30)
         self.parallel = parallel
-        self.kind = parallel.kind
-        if self.kind != "ddp" and found == 1:
-            self._alone(parallel, cpu, timeout)
+        self.kind = kind_of(parallel, found)
+        if parallel.kind != "ddp" and found == 1:
+            self._alone(cpu, timeout)
         self._accelerator = self._accelerate(cpu, train.clip, timeout)
         self.rank: int = self._accelerator.process_index
         self.world: int = self._accelerator.num_processes
@@ -66,7 +67,7 @@ class Runtime:
             raise RefusedError(f"Accelerate found {self.world} rank(s) where the environment says {found}")
         # Small messages between hosts must not wait for the GPU: they have a group of their own.
         self._host_group: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world > 1 else None
-        self.computing = Computing(train, parallel, self.kind, self.device, self.everyone)
+        self.computing = Computing(train, parallel, self.kind, self.device, self.everyone, uncompiled)
         # Checkpoints are written by threads, whose messages must not come between those of the training.
         self.savers: Savers | None = None
         if self.kind != "ddp" and self.world > 1:
@@ -75,11 +76,10 @@ class Runtime:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
 
-    def _alone(self, parallel: Parallel, cpu: bool, timeout: timedelta) -> None:
+    def _alone(self, cpu: bool, timeout: timedelta) -> None:
         """One rank has nobody to share anything out with; what it keeps on the host still wants a group of one."""
-        if parallel.offload == "none":
-            log.warning("parallel.kind: %s shares nothing out with one rank: it trains as ddp does", parallel.kind)
-            self.kind = "ddp"
+        if self.kind == "ddp":
+            log.warning("parallel.kind: %s shares nothing out with one rank: it trains as ddp does", self.parallel.kind)
             return
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -117,23 +117,17 @@ class Runtime:
         return torch.device("cpu") if self.cuts_weights else self.device
 
     def engine(
-        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = (),
-        uncompiled: str = "",
+        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = ()
     ) -> Engine:  # fmt: skip
         """Put a module together for these ranks, on the device where it is not yet. `network`: what of it is called without a
         gradient; `groups`: what learns, now (`requires_grad`) or later, in the order of its starts; `make`: an optimizer for
-        groups; `units`: parts that may be gathered, compiled or worked out again one at a time; `uncompiled`: why nothing is to
-        be compiled, where that was left open. Raises UserError for what cannot be shared out or computed so.
+        groups; `units`: parts that may be gathered, compiled or worked out again one at a time. Raises UserError for what cannot
+        be shared out or computed so.
         """
-        self.computing.around(module, network, units, uncompiled)
+        self.computing.around(module, network, units)
         if self.kind == "ddp":
             return Whole(self, module, network, groups, make)
-        single = next((name for name, parameter in module.named_parameters() if parameter.dim() == 0), None)
-        if single is not None:
-            raise UserError(
-                f"parallel.kind: {self.kind} cannot cut '{single}' of the network, which is one number; make it a tensor of one "
-                "value, or write ddp"
-            )
+        divisible(self.kind, module)
         if self.kind == "fsdp":
             from trainer.runtime.fsdp import Fsdp
 
