@@ -110,6 +110,7 @@ def test_a_plan_says_what_is_known_of_how_many(tmp_path: Path) -> None:
 
 
 def test_metrics_say_which_way_is_better_and_which_come_first() -> None:
+    assert lower_is_better("val/kl")
     metrics = ["val/loss", "val/age_mae", "val/age_r2", "val/tags_map", "val/tags_accuracy", "val/kind_accuracy", "val/kind_ece"]
     assert [lower_is_better(metric) for metric in metrics] == [True, True, False, False, False, False, True]
     assert leading(metrics) == ["val/age_mae", "val/tags_map", "val/kind_accuracy", "val/loss"]
