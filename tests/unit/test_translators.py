@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torchvision import models
 
 from tests import painter
@@ -71,8 +72,12 @@ def test_networks_of_ones_own(tmp_path: Path) -> None:
     save_file(other.state_dict(), tmp_path / "p.safetensors")
     filled = built(f"python:{OWN}:painter", 16, channels=1, weights=str(tmp_path / "p.safetensors"))
     assert torch.equal(filled.network.state_dict()["up.weight"], other.state_dict()["up.weight"])
+    sides = set()
+    hook = register_module_forward_pre_hook(lambda _, given: sides.add(given[0].shape[-1]) if given[0].shape[1] == 3 else None)
     trunk: Any = built(f"python:{OWN}:trunk", 16).network
+    hook.remove()
     assert trunk.levels == ("3", "5")
+    assert sides == {16}, "for a classifier no size is looked for that would give pictures"
     unet = built(
         "diffusers:UNet2DModel", 16, block_out_channels=[8, 8], norm_num_groups=4, layers_per_block=1,
         down_block_types=["DownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "UpBlock2D"],

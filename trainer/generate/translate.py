@@ -27,7 +27,7 @@ from trainer.tasks.likening import pixels
 
 @dataclass(frozen=True)
 class Asked:
-    """A picture, its number among all that are asked for, and where what is made of it belongs, below the folder that is written."""
+    """A picture, its number among those that are asked for, and where below the folder what is made of it belongs."""
 
     index: int
     source: Path
