@@ -13,7 +13,7 @@ from trainer.config import EXIT_DONE, Run, UserError
 from trainer.config.model import Model
 from trainer.config.sources import open_splits
 from trainer.data.download import bring
-from trainer.models import needs
+from trainer.models import denoisers, needs
 from trainer.models.autoencoder import Codec
 from trainer.models.base import Need
 from trainer.models.download import alone, download, whole
@@ -50,6 +50,9 @@ def _needs(run: Run, key: str, model: Model) -> list[Need]:
         return Codec.of(model.source, None).needs()
     if key == "model" and run.task.reconstructs:
         return reconstructor_needs(model)
+    scheme, _, rest = model.source.partition(":")
+    if key == "model" and run.task.translates and scheme == "diffusers":
+        return denoisers.needs(rest, model)
     if key == "model" and run.task.generates:
         return generator_needs(model, getattr(run.task, "vae", None))
     return needs(model)
