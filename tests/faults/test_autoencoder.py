@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.painter import photographs
 from tests.trainers import Zygote, points, run_file, same
+from tests.unit.test_generators import latent_pipeline
 from trainer import sheet
 from trainer.commands import main
 from trainer.config import Run, UserError
@@ -174,7 +175,8 @@ def run(**sections: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_what_is_refused() -> None:
+def test_what_is_refused(tmp_path: Path) -> None:
+    pipeline = latent_pipeline(tmp_path)
     for sections, message in (
         ({"losses": {}}, "write losses.weights: {kl: 1e-6}"),
         ({"task": {"kind": "autoencoder", "losses": ["kl"]}}, "compared with its input by l1 or mse"),
@@ -187,6 +189,8 @@ def test_what_is_refused() -> None:
         (Model(source="diffusers:AutoencoderKL", args=VAE, adapt=Adapt(image_size=17)), "takes multiples of 2; write 16 or 18"),
         (Model(source="diffusers:AutoencoderKL", args={"layers": 2}, adapt=Adapt(image_size=16)), "layers is no argument of"),
         (Model(source="diffusers:AutoencoderKL", args=VAE), "image_size is missing"),
+        (Model(source=f"{pipeline}#transformer"), r"model\.source: .* is a DiTTransformer2DModel, .* name another part: vae"),
+        (Model(source=pipeline, adapt=Adapt(image_size=16)), r"takes 1 channels; write model\.adapt\.in_channels: 1"),
     ):
         with pytest.raises(UserError, match=message):
             build_model(model, "auto", Reconstructor(), 0)

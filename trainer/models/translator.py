@@ -15,7 +15,7 @@ from trainer.config.run import Model
 from trainer.models.adapt import seeded
 from trainer.models.base import Built, Checkpoint, LoadReport, first_few
 from trainer.models.decoder import Decoder, Translating, Untimed
-from trainer.models.generator import build_generator
+from trainer.models.generator import build_generator, denoiser_of
 from trainer.models.sizes import nearest_working
 from trainer.spec import Generator, InputSpec, Translator
 
@@ -178,6 +178,14 @@ def _diffusers(config: Model, wanted: Translator, seed: int, *, load_weights: bo
         raise UserError(
             f"{config.source}: gives as many channels as it takes, and the pictures go from {channels} to {wanted.channels}; "
             f"write model.adapt.in_channels: {wanted.channels} (grey is repeated)"
+        )
+    source = denoiser_of(config)
+    if source.text:
+        raise UserError(f"{source.name}: is told a text, and pictures are made of pictures alone; name a UNet2DModel")
+    if load_weights and source.read is not None and source.vae is not None:
+        raise UserError(
+            f"{source.name}: was trained on the latents of {source.vae}, and pictures are made of pixels; name a UNet2DModel "
+            "that was trained on these, or write model.weights: none"
         )
     built = build_generator(config, Generator(), seed, load_weights=load_weights)
     if type(built.network).__name__ != "UNet2DModel":
