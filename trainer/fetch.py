@@ -13,11 +13,12 @@ from trainer.config import EXIT_DONE, Run, UserError
 from trainer.config.model import Model
 from trainer.config.sources import open_splits
 from trainer.data.download import bring
-from trainer.models import needs
-from trainer.models.autoencoder import KINDS, Codec
+from trainer.models import denoisers, needs
+from trainer.models.autoencoder import Codec
 from trainer.models.base import Need
 from trainer.models.download import alone, download, whole
 from trainer.models.generator import generator_needs
+from trainer.models.reconstructor import reconstructor_needs
 from trainer.rundir import fetched
 
 _INTERRUPTED = 130
@@ -48,7 +49,10 @@ def _needs(run: Run, key: str, model: Model) -> list[Need]:
     if key == "task.vae":
         return Codec.of(model.source, None).needs()
     if key == "model" and run.task.reconstructs:
-        return [] if model.source == f"diffusers:{KINDS[0]}" else Codec.of(model.source, None).needs()
+        return reconstructor_needs(model)
+    scheme, _, rest = model.source.partition(":")
+    if key == "model" and run.task.translates and scheme == "diffusers":
+        return denoisers.needs(rest, model)
     if key == "model" and run.task.generates:
         return generator_needs(model, getattr(run.task, "vae", None))
     return needs(model)

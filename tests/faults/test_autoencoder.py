@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.painter import photographs
 from tests.trainers import Zygote, points, run_file, same
+from tests.unit.test_generators import latent_pipeline
 from trainer import sheet
 from trainer.commands import main
 from trainer.config import Run, UserError
@@ -26,6 +28,7 @@ from trainer.spec import Reconstructor
 from trainer.tasks.autoencoder import Autoencode, Coded
 
 KILLED = -9
+NAME = "network.decoder.conv_out.weight"
 VAE: dict[str, Any] = {
     "block_out_channels": [8, 8], "norm_num_groups": 4, "latent_channels": 2,
     "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
@@ -120,6 +123,39 @@ def test_the_export_is_an_autoencoder_of_diffusers(
     assert all(parameter.requires_grad for parameter in built.network.parameters())
 
 
+def test_a_saved_autoencoder_learns_on_and_is_exported_without_its_source(
+    trainers: Zygote, pictures: Path, tmp_path: Path
+) -> None:
+    """Its weights are read once, where they are asked for; what generators on its latents count on is kept."""
+    saved, other = tmp_path / "saved", tmp_path / "other.safetensors"
+    torch.manual_seed(5)
+    plain = diffusers.AutoencoderKL(**VAE, scaling_factor=0.5)
+    plain.save_pretrained(saved)
+    torch.manual_seed(6)
+    save_file({name: value.clone() for name, value in diffusers.AutoencoderKL(**VAE).state_dict().items()}, other)
+
+    def weight(seed: int = 0, *, load_weights: bool = True, **given: Any) -> torch.Tensor:
+        model = Model(source=f"diffusers:{saved}", adapt=Adapt(image_size=16), **given)
+        return build_model(model, "auto", Reconstructor(), seed, load_weights=load_weights).network.state_dict()[NAME]
+
+    assert torch.equal(weight(), plain.state_dict()["decoder.conv_out.weight"])
+    assert torch.equal(weight(weights=str(other)), load_file(other)["decoder.conv_out.weight"])
+    random = weight(weights="none")
+    assert torch.equal(random, weight(weights="none"))
+    assert torch.equal(random, weight(load_weights=False))
+    assert not torch.equal(random, weight(1, weights="none"))
+    assert not torch.equal(random, weight())
+
+    model = {"source": f"diffusers:{saved}", "args": {}}
+    assert trainers.run(file(tmp_path, pictures, model=model, train={"steps": 2}), tmp_path) == [0]
+    (saved / "diffusion_pytorch_model.safetensors").unlink()
+    folder, out = tmp_path / "run", tmp_path / "export"
+    assert main(["export", str(folder), "--device", "cpu", "--out", str(out), "--checkpoint", "last"]) == 0
+    assert diffusers.AutoencoderKL.from_pretrained(out).config["scaling_factor"] == 0.5
+    with pytest.raises(UserError, match="no weights"):
+        weight()
+
+
 def test_the_divergence_is_that_of_the_paper() -> None:
     mean, logvar = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
     task = Autoencode(Run.model_validate({**run(), "task": {"kind": "autoencoder", "losses": ["mse"]}}).task)  # type: ignore[arg-type]
@@ -139,7 +175,8 @@ def run(**sections: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_what_is_refused() -> None:
+def test_what_is_refused(tmp_path: Path) -> None:
+    pipeline = latent_pipeline(tmp_path)
     for sections, message in (
         ({"losses": {}}, "write losses.weights: {kl: 1e-6}"),
         ({"task": {"kind": "autoencoder", "losses": ["kl"]}}, "compared with its input by l1 or mse"),
@@ -152,6 +189,8 @@ def test_what_is_refused() -> None:
         (Model(source="diffusers:AutoencoderKL", args=VAE, adapt=Adapt(image_size=17)), "takes multiples of 2; write 16 or 18"),
         (Model(source="diffusers:AutoencoderKL", args={"layers": 2}, adapt=Adapt(image_size=16)), "layers is no argument of"),
         (Model(source="diffusers:AutoencoderKL", args=VAE), "image_size is missing"),
+        (Model(source=f"{pipeline}#transformer"), r"model\.source: .* is a DiTTransformer2DModel, .* name another part: vae"),
+        (Model(source=pipeline, adapt=Adapt(image_size=16)), r"takes 1 channels; write model\.adapt\.in_channels: 1"),
     ):
         with pytest.raises(UserError, match=message):
             build_model(model, "auto", Reconstructor(), 0)

@@ -182,6 +182,19 @@ def test_what_cannot_be_fetched_is_said_and_leaves_nothing(
     assert missing(run) != []
 
 
+def test_an_architecture_needs_no_weights(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of generators and autoencoders as well, which are no repositories of a hub."""
+    file = file_of(tmp_path)
+    said = json.loads(file.read_text())
+    for kind, source in (("translate", "UNet2DModel"), ("diffusion", "UNet2DModel"), ("autoencoder", "AutoencoderKL")):
+        said |= {"task": {"kind": kind, **({"pairs": "small"} if kind == "translate" else {})}}
+        said["losses"] = {"weights": {"kl": 1e-6}} if kind == "autoencoder" else {}
+        said["model"] = {"source": f"diffusers:{source}"}
+        file.write_text(json.dumps(said))
+        assert fetch(load(file, [])) == 0, capsys.readouterr().err
+        assert f"diffusers:{source}: no weights to fetch" in capsys.readouterr().out
+
+
 def test_own_weights_and_data_are_looked_at(cache: Path, tmp_path: Path) -> None:
     weights, images = tmp_path / "own.pt", tmp_path / "images"
     for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):

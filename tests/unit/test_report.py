@@ -15,7 +15,8 @@ from tests.unit.folders import bare, trained
 from trainer.commands import report
 from trainer.config import UserError
 from trainer.report import default_output, svg, write_report
-from trainer.report.curves import smoothed
+from trainer.report.curves import curves, smoothed
+from trainer.report.read import read_run
 from trainer.rundir import RunDir
 
 DIGITS = ["five", "six", "seven", "eight", "nine"]
@@ -97,6 +98,28 @@ def test_the_distances_of_a_generator_are_drawn(tmp_path: Path) -> None:
     assert "Distance of what it makes from the data" in seen.text
     assert "Distance of what it makes from the data" in page(runs[:1], tmp_path / "report.html").text
     assert "200" in seen.text, "the axis reaches what Fréchet's distance says, not the kernels'"
+
+
+def test_the_likeness_of_pictures_is_drawn(tmp_path: Path) -> None:
+    """By itself: decibels are no errors, and would leave nothing of a mean error."""
+    runs = [trained(tmp_path, name, classes=DIGITS) for name in ("grafted", "scratch")]
+    for folder, values in zip(runs, ((18.0, 23.5), (12.0, 19.5)), strict=True):
+        with folder.metrics.open("a", encoding="utf-8") as file:
+            for step, value in enumerate(values, 201):
+                measured = {"val/psnr": value, "val/ssim": value / 30, "val/mae": 0.05}
+                file.write(json.dumps({"step": step, "samples": step * 64, **measured}) + "\n")
+
+    def cards(views: list[RunDir]) -> dict[str, str]:
+        html = curves([read_run(folder) for folder in views])
+        return dict(re.findall(r"<h3>(.*?)</h3>(.*?)</svg>", html, re.DOTALL))
+
+    alone, both = cards(runs[:1]), cards(runs)
+    assert "PSNR, dB" in alone["Likeness to the targets"]
+    assert "SSIM" not in alone["Likeness to the targets"], "which has another scale"
+    assert "mean absolute error" in alone["Validation errors"]
+    assert "PSNR" not in alone["Validation errors"]
+    assert all(f"<title>{name} PSNR, dB</title>" in both["Likeness to the targets"] for name in ("grafted", "scratch"))
+    assert "Validation errors" not in both, "of several runs the first metric alone is drawn, and that is the accuracy"
 
 
 def test_text_of_users_is_text(tmp_path: Path) -> None:

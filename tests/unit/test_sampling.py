@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,10 +218,14 @@ def test_mixed_pixels_and_targets_belong_together(root: Path, kind: str) -> None
 
     def flat_images(keys: Any) -> Batch:
         batch = plain(keys)
-        return Batch(values[batch.labels][:, None, None, None].expand(-1, 3, 12, 12).contiguous(), batch.labels, batch.indices)
+        images = values[batch.labels][:, None, None, None].expand(-1, 3, 12, 12).contiguous()
+        return replace(batch, images=images, values=batch.indices[:, None].float())
 
     found.plain = flat_images  # type: ignore[method-assign]
-    batch = found.fetch([(0, index) for index in range(57)])
+    batch = found.fetch([(3, index) for index in range(57)])
+    assert batch.epochs.tolist() == [3] * 57
+    assert batch.values is not None, "what is known of the first images"
+    assert batch.values.flatten().tolist() == list(range(57))
     assert batch.targets is not None
     assert torch.allclose(batch.targets.sum(dim=1), torch.ones(57))
     assert (batch.targets.gather(1, batch.labels[:, None]) > 0).sum() >= 50

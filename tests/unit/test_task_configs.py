@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from launcher.start import counts
 from tests.pictures import pictures
 from tests.trainers import run_file
 from trainer.config import Run, UserError, load
+from trainer.config.pictures import Pictures
+from trainer.config.task import Supervised, Task
 from trainer.export import fold
 from trainer.report.page import metric_text
 from trainer.rundir.metric import is_share, leading, lower_is_better
 from trainer.spec import InputSpec
+from trainer.tasks.pictures import Pictures as PictureTask
+from trainer.tasks.supervised import SupervisedMeasure
 
 CPU = Machine(gpus=0, cores=4)
 SPEC = InputSpec(1, 8, (0.5,), (0.25,))
@@ -110,6 +115,7 @@ def test_a_plan_says_what_is_known_of_how_many(tmp_path: Path) -> None:
 
 
 def test_metrics_say_which_way_is_better_and_which_come_first() -> None:
+    assert lower_is_better("val/kl")
     metrics = ["val/loss", "val/age_mae", "val/age_r2", "val/tags_map", "val/tags_accuracy", "val/kind_accuracy", "val/kind_ece"]
     assert [lower_is_better(metric) for metric in metrics] == [True, True, False, False, False, False, True]
     assert leading(metrics) == ["val/age_mae", "val/tags_map", "val/kind_accuracy", "val/loss"]
@@ -117,6 +123,12 @@ def test_metrics_say_which_way_is_better_and_which_come_first() -> None:
     assert not is_share("val/age_r2")
     assert metric_text("val/tags_map", 0.5) == "50.0%"
     assert metric_text("val/age_mae", 12.3456) == "12.35"
+
+
+@pytest.mark.parametrize("base", [Task, Supervised, Pictures, PictureTask, SupervisedMeasure])
+def test_a_task_that_leaves_something_out_cannot_be_made(base: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        base()
 
 
 # --- the units of an export

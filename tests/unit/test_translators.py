@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torchvision import models
 
 from tests import painter
+from tests.unit.test_generators import UNET, VAE
+from tests.unit.test_texts import text_pipeline
 from trainer.config import UserError
 from trainer.config.adapt import Adapt
 from trainer.config.model import Model
@@ -26,6 +31,7 @@ from trainer.tasks.likening import figures
 
 OWN = Path(painter.__file__)
 CPU = torch.device("cpu")
+VQ = inspect.signature(diffusers.VQModel.__init__).parameters
 
 
 def built(source: str, size: int = 32, *, channels: int = 3, made: int = 3, weights: str | None = None, **args: Any) -> Built:
@@ -71,8 +77,12 @@ def test_networks_of_ones_own(tmp_path: Path) -> None:
     save_file(other.state_dict(), tmp_path / "p.safetensors")
     filled = built(f"python:{OWN}:painter", 16, channels=1, weights=str(tmp_path / "p.safetensors"))
     assert torch.equal(filled.network.state_dict()["up.weight"], other.state_dict()["up.weight"])
+    sides = set()
+    hook = register_module_forward_pre_hook(lambda _, given: sides.add(given[0].shape[-1]) if given[0].shape[1] == 3 else None)
     trunk: Any = built(f"python:{OWN}:trunk", 16).network
+    hook.remove()
     assert trunk.levels == ("3", "5")
+    assert sides == {16}, "for a classifier no size is looked for that would give pictures"
     unet = built(
         "diffusers:UNet2DModel", 16, block_out_channels=[8, 8], norm_num_groups=4, layers_per_block=1,
         down_block_types=["DownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "UpBlock2D"],
@@ -94,6 +104,22 @@ def test_networks_of_ones_own(tmp_path: Path) -> None:
 def test_what_makes_no_pictures_is_refused(source: str, size: int, more: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         built(source, size, **more)
+
+
+def test_generators_of_other_things_are_refused(tmp_path: Path) -> None:
+    """In words of this task: it is told no text and has no autoencoder, so that it can be told to take none."""
+    with pytest.raises(UserError, match="is told a text, and pictures are made of pictures alone; name a UNet2DModel"):
+        built(text_pipeline(tmp_path / "text"), 8, channels=1, made=1)
+    torch.manual_seed(0)
+    diffusers.LDMPipeline(
+        diffusers.VQModel(**{name: value for name, value in VAE.items() if name in VQ}),
+        diffusers.UNet2DModel(in_channels=2, out_channels=2, sample_size=4, **UNET),
+        diffusers.DDIMScheduler(),
+    ).save_pretrained(tmp_path / "latent")
+    latent = f"diffusers:{tmp_path / 'latent'}"
+    with pytest.raises(UserError, match=r"was trained on the latents of .*latent#vqvae, and pictures are made of pixels"):
+        built(latent, 8, channels=1, made=1)
+    assert built(latent, 8, channels=1, made=1, weights="none").network(torch.zeros(1, 1, 8, 8)).shape == (1, 1, 8, 8)
 
 
 def test_psnr_and_ssim_are_those_of_their_papers() -> None:

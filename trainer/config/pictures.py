@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Self
 
@@ -47,9 +48,9 @@ class Pictures(Task):
     samples: Samples = Field(default_factory=Samples)
 
     @property
+    @abstractmethod
     def chosen(self) -> tuple[str, ...]:
         """The losses by name."""
-        raise NotImplementedError
 
     @property
     def networks(self) -> dict[str, Model]:

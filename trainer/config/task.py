@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -46,9 +47,9 @@ class Task(Kind):
         """The metrics that may be asked for; none where only the data can tell and is not given."""
         return self.metrics
 
+    @abstractmethod
     def learnt(self, facts: Facts) -> tuple[Known, ...]:
         """The targets that the task learns, of those that the training data has. Raises UserError for data of another kind."""
-        raise NotImplementedError
 
 
 class Supervised(Task):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ class ImageDataset:
             pixels[place], share = mixing.apply(found, first.images[place], second.images[other])
             targets[place] *= share
             targets[place, second.labels[other]] += 1 - share
-        return Batch(pixels, first.labels, first.indices, first.bad + second.bad, targets, first.epochs)
+        return replace(first, images=pixels, bad=first.bad + second.bad, targets=targets)
 
     def plain(self, keys: Sequence[Key]) -> Batch:
         """The samples of (epoch, index) keys as uint8 [n, c, size, size].

@@ -209,13 +209,11 @@ class Inputs:
         self._given, self._derived = spec.in_channels, derived
         self._read = run.task.channels if derived else 1 if self._way.kind == "grey" else spec.in_channels
         self._fixed = transforms.evaluation(run.data, replace(spec, in_channels=self._read))
-        self._count = 0
 
-    def __call__(self, path: Path) -> torch.Tensor:
-        """uint8 [c, size, size]. Raises BadImageError."""
+    def __call__(self, path: Path, index: int) -> torch.Tensor:
+        """uint8 [c, size, size] of the picture of this index, which what is drawn for it depends on. Raises BadImageError."""
         image = self._fixed(images.read(path, self._read, self._most))
         if self._derived:
-            generator = torch.Generator().manual_seed(mix(self._seed, DERIVED, 0, self._count))
+            generator = torch.Generator().manual_seed(mix(self._seed, DERIVED, 0, index))
             image = derive(self._way, image, generator)
-            self._count += 1
         return coloured(image, self._given)

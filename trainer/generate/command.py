@@ -11,6 +11,7 @@ from typing import get_args
 from trainer.config import EXIT_DONE, UserError
 from trainer.config.noise import Sampler
 from trainer.generate import images
+from trainer.generate.share import prepare, share, side_by_side
 from trainer.measuring import precision
 from trainer.restored import device_of, restore, warn_of_changes
 from trainer.rundir import RunDir
@@ -56,10 +57,10 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     words = arguments.prompt or [word.strip() for word in arguments.classes.split(",") if word.strip()]
     asked = images.asked_for(restored, images.seeds_of(arguments.seeds), words)
     out = arguments.out or folder.path / "generated" / f"step-{restored.step:08d}"
-    batches = images.share(asked, arguments.batch or images.batch_of(restored), rank, world)
-    images.prepare(out, asked if world == 1 else [one for part in batches for one in part])
+    batches = share(asked, arguments.batch or images.batch_of(restored), rank, world)
+    prepare(out, [Path(one.file) for part in batches for one in part])
     if arguments.processes > 1 and world == 1:
-        images.side_by_side("sample", argv, arguments.processes)
+        side_by_side("sample", argv, arguments.processes)
     else:
         with precision(restored.run.train.precision if device.type == "cuda" else "fp32", device):
             images.make(restored, plan, batches, out, device, show=rank == 0)

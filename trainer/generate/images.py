@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from trainer.config import GraftError, UserError
-from trainer.gallery import picture
+from trainer.config import UserError
 from trainer.generate.progress import Progress
+from trainer.generate.share import write
 from trainer.restored import Restored
 from trainer.tasks.base import Generates
 from trainer.tasks.sampler import Plan, scheduler
@@ -83,21 +80,6 @@ def batch_of(restored: Restored) -> int:
     return int(getattr(restored.run.task, "samples").batch)  # noqa: B009 (of every task that generates)
 
 
-def share(asked: Sequence[Asked], batch: int, rank: int, world: int) -> list[Sequence[Asked]]:
-    """The batches of a process: cut before they are shared out, so that no image depends on the number of processes."""
-    return [asked[start : start + batch] for start in range(rank * batch, len(asked), world * batch)]
-
-
-def prepare(out: Path, asked: Sequence[Asked]) -> None:
-    """Make the folder. Raises UserError where an image would be overwritten."""
-    there = [one.file for one in asked if (out / one.file).exists()]
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file; name a folder")
-    if there:
-        raise UserError(f"{out} has {len(there)} of these images already, {there[0]} for one; name another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
-
-
 def make(
     restored: Restored, plan: Plan, batches: Sequence[Sequence[Asked]], out: Path, device: torch.device, *, show: bool
 ) -> None:  # fmt: skip
@@ -111,9 +93,7 @@ def make(
             step = progress.stepping(len(part), plan.steps)
             made = task.sample(network, [one.seed for one in part], classes, plan, step)
             for one, image in zip(part, made, strict=True):
-                temporary = out / f".{one.file}.tmp"
-                picture(image).save(temporary, "PNG")
-                temporary.rename(out / one.file)
+                write(out / one.file, image)
             done += len(part)
             progress.done(done)
 
@@ -127,18 +107,6 @@ def note(out: Path, asked: Sequence[Asked], told: str) -> None:
         if new:
             writer.writerow(["file", told, "seed"])
         writer.writerows([one.file, one.word, one.seed] for one in asked)
-
-
-def side_by_side(command: str, argv: Sequence[str], processes: int) -> None:
-    """Run a command of graft as several processes, each with its share. Raises UserError when one fails."""
-    program = [sys.executable, "-m", "trainer", command, *argv]
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    shares = [{"RANK": str(rank), "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": str(threads)} for rank in range(processes)]
-    started = [subprocess.Popen(program, env={**os.environ, **share}) for share in shares]
-    codes = [process.wait() for process in started]
-    failed = [rank for rank, code in enumerate(codes) if code]
-    if failed:
-        raise GraftError(f"process {failed[0]} of {processes} failed; what the others made is there")
 
 
 def changed(plan: Plan, sampler: str | None, steps: int | None, guidance: float | None) -> Plan:

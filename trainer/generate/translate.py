@@ -16,9 +16,8 @@ from trainer.config import EXIT_DONE, EXIT_FAULT, GraftError, UserError
 from trainer.config.tasks.translate import Config
 from trainer.data import Batch
 from trainer.data.pairs import Inputs
-from trainer.gallery import picture
-from trainer.generate.images import side_by_side
 from trainer.generate.progress import Progress
+from trainer.generate.share import prepare, share, side_by_side, write
 from trainer.measuring import precision
 from trainer.predict import expand
 from trainer.restored import Restored, device_of, restore
@@ -28,8 +27,9 @@ from trainer.tasks.likening import pixels
 
 @dataclass(frozen=True)
 class Asked:
-    """A picture, and where what is made of it belongs, below the folder that is written."""
+    """A picture, its number among those that are asked for, and where below the folder what is made of it belongs."""
 
+    index: int
     source: Path
     place: Path
 
@@ -59,15 +59,15 @@ def translate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     restored = restore(folder, arguments.checkpoint)
     asked = asked_for(arguments.files)
     out = arguments.out or folder.path / "translated" / f"step-{restored.step:08d}"
-    cut = [asked[start : start + arguments.batch] for start in range(0, len(asked), arguments.batch)][rank::world]
-    _prepare(out, [one for part in cut for one in part])
+    batches = share(asked, arguments.batch, rank, world)
+    prepare(out, [one.place for part in batches for one in part])
     if arguments.processes > 1 and world == 1:
         side_by_side("translate", argv, arguments.processes)
         failed = [one.source for one in asked if not (out / one.place).exists()]
     else:
         device = device_of(arguments.device, rank if world > 1 else None)
         with precision(run.train.precision if device.type == "cuda" else "fp32", device):
-            bad = make(restored, cut, out, device, derived=arguments.derive, show=rank == 0)
+            bad = make(restored, batches, out, device, derived=arguments.derive, show=rank == 0)
         failed = [one.source for one in bad]
     if world == 1:
         told = {
@@ -86,26 +86,15 @@ def asked_for(files: Sequence[Path]) -> list[Asked]:
     """The pictures of files and folders, each with a place of its own. Raises UserError."""
     asked: list[Asked] = []
     for path in files:
-        asked += [
-            Asked(found, (found.relative_to(path) if path.is_dir() else Path(found.name)).with_suffix(".png"))
-            for found in expand([path])
-        ]
+        for found in expand([path]):
+            place = found.relative_to(path) if path.is_dir() else Path(found.name)
+            asked.append(Asked(len(asked), found, place.with_suffix(".png")))
     places: dict[Path, Path] = {}
     for one in asked:
         if one.place in places:
             raise UserError(f"{places[one.place]} and {one.source} would both become {one.place}; translate them one by one")
         places[one.place] = one.source
     return asked
-
-
-def _prepare(out: Path, asked: Sequence[Asked]) -> None:
-    """Make the folder. Raises UserError where a file would be overwritten."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file; name a folder")
-    there = [one.place for one in asked if (out / one.place).exists()]
-    if there:
-        raise UserError(f"{out} has {len(there)} of these pictures already, {there[0]} for one; name another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def make(
@@ -121,7 +110,7 @@ def make(
             images, kept = [], []
             for one in part:
                 try:
-                    images.append(inputs(one.source))
+                    images.append(inputs(one.source, one.index))
                     kept.append(one)
                 except (GraftError, OSError, ValueError) as error:
                     print(f"graft: {error}", file=sys.stderr)
@@ -132,14 +121,7 @@ def make(
                 with torch.inference_mode():
                     made = pixels(network(batch.images)).cpu()
                 for one, image in zip(kept, made, strict=True):
-                    _write(out / one.place, image)
+                    write(out / one.place, image)
             done += len(part)
             progress.done(done)
     return bad
-
-
-def _write(path: Path, image: torch.Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    picture(image).save(temporary, "PNG")
-    temporary.rename(path)

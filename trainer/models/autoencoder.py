@@ -23,6 +23,11 @@ def beside(place: str) -> str | None:
     return None if part is None else f"{place}#{part}"
 
 
+def of_folder(rest: str) -> str:
+    """FOLDER or FOLDER#PART: the autoencoder of a pipeline, where no part is named."""
+    return rest if "#" in rest else beside(rest) or rest
+
+
 class Codec:
     """An autoencoder of diffusers, read when it is first moved to a device.
 
@@ -57,8 +62,7 @@ class Codec:
                     "task.vae: diffusers:FOLDER, or leave it out to learn on pixels"
                 )
             return Codec(own)
-        rest = asked.partition(":")[2]
-        return Codec(rest if "#" in rest else beside(rest) or rest)
+        return Codec(of_folder(asked.partition(":")[2]))
 
     def needs(self) -> list[Need]:
         """The files that it is read from."""

@@ -80,13 +80,18 @@ def load(rest: str) -> nn.Module:
     """The whole model that a folder (or a part of a pipeline) holds, with its weights: float32, on the CPU. Raises UserError."""
     source = Source(rest, Model(source=f"diffusers:{rest}"))
     network: nn.Module = source.model(source.settings)
+    fill(network, source)
+    return network
+
+
+def fill(network: nn.Module, source: Source) -> None:
+    """Give the whole model of a source its weights. Raises UserError where they are not all there."""
     tensors = source.tensors()
     own = network.state_dict()
     lacking = [name for name in own if name not in tensors]
     if lacking or any(own[name].shape != tensors[name].shape for name in own):
         raise UserError(f"{source.name}: its weights do not fit its config.json ({(lacking or ['other shapes'])[0]}): partial")
     network.load_state_dict({name: tensors[name] for name in own})
-    return network
 
 
 @dataclass

@@ -11,8 +11,10 @@ from torch import nn
 from trainer.config import UserError
 from trainer.config.run import Model
 from trainer.models.adapt import seeded
-from trainer.models.autoencoder import Codec
-from trainer.models.base import Built, LoadReport
+from trainer.models.autoencoder import of_folder
+from trainer.models.base import Built, LoadReport, Need
+from trainer.models.diffusers import Source, fill
+from trainer.models.diffusers import needs as of_part
 from trainer.spec import InputSpec
 
 KIND = "AutoencoderKL"
@@ -37,7 +39,7 @@ class Reconstructing(nn.Module):
 
 
 def build_reconstructor(config: Model, seed: int, *, load_weights: bool) -> Built:
-    """Build the autoencoder and fill it from its folder. Raises UserError."""
+    """Build the autoencoder and fill it from its weights; see `build_model`. Raises UserError."""
     scheme, _, rest = config.source.partition(":")
     if scheme != "diffusers":
         raise UserError(f"model.source '{config.source}': an autoencoder is diffusers:FOLDER, or diffusers:{KIND} with its args")
@@ -48,15 +50,7 @@ def build_reconstructor(config: Model, seed: int, *, load_weights: bool) -> Buil
     else:
         if config.args:
             raise UserError(f"model.args cannot be set for {config.source}: its config.json says what it is")
-        codec = Codec.of(config.source, None)
-        if codec.kind != KIND:
-            raise UserError(f"{codec.name} is a {codec.kind}, and graft trains autoencoders of kind {KIND}")
-        if codec.in_channels != channels:
-            raise UserError(
-                f"{codec.name} takes {codec.in_channels} channels; write model.adapt.in_channels: {codec.in_channels}"
-            )
-        network = codec.network.requires_grad_(True).train()
-        report = LoadReport(codec.name, matched=list(network.state_dict()))
+        network, report = _saved(Source(of_folder(rest), config), channels, seed, load_weights=load_weights)
     made = Reconstructing(network)
     factor = made.latents[1]
     size = config.adapt.image_size
@@ -69,6 +63,31 @@ def build_reconstructor(config: Model, seed: int, *, load_weights: bool) -> Buil
     head = ("network.decoder.conv_out",)
     half = (_HALF,) * channels
     return Built(made, head, (), InputSpec(channels, size, half, half), report)
+
+
+def reconstructor_needs(config: Model) -> list[Need]:
+    """The files that an autoencoder is read from. Raises UserError."""
+    rest = config.source.partition(":")[2]
+    return [] if rest == KIND else of_part(of_folder(rest), config)
+
+
+def _saved(source: Source, channels: int, seed: int, *, load_weights: bool) -> tuple[nn.Module, LoadReport]:
+    """What a folder's settings say, with its weights or those that the run file names."""
+    kind, given = source.settings["_class_name"], source.channels
+    if kind != KIND:
+        others = [name for name, (_, made) in source.parts.items() if made == KIND]
+        raise UserError(
+            f"model.source: {source.name} is a {kind}, and graft trains autoencoders of kind {KIND}"
+            + (f"; name another part: {', '.join(others)}" if others else "")
+        )
+    if given != channels:
+        raise UserError(f"{source.name} takes {given} channels; write model.adapt.in_channels: {given}")
+    with seeded(seed):
+        network: nn.Module = source.model(source.settings)
+    if source.config.weights == "none" or not load_weights:
+        return network, LoadReport(f"{source.name}, no checkpoint read")
+    fill(network, source)
+    return network, LoadReport(f"{source.name} ({source.config.weights})", matched=list(network.state_dict()))
 
 
 def _new(config: Model, channels: int, seed: int) -> nn.Module:

@@ -14,6 +14,12 @@ _UNITS = (7, 8, 12, 14, 16, 24, 32, 64, 112, 224)  # patches, windows and stride
 _SECONDS = 20.0
 
 
+def nearest_working(works: Callable[[int], bool], size: int, reach: int) -> list[int]:
+    """The nearest smaller and the nearest larger size that work, as far as there are such within so many pixels."""
+    ways = (range(size - 1, max(0, size - 1 - reach), -1), range(size + 1, size + 1 + reach))
+    return [side for way in ways if (side := next(filter(works, way), None)) is not None]
+
+
 def nearest_size(make: Callable[[int], nn.Module], channels: int, size: int) -> int | None:
     """The nearest multiple of a common patch or stride that goes through, in shapes alone; None where none was found in time."""
     near = {unit * (size // unit + step) for unit in _UNITS for step in (-1, 0, 1, 2)}

@@ -15,12 +15,13 @@ from trainer.config.run import Model
 from trainer.models.adapt import seeded
 from trainer.models.base import Built, Checkpoint, LoadReport, first_few
 from trainer.models.decoder import Decoder, Translating, Untimed
-from trainer.models.generator import build_generator
+from trainer.models.generator import build_generator, denoiser_of
+from trainer.models.sizes import nearest_working
 from trainer.spec import Generator, InputSpec, Translator
 
 _HALF = 0.5
 _LEAST = 2  # levels that a decoder needs
-_AROUND = 65  # pixels to either side, where a size that works is looked for
+_AROUND = 64  # pixels to either side, where a size that works is looked for
 
 
 def build_translator(
@@ -178,6 +179,14 @@ def _diffusers(config: Model, wanted: Translator, seed: int, *, load_weights: bo
             f"{config.source}: gives as many channels as it takes, and the pictures go from {channels} to {wanted.channels}; "
             f"write model.adapt.in_channels: {wanted.channels} (grey is repeated)"
         )
+    source = denoiser_of(config)
+    if source.text:
+        raise UserError(f"{source.name}: is told a text, and pictures are made of pictures alone; name a UNet2DModel")
+    if load_weights and source.read is not None and source.vae is not None:
+        raise UserError(
+            f"{source.name}: was trained on the latents of {source.vae}, and pictures are made of pixels; name a UNet2DModel "
+            "that was trained on these, or write model.weights: none"
+        )
     built = build_generator(config, Generator(), seed, load_weights=load_weights)
     if type(built.network).__name__ != "UNet2DModel":
         raise UserError(f"{config.source}: is a {type(built.network).__name__}, and only a UNet2DModel translates pictures here")
@@ -198,12 +207,13 @@ def _whole(rest: str, config: Model, wanted: Translator, seed: int, *, load_weig
         raise UserError(f"model.adapt.image_size is missing: {source.name} does not say what size it takes; write it in pixels")
 
     def shape(side: int) -> tuple[list[int] | None, str]:
+        """The shape of what it gives, and why that is no shape at all; none where it fails."""
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 made = network.eval()(torch.zeros(2, channels, side, side))
         except Exception as error:  # the network is anybody's: anything can come
             return None, f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        return (list(made.shape), "") if isinstance(made, torch.Tensor) else (None, f"it gives a {type(made).__name__}")
+        return (list(made.shape), "") if isinstance(made, torch.Tensor) else ([], f"it gives a {type(made).__name__}")
 
     found, why = shape(size)
     if found != [2, wanted.channels, size, size]:
@@ -221,14 +231,11 @@ def _refused(
     name: str, size: int, given: int, made: int, found: list[int] | None, why: str, shape: Callable[[int], list[int] | None]
 ) -> None:  # fmt: skip
     """Raises UserError, with the nearest sizes that work, for a network that gives pictures, but not these."""
-
-    def works(side: int) -> bool:
-        return shape(side) == [2, made, side, side]
-
-    below = next((side for side in range(size - 1, max(0, size - _AROUND), -1) if works(side)), None)
-    above = next((side for side in range(size + 1, size + _AROUND) if works(side)), None)
-    near = [str(side) for side in (below, above) if side is not None]
-    if near or (found is not None and len(found) == 4 and min(found[2:]) > 1):
+    pictures = found is not None and len(found) == 4 and min(found[2:]) > 1
+    if found is not None and not pictures:  # a classifier's answers, whatever the size
+        return
+    near = [str(side) for side in nearest_working(lambda side: shape(side) == [2, made, side, side], size, _AROUND)]
+    if near or pictures:
         hint = f"; the nearest sizes that it does are {' and '.join(near)}: set model.adapt.image_size" if near else ""
         of = why or f"of {[2, given, size, size]} it makes {found}"
         raise UserError(f"{name}: does not make {made} channels of {size} x {size} of pictures of {given} ({of}){hint}")

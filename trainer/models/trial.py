@@ -9,10 +9,13 @@ from torch import nn
 from torch.func import functional_call
 
 from trainer.config import UserError
+from trainer.models.sizes import nearest_working
 from trainer.spec import Call
 
 if TYPE_CHECKING:
     from trainer.models.generator import Denoiser, Shape
+
+_AROUND = 128  # pixels to either side, where a size that works is looked for
 
 
 def told(shape: Shape, count: int, device: str = "cpu") -> dict[str, torch.Tensor]:
@@ -73,8 +76,6 @@ def check_size(network: nn.Module, source: Denoiser, shape: Shape) -> None:
     why = problem(shape.size)
     if why is None:
         return
-    below = next((size for size in range(shape.size - 1, max(0, shape.size - 129), -1) if problem(size) is None), None)
-    above = next((size for size in range(shape.size + 1, shape.size + 129) if problem(size) is None), None)
-    near = [str(size) for size in (below, above) if size is not None]
+    near = [str(size) for size in nearest_working(lambda size: problem(size) is None, shape.size, _AROUND)]
     hint = f"; the nearest sizes that it does are {' and '.join(near)}: set model.adapt.image_size accordingly" if near else ""
     raise UserError(f"{source.name}: does not generate {shape.size} x {shape.size} of {shape.channels} channels ({why}){hint}")

@@ -14,8 +14,9 @@ from trainer.rundir.metric import distance, is_share, leading, word
 SMOOTH_FROM = 60
 _NAMES = {
     "f1": "F1", "micro_f1": "F1 over all answers", "top5": "top 5", "map": "mean average precision", "exact": "nothing wrong",
-    "mae": "mean absolute error", "rmse": "root mean square error",
+    "mae": "mean absolute error", "rmse": "root mean square error", "psnr": "PSNR, dB", "ssim": "SSIM",
 }  # fmt: skip
+_LIKENESS = ("psnr", "ssim")
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -37,6 +38,7 @@ def curves(views: Sequence[View]) -> str:
     shares: list[Series] = []
     errors: list[Series] = []
     distances: list[Series] = []
+    likeness: list[Series] = []
     rate: list[Series] = []
     noisy = False
     for number, view in enumerate(views):
@@ -56,6 +58,8 @@ def curves(views: Sequence[View]) -> str:
                 (shares if is_share(key) else errors).append(line)
         for place, key in enumerate(_distances(view)[: 1 if many else None]):
             distances.append(Series(f"{name}{_name(key)}", *view.series(key), number if many else place + 1, dots=True))
+        for key in _likeness(view)[:1]:
+            likeness.append(Series(f"{name}{_name(key)}", *view.series(key), number if many else 1, dots=True))
         rate.append(Series(f"{name}learning rate", *view.series("lr"), number))
     runs = [(v.label, i, False) for i, v in enumerate(views)] if many else None
     faint = "; faint: as measured" if noisy else ""
@@ -63,6 +67,7 @@ def curves(views: Sequence[View]) -> str:
         _card("Loss" + (f" <span class='soft'>(dashed: training{faint})</span>" if many else ""), loss, runs),
         _card("Validation", shares, runs, percent=True),
         _card("Validation errors", errors, runs),
+        _card("Likeness to the targets", likeness, runs),
         _card("Distance of what it makes from the data", distances, runs),
     ]
     if not many:
@@ -79,12 +84,17 @@ def curves(views: Sequence[View]) -> str:
 
 def _shown(view: View, *, many: bool) -> list[str]:
     """The metrics that are drawn: of several runs the first, of one task all shares and errors, of several heads the leading."""
-    first = [metric for metric in leading(view.measured()) if metric != "val/loss"]
+    first = [metric for metric in leading(view.measured()) if metric != "val/loss" and word(metric) not in _LIKENESS]
     if many:
         return first[:1]
     if view.config["task"]["kind"] == "multi":
         return first
     return [metric for metric in view.measured() if word(metric) in ("accuracy", "f1", "top5", "map", "exact", "mae", "rmse")]
+
+
+def _likeness(view: View) -> list[str]:
+    """How near pictures are to what they should be, in decibels first, which have a scale of their own."""
+    return [metric for kind in _LIKENESS for metric in view.measured() if word(metric) == kind]
 
 
 def _distances(view: View) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-_LOWER = {"loss", "error", "ece", "brier", "mae", "rmse", "mse", "forgetting"}
+_LOWER = {"loss", "error", "ece", "brier", "mae", "rmse", "mse", "kl", "forgetting"}
 _DISTANCES = {"fid", "kid", "fd", "kd"}  # of generated images from the data; with other features than theirs a name follows
 _SHARES = {"accuracy", "top5", "f1", "precision", "recall", "map", "exact"}
 _FIRST = ("accuracy", "map", "psnr", "mae")  # what a task is judged by, if by nothing else

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ def _mse(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (made - target).square().flatten(1).mean(dim=1)
 
 
-class Pictures:
+class Pictures(ABC):
     """Of the channels of a batch the last are the target, in [-1, 1], and the others the input."""
 
     def __init__(self, config: Config) -> None:
@@ -75,9 +76,9 @@ class Pictures:
         return self._config.chosen
 
     @property
+    @abstractmethod
     def channels(self) -> int:
         """Of what is made."""
-        raise NotImplementedError
 
     def run(self, module: nn.Module, batch: Any) -> Any:
         """What it gives for the inputs, in training."""
@@ -105,9 +106,9 @@ class Pictures:
             self.perceives = distance.network
         self._weights = weights
 
+    @abstractmethod
     def cut(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The inputs and the targets."""
-        raise NotImplementedError
 
     def made(self, output: Any) -> torch.Tensor:
         """The pictures, [n, c, h, w], of what a network gave."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -45,7 +46,7 @@ def with_auxiliary(output: object, weight: float, loss: Callable[[torch.Tensor],
     return losses
 
 
-class SupervisedMeasure:
+class SupervisedMeasure(ABC):
     """A measure that sends a batch through the network and adds its logits."""
 
     def __init__(self, task: Supervised) -> None:
@@ -55,6 +56,6 @@ class SupervisedMeasure:
         """Send a batch through the network and add it."""
         self.add(self._task.logits(self._task.run(network, batch)).float(), batch)
 
+    @abstractmethod
     def add(self, logits: torch.Tensor, batch: Batch) -> None:
         """Add a batch that has these logits [n, labels]."""
-        raise NotImplementedError
