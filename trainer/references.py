@@ -100,7 +100,8 @@ def _scale_of_run(config: Model, outputs: tuple[Output, ...]) -> torch.Tensor | 
     task = build_task(source.run.task, Facts.from_json(state["facts"]))
     if task.scale is None:
         return None
-    given = dict(zip([o.name for o in task.outputs], task.scale.split([len(o.labels) for o in task.outputs], dim=1), strict=True))
+    parts = torch.split(task.scale, [len(output.labels) for output in task.outputs], dim=1)
+    given = dict(zip([output.name for output in task.outputs], parts, strict=True))
     labels = {output.name: output.labels for output in task.outputs}
     found: list[torch.Tensor] = []
     for output in outputs:

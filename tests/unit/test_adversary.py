@@ -119,7 +119,7 @@ def test_losses_are_matched_over_all_micro_batches(layer: str | None) -> None:
     weight = network.get_parameter(f"{layer or 'last'}.weight")
     x = torch.randn(6, 3)
     norms = [torch.autograd.grad(loss, weight, retain_graph=True)[0].norm() for loss in both(network, x).mean(dim=0)]
-    for part in x.split([4, 2]):
+    for part in torch.split(x, [4, 2]):
         balance(both(network, part))
     balance.settle(6, good=True)
     assert balance.weights.tolist() == pytest.approx([1, float(norms[0] / norms[1])], rel=1e-5)
@@ -150,7 +150,7 @@ def test_a_loss_that_does_not_reach_the_layer_is_not_matched() -> None:
 
 def test_an_autoencoder_is_matched_at_the_last_convolution_of_its_decoder() -> None:
     """diffusers registers `post_quant_conv`, through which the latents go, after the decoder."""
-    small = {
+    small: Any = {
         "block_out_channels": [8], "norm_num_groups": 4, "latent_channels": 2,
         "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"],
     }  # fmt: skip
