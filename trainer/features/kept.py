@@ -80,6 +80,8 @@ class Features:
                 if found is None or (val is not None and held is None):
                     return False
                 self._check(train, found)
+                if val is not None and held is not None:
+                    self._check(val, held)
         except NotKeptError as problem:
             if self.tail is not None:
                 self.tail.release()
