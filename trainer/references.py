@@ -18,8 +18,10 @@ from trainer.config.targets import Facts
 from trainer.losses.base import Reference
 from trainer.losses.taps import Taps
 from trainer.models import run as run_source
+from trainer.models.base import Checkpoint
 from trainer.models.build import Norm, build_model, origin_of
 from trainer.models.given import as_given
+from trainer.models.rows import rows
 from trainer.spec import InputSpec, Output
 from trainer.strategies.blocks_of import blocks_of
 from trainer.tasks import build_task
@@ -85,7 +87,9 @@ def in_units(config: Model, outputs: tuple[Output, ...], scale: torch.Tensor | N
 
 
 def _scale_of_run(config: Model, outputs: tuple[Output, ...]) -> torch.Tensor | None:
-    """The units of a run's numbers [2, all labels], in the order of `outputs`."""
+    """The units of a run's numbers [2, all labels], of the rows that `outputs` take of its heads. Raises UserError for a label
+    that takes none.
+    """
     scheme, _, rest = config.source.partition(":")
     if scheme != "run":
         return None
@@ -96,10 +100,26 @@ def _scale_of_run(config: Model, outputs: tuple[Output, ...]) -> torch.Tensor | 
     task = build_task(source.run.task, Facts.from_json(state["facts"]))
     if task.scale is None:
         return None
-    columns = task.scale.t().tolist()
-    there = dict(zip(((o.name, label) for o in task.outputs for label in o.labels), columns, strict=True))
-    found = [there.get((o.name, label), [1.0, 0.0]) for o in outputs for label in o.labels]
-    return torch.tensor(found, dtype=torch.float64).t()
+    parts = torch.split(task.scale, [len(output.labels) for output in task.outputs], dim=1)
+    given = dict(zip([output.name for output in task.outputs], parts, strict=True))
+    labels = {output.name: output.labels for output in task.outputs}
+    found: list[torch.Tensor] = []
+    for output in outputs:
+        settings = config.adapt.of(output.name)
+        old = (settings.take or output.name) if any(labels) else ""  # a lone head without a name is that of every output
+        picks: tuple[int | None, ...] = ()
+        if old in labels:
+            made = Checkpoint(config.source, {}, labels[old])
+            counts = {len(labels[old])}
+            picks = rows(made, counts, settings, output.labels, "losses.teacher.adapt", lone=len(outputs) == 1).picks
+        for label, pick in zip(output.labels, picks or [None] * len(output.labels), strict=True):
+            if pick is None:
+                raise UserError(
+                    f"losses.teacher: {config.source} has no number for '{label}' to learn from; write what it calls it as "
+                    "losses.teacher.adapt.rename, and the head that it is of as losses.teacher.adapt.take"
+                )
+            found.append(given[old][:, pick])
+    return torch.stack(found, dim=1)
 
 
 def start(network: nn.Module, head: Sequence[str], device: torch.device, autocast: Autocast) -> Reference:

@@ -179,6 +179,16 @@ def test_what_is_refused(tmp_path: Path) -> None:
     pipeline = latent_pipeline(tmp_path)
     for sections, message in (
         ({"losses": {}}, "write losses.weights: {kl: 1e-6}"),
+        ({"losses": {"balance": {"kind": "dwa"}}}, "write losses.weights: {kl: 1e-6}"),
+        ({"losses": {"balance": {"kind": "match"}}}, "far less; write losses.weights: {kl: 1e-6} in its place, or leave kl out"),
+        (
+            {"task": {"kind": "autoencoder", "losses": ["l1", "kl", "adversarial"]}, "losses": {"balance": {"kind": "match"}}},
+            "write losses.weights: {kl: 1e-6, adversarial: 0.1} in its place",
+        ),
+        (
+            {"task": {"kind": "autoencoder", "losses": ["l1", "kl", "adversarial"]}, "losses": {"balance": {"kind": "dwa"}}},
+            "says nothing of that; write losses.weights",
+        ),
         ({"task": {"kind": "autoencoder", "losses": ["kl"]}}, "compared with its input by l1 or mse"),
         ({"data": {"train": "folder:x", "normalize": "imagenet"}}, "pixels from -1 to 1"),
     ):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -181,17 +182,23 @@ def test_damage_is_found_and_computed_again(
 
 def test_rows_of_another_network_are_noticed(trainers: Zygote, tmp_path: Path) -> None:
     """As if the key had missed something that makes another feature: whole files, with other numbers in them."""
-    shared = {"kind": "features", "path": str(tmp_path / "kept")}
-    assert trainers.run(file(tmp_path / "one", shared), tmp_path / "one") == [0]
-    for path in kept(tmp_path):
-        content = path.read_bytes()
-        rows = int.from_bytes(content[8:16], "little")
-        start = len(content) - rows * 8 * 4
-        changed = content[:start] + (np.frombuffer(content[start:], np.float32) * np.float32(1.5)).tobytes()
-        path.unlink()
-        path.with_name(f"{hashlib.sha256(changed).hexdigest()}.rows").write_bytes(changed)
-    assert trainers.run(file(tmp_path / "two", shared), tmp_path / "two") == [3]
-    assert "are not those of this network and these images; remove that folder" in trainers.started[-1].text()
+    assert trainers.run(file(tmp_path / "one"), tmp_path / "one") == [0]
+    for samples in (723, 178):  # of the training, of the validation
+        other = tmp_path / str(samples)
+        shutil.copytree(tmp_path / "one" / "kept", other / "kept")
+        damaged = 0
+        for path in kept(other):
+            content = path.read_bytes()
+            rows = int.from_bytes(content[8:16], "little")
+            if rows == samples:
+                start = len(content) - rows * 8 * 4
+                changed = content[:start] + (np.frombuffer(content[start:], np.float32) * np.float32(1.5)).tobytes()
+                path.unlink()
+                path.with_name(f"{hashlib.sha256(changed).hexdigest()}.rows").write_bytes(changed)
+                damaged += 1
+        assert damaged == 1
+        assert trainers.run(file(other), other) == [3]
+        assert "are not those of this network and these images; remove that folder" in trainers.started[-1].text()
 
 
 def _stopped(rank: Rank) -> None:

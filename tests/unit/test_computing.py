@@ -179,6 +179,7 @@ def test_one_kernel_moves_as_many_do(config: Optimizer) -> None:
     assert all(torch.allclose(found[0], other, atol=1e-6) for other in found[1:])
 
 
+SOFT = {"teacher": {"source": "torchvision:resnet18", "weights": "best"}, "add": {"soft": {"kind": "logits"}}}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"train": {"precision": "fp8"}}, "fp8 is not built: it puts layers of torchao or Transformer Engine"),
     ({"train": {"compile": "whole", "checkpointing": True}}, "whole leaves no blocks for train.checkpointing to work out"),
@@ -190,13 +191,23 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"train": {"fused": True}, "parallel": {"kind": "zero2", "offload": "cpu"}}, "parallel.offload keeps on the host"),
 ]
 
+for name in ("match", "gradnorm", "adatask"):
+    losses = {**SOFT, "balance": {"kind": name}}
+    REFUSED += [
+        (
+            {"train": {"clip": None, "compile": "blocks"}, "losses": losses},
+            f"{name}, which goes back through the network several",
+        ),
+        ({"train": {"clip": None, "precision": "fp16"}, "losses": losses}, f"{name} takes gradients that fp16 does not scale"),
+    ]
+
 
 @pytest.mark.parametrize(("sections", "said"), REFUSED)
 def test_what_does_not_go_together_is_refused(tmp_path: Path, sections: dict[str, Any], said: str) -> None:
     path = run_file(tmp_path)
     run = json.loads(path.read_text())
     for name, values in sections.items():
-        run[name] = values if name == "optimizer" else {**run[name], **values}
+        run[name] = values if name == "optimizer" else {**run.get(name, {}), **values}
     path.write_text(json.dumps(run))
     with pytest.raises(UserError) as error:
         load(path)

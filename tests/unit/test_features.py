@@ -61,12 +61,14 @@ def network(seed: int = 0, head: int = 0) -> nn.Module:
 # --- what they are of
 
 
-def key(run: Run, made: nn.Module, *, random: bool = False, spec: InputSpec = SPEC, device: str = "cpu") -> str:
+def key(
+    run: Run, made: nn.Module, *, random: bool = False, spec: InputSpec = SPEC, tf32: bool = False, device: str = "cpu"
+) -> str:  # fmt: skip
     found = chosen(run, made)
     assert found.cut is not None
     learning = list(made.get_submodule("head").parameters())
     told = identity.description(
-        run, spec, found.cut, made, learning, random=random, dtype=found.dtype, device=torch.device(device)
+        run, spec, found.cut, made, learning, random=random, dtype=found.dtype, tf32=tf32, device=torch.device(device)
     )
     return identity.key_of(told)
 
@@ -88,6 +90,7 @@ def test_a_key_is_that_of_the_frozen_part_and_of_the_pixels(run: Callable[..., R
         "dtype": key(run("data.cache.dtype=bf16"), network()),
         "precision": key(run("train.precision=bf16"), network()),
         "device": key(run(), network(), device="cuda"),
+        "tf32": key(run(), network(), tf32=True, device="cuda"),
         "pixels": key(run("data.max_pixels=100"), network()),
         "arguments": key(run("model.args={norm: true}"), network()),
         "changed": key(run("data.augment.flip=0.5", "data.cache.views=2"), network(), random=True),

@@ -82,17 +82,22 @@ def test_the_start_stays_where_the_network_was(tmp_path: Path) -> None:
     assert before.blocks == block_names(network, ["fc"])
 
 
-def test_numbers_of_a_run_are_told_in_the_units_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The teacher learnt (value - mean) / deviation of its own data, the task those of other data."""
-    facts = Facts((Known(Target("", "values", ("age", "size")), (), (9, 9), (40.0, 2.0), (10.0, 0.5)),))
-    run = load(bare(tmp_path, text=RUN.replace("strategy:", "task: {kind: regress}\nstrategy:")).config)
+def a_run(root: Path, monkeypatch: pytest.MonkeyPatch, kind: str, *facts: Known) -> None:
+    """Every run is one of this task on these targets."""
+    root.mkdir(exist_ok=True)
+    run = load(bare(root, text=RUN.replace("strategy:", f"task: {{kind: {kind}}}\nstrategy:")).config)
 
     class Source:
         def __init__(self, rest: str, config: Model) -> None:
             self.run = run
-            self.loaded = SimpleNamespace(state={"facts": facts.as_json()})
+            self.loaded = SimpleNamespace(state={"facts": Facts(facts).as_json()})
 
     monkeypatch.setattr("trainer.references.run_source.Source", Source)
+
+
+def test_numbers_of_a_run_are_told_in_the_units_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher learnt (value - mean) / deviation of its own data, the task those of other data."""
+    a_run(tmp_path, monkeypatch, "regress", Known(Target("", "values", ("age", "size")), (), (9, 9), (40.0, 2.0), (10.0, 0.5)))
     config = Model.model_validate({"source": "run:other"})
     outputs = (Output("", ("size", "age"), "values"),)
     scale = torch.tensor([[2.0, 5.0], [1.0, 30.0]], dtype=torch.float64)
@@ -107,3 +112,33 @@ def test_numbers_of_a_run_are_told_in_the_units_of_the_task(tmp_path: Path, monk
         "numbers of anybody else are those of the data"
     )
     assert in_units(Model.model_validate({"source": "timm:test_vit"}), outputs, None) is None
+
+
+def test_units_are_those_of_the_rows_that_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names that the run gives them: renamed, of another head, of a head without a name, or kept by their places."""
+
+    def found(*outputs: Output, **adapt: Any) -> list[list[float]]:
+        config = Model.model_validate({"source": "run:other", "adapt": adapt})
+        units = in_units(config, outputs, None)
+        assert units is not None
+        rows: list[list[float]] = units.t().tolist()
+        return rows
+
+    a_run(tmp_path, monkeypatch, "regress", Known(Target("", "values", ("age", "size")), (), (9, 9), (40.0, 2.0), (10.0, 0.5)))
+    age, size = [10.0, 40.0], [0.5, 2.0]
+    assert found(Output("", ("mass", "age"), "values"), rename={"mass": "size"}) == [size, age]
+    assert found(Output("body", ("size", "age"), "values")) == [size, age], "a lone head has no name"
+    assert found(Output("", ("a", "b"), "values"), head="keep") == [age, size]
+    with pytest.raises(UserError, match=r"run:other has no number for 'mass' to learn from; .*losses\.teacher\.adapt\.rename"):
+        found(Output("", ("mass", "age"), "values"))
+    a_run(
+        tmp_path / "multi", monkeypatch, "multi",
+        Known(Target("body", "values", ("age", "size")), (), (9, 9), (40.0, 2.0), (10.0, 0.5)),
+        Known(Target("kind", "class", ("a", "b")), (1, 1), (2,)),
+    )  # fmt: skip
+    assert found(Output("kind", ("b", "a")), Output("body", ("size", "age"), "values")) == [[1.0, 0.0], [1.0, 0.0], size, age]
+    assert found(Output("", ("size",), "values"), take="body") == [size]
+    heads = {"shape": {"take": "body", "rename": {"mass": "size"}}}
+    assert found(Output("kind", ("a", "b")), Output("shape", ("mass",), "values"), heads=heads)[2:] == [size]
+    with pytest.raises(UserError, match=r"no number for 'size' to learn from; .*losses\.teacher\.adapt\.take"):
+        found(Output("", ("size",), "values"))

@@ -38,6 +38,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ),
     ("zero2", TEACHER, {"losses": {"balance": {"kind": "gradnorm"}}}, "gradnorm takes gradients of its own"),
     ("fsdp", TEACHER, {"losses": {"balance": {"kind": "adatask"}}}, "adatask takes gradients of its own"),
+    ("zero3", TEACHER, {"losses": {"balance": {"kind": "match"}}}, "match takes gradients of its own"),
     ("zero3", NEAR, {}, "losses.add.near looks at the weights, which no rank holds whole; write zero2"),
     ("fsdp", {"train": {"steps": 2, "precision": "fp16"}}, {}, "fp16, whose scale has not been shared out; write bf16"),
     ("ddp", {}, {"parallel": {"offload": "cpu"}}, "ddp has none; write kind: zero2"),

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from trainer.config.run import Run
 
 FUSED = ("sgd", "adam", "adamw")  # optimizers that torch has in one kernel
-_TWICE = ("gradnorm", "adatask")  # balances that go back through a network several times
 
 
 class Compute(Section):
@@ -70,7 +69,7 @@ def unfit(run: Run) -> str | None:
 
 def not_compiled(run: Run) -> str | None:
     """The key with which nothing is compiled; none where something may be."""
-    if run.losses.balance.kind in _TWICE:
+    if run.losses.balance.own_gradients:
         return f"losses.balance: {run.losses.balance.kind}, which goes back through the network several times"
     if run.parallel.kind == "zero3":
         return "parallel.kind: zero3, which gathers weights in between"

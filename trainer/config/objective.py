@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
+from trainer.config.balance import Balance
 from trainer.config.balances import fixed
 from trainer.config.base import Kind, Section, one_of
 from trainer.config.model import Model
@@ -14,7 +15,7 @@ from trainer.config.paired import Paired
 
 if TYPE_CHECKING:
     AnyLoss = Kind
-    AnyBalance = Kind
+    AnyBalance = Balance
 else:
     AnyLoss = one_of("trainer.config.losses")
     AnyBalance = one_of("trainer.config.balances")

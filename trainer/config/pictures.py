@@ -80,9 +80,10 @@ class Pictures(Task):
             )
         balance = run.losses.balance.kind
         if "adversarial" in self.chosen and balance in ("dwa", "uncertainty", "gradnorm"):
+            instead = "losses.weights" if "kl" in self.chosen else "balance: match, or weights"
             raise ValueError(
                 f"losses.balance: {balance} goes by how far losses fell, and one against a critic that learns as well says "
-                "nothing of that; write balance: match, or weights"
+                f"nothing of that; write {instead}"
             )
         if run.evaluate.source is not None:
             raise ValueError(

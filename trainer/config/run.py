@@ -267,7 +267,7 @@ class Run(Section):
                 )
             if self.train.clip is not None:
                 raise ValueError("losses.balance: adatask takes gradients that train.clip does not clip; leave clip out")
-        if balance in ("adatask", "gradnorm", "match") and self.train.precision == "fp16":
+        if self.losses.balance.own_gradients and self.train.precision == "fp16":
             raise ValueError(f"losses.balance: {balance} takes gradients that fp16 does not scale; write train.precision: bf16")
         if (why := refused(self) or unfit(self)) is not None:
             raise ValueError(why)

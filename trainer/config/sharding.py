@@ -44,11 +44,10 @@ def refused(run: Run) -> str | None:
     if optimizer.kind in ("schedule_free", "prodigy"):
         what = "keeps its own average" if optimizer.kind == "schedule_free" else "looks at all parameters at once"
         return f"{where} cuts what the optimizer holds, and {optimizer.kind} {what}; write adamw, or parallel.kind: ddp"
-    balance = run.losses.balance.kind
-    if balance in ("gradnorm", "adatask", "match"):
+    if run.losses.balance.own_gradients:
         return (
-            f"{where}: losses.balance {balance} takes gradients of its own, beside those that are shared out; write uncertainty "
-            "or dwa, or parallel.kind: ddp"
+            f"{where}: losses.balance {run.losses.balance.kind} takes gradients of its own, beside those that are shared out; "
+            "write uncertainty or dwa, or parallel.kind: ddp"
         )
     near = [name for name, loss in run.losses.add.items() if loss.kind == "l2_sp"]
     if near and kind in CUTS_WEIGHTS:

@@ -71,26 +71,36 @@ def views(ids: Ids, count: int) -> Ids:
         return np.asarray(mixed * np.uint64(0xBF58476D1CE4E5B9))
 
 
-def description(
-    run: Run, spec: InputSpec, cut: Cut, network: nn.Module, learning: Iterable[nn.Parameter], *, random: bool,
-    dtype: torch.dtype, device: torch.device,
-) -> dict[str, Any]:  # fmt: skip
-    """All that decides the features of a sample, as JSON; `random`: the images are changed by chance, from the run's seed."""
+def pixels(run: Run, spec: InputSpec, *libraries: str, random: bool, tf32: bool, device: torch.device) -> dict[str, Any]:
+    """What decides the numbers of an image, and those that a device makes of them, as JSON; `random`: the images are changed by
+    chance, from the run's seed; `tf32`: products of 32-bit numbers are rounded; `libraries`: further ones that compute.
+    """
     data = run.data.model_dump(mode="json", exclude=CHOOSING)
     changed = {"augment": run.data.augment.model_dump(mode="json"), "seed": run.train.seed} if random else None
     return {
         "format": FORMAT,
+        "image": asdict(spec),
+        "data": data,
+        "changed": changed,
+        "tf32": tf32,
+        "device": device.type,
+        "versions": {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy", *libraries)},
+        "reading": content(Path(trainer.data.__file__).with_name(name) for name in READING),
+    }
+
+
+def description(
+    run: Run, spec: InputSpec, cut: Cut, network: nn.Module, learning: Iterable[nn.Parameter], *, random: bool,
+    dtype: torch.dtype, tf32: bool, device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    """All that decides the features of a sample, as JSON."""
+    return {
+        **pixels(run, spec, random=random, tf32=tf32, device=device),
         "cut": [cut.module, cut.occurrence, str(cut.place), list(cut.shape), str(cut.dtype), str(dtype)],
         "weights": _weights(cut, network, set(learning)),
         "architecture": _architecture(cut, network),
         "arguments": run.model.args,
-        "image": asdict(spec),
-        "data": data,
-        "changed": changed,
         "precision": run.train.precision,
-        "device": device.type,
-        "versions": {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")},
-        "reading": content(Path(trainer.data.__file__).with_name(name) for name in READING),
     }
 
 
@@ -135,6 +145,7 @@ def _architecture(cut: Cut, network: nn.Module) -> str:
 
 
 def content(paths: Iterable[Path]) -> str:
+    """A sha256 of what files hold; of one that cannot be read its path counts."""
     digest = hashlib.sha256()
     for path in paths:
         try:

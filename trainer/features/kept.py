@@ -33,6 +33,7 @@ from trainer.track.work import WorkShown
 log = logging.getLogger("graft.features")
 _LOOK = 0.5  # seconds between two looks at whose turn it is
 _CHECKED = 4  # samples that are sent through the whole network
+_FP32, _TF32, _HALF = 1e-3, 1e-2, 0.1  # how far they may be apart, of the largest: what rounding comes to in other batches
 
 
 class NotKeptError(Exception):
@@ -53,6 +54,7 @@ class Features:
         assert choice.cut is not None
         self._run, self._runtime, self._network, self._spec, self._choice = run, runtime, network, spec, choice
         self._learning, self._cut = list(learning), choice.cut
+        self._tf32 = bool(runtime.computing.told["tf32"])
         self.tail: Tail | None = Tail(network, choice.cut) if choice.cut.share else None
         self._stores: dict[str, Store] = {}
         self.train: FeatureSamples | None = None
@@ -78,6 +80,8 @@ class Features:
                 if found is None or (val is not None and held is None):
                     return False
                 self._check(train, found)
+                if val is not None and held is not None:
+                    self._check(val, held)
         except NotKeptError as problem:
             if self.tail is not None:
                 self.tail.release()
@@ -123,12 +127,15 @@ class Features:
     def _named(self, dataset: ImageDataset, views: int) -> tuple[dict[str, Any], Ids]:
         """What the features are of, as JSON, and an id for each row."""
         random = dataset.train and dataset.random
-        about = identity.description(
-            self._run, self._spec, self._cut, self._network, self._learning,
-            random=random, dtype=self._choice.dtype, device=self._runtime.device,
-        )  # fmt: skip
         ids = identity.samples(dataset.listing)
-        return about, identity.views(ids, views) if random else ids
+        return self._about(random=random), identity.views(ids, views) if random else ids
+
+    def _about(self, *, random: bool) -> dict[str, Any]:
+        """All that decides them, as JSON; `random`: the images are changed by chance."""
+        return identity.description(
+            self._run, self._spec, self._cut, self._network, self._learning,
+            random=random, dtype=self._choice.dtype, tf32=self._tf32, device=self._runtime.device,
+        )  # fmt: skip
 
     def _store(self, about: dict[str, Any]) -> Store:
         """The folder for a description, which every rank sees."""
@@ -285,7 +292,8 @@ class Features:
             return False
         with torch.no_grad(), self._runtime.autocast():
             wanted, given = self._both(images.to(device, self._spec).images, kept.to(device, None).images)
-        near = 1e-3 if self._run.train.precision == "fp32" and self._choice.dtype == torch.float32 else 0.1
+        whole = self._run.train.precision == "fp32" and self._choice.dtype == torch.float32
+        near = _HALF if not whole else _TF32 if self._tf32 else _FP32
         return not bool((wanted - given).abs().max() <= near * wanted.abs().max() + 1e-6)
 
     def _both(self, images: torch.Tensor, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

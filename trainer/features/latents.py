@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-import trainer.data
 from trainer.config import Run
-from trainer.data import ImageDataset
 from trainer.data.transforms import training
 from trainer.features import identity
 from trainer.features.choose import DTYPES, Choice
 from trainer.features.cut import Cut
-from trainer.features.identity import Ids
 from trainer.features.kept import Features
 from trainer.references import fingerprint
 from trainer.runtime import Runtime
@@ -70,21 +65,14 @@ class Latents(Features):
         self._vae = vae
         super().__init__(run, runtime, vae.network, [], spec, choice)
 
-    def _named(self, dataset: ImageDataset, views: int) -> tuple[dict[str, Any], Ids]:
-        """What the rows are of, as JSON, and an id for each."""
-        random = dataset.train and dataset.random
-        data = self._run.data.model_dump(mode="json", exclude=identity.CHOOSING)
-        changed = {"augment": self._run.data.augment.model_dump(mode="json"), "seed": self._run.train.seed} if random else None
+    def _about(self, *, random: bool) -> dict[str, Any]:
         config: Any = self._vae.network
-        about = {
-            "format": identity.FORMAT, "latents": json.loads(config.to_json_string()), "weights": fingerprint(self._vae.network),
-            "dtype": str(self._choice.dtype), "image": asdict(self._spec), "data": data, "changed": changed,
-            "device": self._runtime.device.type,
-            "versions": {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy", "diffusers")},
-            "reading": identity.content(Path(trainer.data.__file__).with_name(name) for name in identity.READING),
+        device = self._runtime.device
+        common = identity.pixels(self._run, self._spec, "diffusers", random=random, tf32=self._tf32, device=device)
+        return {
+            **common, "latents": json.loads(config.to_json_string()), "weights": fingerprint(self._vae.network),
+            "dtype": str(self._choice.dtype),
         }  # fmt: skip
-        ids = identity.samples(dataset.listing)
-        return about, identity.views(ids, views) if random else ids
 
     def _first_part(self) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda images: torch.cat(self._vae.encode(images), dim=1)

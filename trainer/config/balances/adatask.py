@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from trainer.config.base import Kind
+from trainer.config.balance import Balance
 
 
-class Config(Kind):
+class Config(Balance):
     """Adam's moments for each loss apart, so that each has a step size of its own: AdaTask (Yang et al. 2023)."""
 
     kind: Literal["adatask"] = "adatask"
+    own_gradients: ClassVar[bool] = True

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from trainer.config.amounts import TrainingAmount, parse_amount
-from trainer.config.base import Kind
+from trainer.config.balance import Balance
 
 
-class Config(Kind):
+class Config(Balance):
     """More for losses that fell least of late: dynamic weight average (Liu, Johns and Davison 2019)."""
 
     kind: Literal["dwa"] = "dwa"

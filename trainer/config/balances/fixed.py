@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trainer.config.base import Kind
+from trainer.config.balance import Balance
 
 
-class Config(Kind):
+class Config(Balance):
     """The losses count as `losses.weights` says."""
 
     kind: Literal["fixed"] = "fixed"

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainer.config.base import Kind
+from trainer.config.balance import Balance
 
 
-class Config(Kind):
+class Config(Balance):
     """A learned variance for each loss, which is divided by it (Kendall, Gal and Cipolla 2018)."""
 
     kind: Literal["uncertainty"] = "uncertainty"

@@ -28,7 +28,13 @@ class Config(Pictures):
         super().goes_with(run)
         if not {"l1", "mse"} & set(self.losses):
             raise ValueError("losses: an autoencoder is compared with its input by l1 or mse; add one of them")
-        if "kl" in self.losses and "kl" not in run.losses.weights and run.losses.balance.kind == "fixed":
+        if "kl" in self.losses and run.losses.balance.kind == "match":
+            weights = "kl: 1e-6, adversarial: 0.1" if "adversarial" in self.losses else "kl: 1e-6"
+            raise ValueError(
+                "losses.balance: match makes every loss pull as strongly as the first, and kl, which the encoder alone is of, "
+                f"has to pull far less; write losses.weights: {{{weights}}} in its place, or leave kl out"
+            )
+        if "kl" in self.losses and "kl" not in run.losses.weights:
             raise ValueError(
                 "losses: kl at weight 1 leaves nothing of the pictures; write losses.weights: {kl: 1e-6} (Rombach et al. "
                 "2022), or more where the latents should be more like noise"

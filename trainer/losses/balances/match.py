@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from trainer.config.balances.match import Config
-from trainer.losses.balances.base import Balance, Scale, shared
-from trainer.losses.balances.gradnorm import Compared
+from trainer.losses.balances.base import Balance, Compared, Scale, shared
 
 _SMALL = 1e-8
 
@@ -24,13 +21,21 @@ class Match(Compared):
     """
 
     def __init__(self, config: Config, scale: Scale) -> None:
-        super().__init__(scale, *shared(replace(scale, head=()), config.layer))
+        super().__init__(scale, *shared(scale, config.layer, heads=True))
         self._most = config.most
 
     @torch.no_grad()
     def settle(self, samples: int, *, good: bool) -> None:
-        """Work out the weights of the next step."""
+        """Work out the weights of the next step; a loss that has no gradient in this one keeps its own. Raises UserError for one
+        that has none at first.
+        """
         norms, _ = self.collect()
-        if good and bool(norms.isfinite().all()):
-            self.weights.copy_((norms[0] / (norms + _SMALL)).clamp(max=self._most))
-            self.weights[0] = 1.0
+        if not good or not bool(norms.isfinite().all()):
+            return
+        weights = self.weights
+        if bool((weights == 1).all()):
+            self.reached(norms)
+        found = (norms[0] / (norms + _SMALL)).clamp(max=self._most)
+        known = (norms > 0) & (norms[0] > 0)
+        weights.copy_(torch.where(known, found, weights))
+        weights[0] = 1.0
