@@ -117,6 +117,7 @@ class Forecast:
         self._stage = max((group.start for group in parts.groups), default=0)
         self._data = parts.dataset(parts.splits.train, train=True)
         self._one = self._data.fetch([(0, 0)])
+        self._prepared(self._one)  # what that keeps for next time has to have values
         val = parts.splits.val
         self._held = [*self._data.held, *([] if val is None else parts.dataset(val, train=False).held)]
         if gpu and not (parts.run.train.fused is not False and fusable(parts.run)):

@@ -136,7 +136,9 @@ def test_a_saved_autoencoder_learns_on_and_is_exported_without_its_source(
 
     def weight(seed: int = 0, *, load_weights: bool = True, **given: Any) -> torch.Tensor:
         model = Model(source=f"diffusers:{saved}", adapt=Adapt(image_size=16), **given)
-        return build_model(model, "auto", Reconstructor(), seed, load_weights=load_weights).network.state_dict()[NAME]
+        built = build_model(model, "auto", Reconstructor(), seed, load_weights=load_weights)
+        found: torch.Tensor = built.network.state_dict()[NAME]
+        return found
 
     assert torch.equal(weight(), plain.state_dict()["decoder.conv_out.weight"])
     assert torch.equal(weight(weights=str(other)), load_file(other)["decoder.conv_out.weight"])
