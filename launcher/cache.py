@@ -17,13 +17,13 @@ _DAY = 86400
 
 @dataclass(frozen=True)
 class Kept:
-    """A folder of features: its key, bytes, the seconds since a run last used it, where the network is cut, and who made it."""
+    """A folder of features: its key, bytes, the seconds since a run last used it, what they are, and who made it."""
 
     key: str
     path: str
     bytes: int
     unused: float
-    cut: str
+    what: str
     made: str
     by: str
 
@@ -48,13 +48,11 @@ def find(keys: list[str], folder: Path | None, older: float | None) -> list[Kept
 def _kept(path: Path) -> Kept:
     try:
         about = json.loads((path / "about.json").read_text(encoding="utf-8"))
-        module, _, _, shape, _, dtype = about["cut"]
-        cut = f"'{module}', {' x '.join(map(str, shape))} {dtype.removeprefix('torch.')}"
-        made, by = str(about["made"]), str(about["by"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        cut, made, by = "?", "?", "?"
+    except (OSError, ValueError):
+        about = {}
+    what, made, by = (str(about.get(key, "?")) if isinstance(about, dict) else "?" for key in ("what", "made", "by"))
     return Kept(
-        path.name, str(path), sum(f.stat().st_size for f in path.iterdir()), time.time() - path.stat().st_mtime, cut, made, by
+        path.name, str(path), sum(f.stat().st_size for f in path.iterdir()), time.time() - path.stat().st_mtime, what, made, by
     )
 
 
@@ -69,7 +67,7 @@ def remove(found: list[Kept], *, named: bool) -> None:
 def text(found: list[Kept], *, removed: bool) -> str:
     """A line for each, and the sum."""
     lines = [
-        f"{one.key}  {one.bytes / 1e6:10,.1f} MB  unused {one.unused / _DAY:6.1f} days  {one.cut}  (by {one.by}, {one.made})"
+        f"{one.key}  {one.bytes / 1e6:10,.1f} MB  unused {one.unused / _DAY:6.1f} days  {one.what}  (by {one.by}, {one.made})"
         for one in found
     ]
     total = f"{sum(one.bytes for one in found) / 1e6:,.1f} MB"

@@ -24,7 +24,7 @@ from trainer.data.order import mix
 from trainer.export.scale import foldable
 from trainer.features.choose import Choice, choose, granted
 from trainer.features.kept import Features
-from trainer.features.latents import LatentChoice, Latents, choose_latents
+from trainer.features.latents import Latents, choose_latents
 from trainer.judges import give
 from trainer.learning import build_objective, gradients_apart, learnt_by, references, unchanged
 from trainer.losses.objective import Learner, Objective, Plain
@@ -163,14 +163,12 @@ def frozen(
         choice = Choice(None, "the ranks do not find the same place to cut the network at")
     granted(run, choice)
     log.info("features of the frozen first part: %s", choice)
-    if choice.cut is None:
+    if choice.kept is None:
         return None, choice
-    if isinstance(choice, LatentChoice):
-        assert built.beside is not None
-        assert built.beside.vae is not None
-        return Latents(run, runtime, built.beside.vae, built.spec, choice), choice
+    if built.beside is not None and built.beside.vae is not None:
+        return Latents(run, runtime, built.beside.vae, built.spec, choice.kept), choice
     learning = [parameter for group in groups for _, parameter in group.parameters]
-    return Features(run, runtime, built.network, learning, built.spec, choice), choice
+    return Features(run, runtime, built.network, learning, built.spec, choice.kept), choice
 
 
 def chosen(

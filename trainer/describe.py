@@ -81,8 +81,8 @@ def features(parts: Parts) -> dict[str, Any]:
     run, found, val = parts.run, parts.choice, parts.splits.val
     assert found is not None
     total = (found.views * parts.epoch_samples + (0 if val is None else len(val.items))) * found.row
-    short = "" if found.cut is None else room.lacks(run.data.cache, total, total)
-    kept = found.cut is not None and not short
+    short = "" if found.kept is None else room.lacks(run.data.cache, total, total)
+    kept = found.kept is not None and not short
     text = str(found) if not short else f"not kept: {short}"
     return {
         "kept": kept,

@@ -20,6 +20,7 @@ from trainer.models.download import alone, download, whole
 from trainer.models.generator import generator_needs
 from trainer.models.reconstructor import reconstructor_needs
 from trainer.rundir import fetched
+from trainer.track.console import byte_size
 
 _INTERRUPTED = 130
 
@@ -63,7 +64,7 @@ def _weights(need: Need) -> list[Path]:
     if need.bring is not None:
         files = need.bring()
         size = sum(file.stat().st_size for file in files)
-        print(f"{need.what}: here, {len(files)} files, {_size(size)}, {need.file}")
+        print(f"{need.what}: here, {len(files)} files, {byte_size(size)}, {need.file}")
         return files
     if need.url is None:
         _local(need)
@@ -73,7 +74,7 @@ def _weights(need: Need) -> list[Path]:
         need.file.parent.mkdir(parents=True, exist_ok=True)
         with alone(need.file):
             if whole(need.file, need.sha256):
-                print(f"{need.what}: here and whole, {_size(need.file.stat().st_size)}, {need.file}")
+                print(f"{need.what}: here and whole, {byte_size(need.file.stat().st_size)}, {need.file}")
                 return [need.file]
             if need.file.exists():
                 print(f"{need.what}: {need.file} is damaged (its sha256 is another), brought anew", flush=True)
@@ -87,7 +88,7 @@ def _weights(need: Need) -> list[Path]:
         raise UserError(
             f"{need.what} could not be fetched ({error}); run it where there is a network, the same command goes on; or {advice}"
         ) from error
-    brought = f"{_size(bar.came)} in {seconds:.1f} s, {_size(bar.came / seconds)}/s"
+    brought = f"{byte_size(bar.came)} in {seconds:.1f} s, {byte_size(bar.came / seconds)}/s"
     print(f"{need.what}: fetched, {brought}, {need.file}")
     return [need.file]
 
@@ -100,7 +101,7 @@ def _local(need: Need) -> None:
             raise UserError(f"{need.what}: {need.file}: {wrong}")
     except OSError as error:
         raise UserError(f"{need.what}: {need.file} cannot be read: {error.strerror}") from error
-    print(f"{need.what}: here, {_size(need.file.stat().st_size)}, {need.file}")
+    print(f"{need.what}: here, {byte_size(need.file.stat().st_size)}, {need.file}")
 
 
 def _data(run: Run) -> None:
@@ -119,7 +120,7 @@ def _data(run: Run) -> None:
                     size += stream.seek(0, 2)
             except OSError as error:
                 raise UserError(f"data.{name}: {file} cannot be read: {error.strerror}") from error
-        print(f"data.{name}: {len(listing.items):,} samples, {_size(size)}, {listing.root}")
+        print(f"data.{name}: {len(listing.items):,} samples, {byte_size(size)}, {listing.root}")
 
 
 class _Bar:
@@ -151,11 +152,3 @@ class _Bar:
             self._first = done  # what an earlier call had brought does not count for the rate
         self.came = done - self._first
         self._shown.update(self._task, completed=done, total=total)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

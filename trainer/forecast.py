@@ -22,6 +22,7 @@ from trainer.config.footprint import Footprint
 from trainer.config.parallel import kind_of
 from trainer.data import Batch
 from trainer.data.pairs import loaded
+from trainer.features.choose import Kept
 from trainer.features.fill import UNIT
 from trainer.ledger import Ledger, without_values
 from trainer.optim import Average
@@ -258,8 +259,8 @@ class Forecast:
         def many(value: torch.Tensor) -> torch.Tensor:
             return torch.empty([count, *value.shape[1:]], dtype=value.dtype)
 
-        one, cut = self._one, self._cut()
-        images = many(one.images) if cut is None else torch.empty([count, *cut.shape], dtype=cut.dtype)
+        one, kept = self._one, self._kept()
+        images = many(one.images) if kept is None else torch.empty([count, *kept.shape], dtype=kept.given)
         targets, values = (None if given is None else many(given) for given in (one.targets, one.values))
         return replace(
             one, images=images, labels=many(one.labels), indices=many(one.indices), targets=targets, values=values, bad=[],
@@ -268,10 +269,10 @@ class Forecast:
 
     def _prepared(self, raw: Batch) -> Batch:
         parts = self._parts
-        return raw.to(parts.runtime.device, loaded(parts.run, parts.built.spec) if self._cut() is None else None)
+        return raw.to(parts.runtime.device, loaded(parts.run, parts.built.spec) if self._kept() is None else None)
 
-    def _cut(self) -> Any:
-        return None if self._parts.features is None or self._parts.choice is None else self._parts.choice.cut
+    def _kept(self) -> Kept | None:
+        return None if self._parts.features is None or self._parts.choice is None else self._parts.choice.kept
 
     def _block(self) -> int:
         network = self._parts.phase.network

@@ -21,6 +21,13 @@ from trainer.runtime import Runtime
 from trainer.spec import ParamGroup
 from trainer.tasks.base import Task
 
+_WORDS = {
+    "teacher": "losses.teacher",
+    "start": "the network that the run came from",
+    "vae": "task.vae",
+    "text": "the text encoder of the pipeline",
+    "perceptual": "task.perceptual.features",
+}
 PREFIX = "@objective."  # of names in the optimizer's state: no network's parameter begins so
 
 
@@ -68,16 +75,9 @@ def unchanged(before: dict[str, str], now: dict[str, str]) -> None:
     """Raises RefusedError when a reference has other weights than in the last attempt."""
     for name, digest in now.items():
         if before.get(name, digest) != digest:
-            named = {
-                "teacher": "losses.teacher",
-                "vae": "task.vae",
-                "text": "the text encoder of the pipeline",
-                "perceptual": "task.perceptual.features",
-            }
-            what = named.get(name, "the network that the run came from")
             raise RefusedError(
-                f"{what} has other weights now than in the last attempt, which would pull the run elsewhere; bring the old "
-                "ones back, give the run another name, or pass --accept-changes"
+                f"{_WORDS[name]} has other weights now than in the last attempt, which would pull the run elsewhere; bring the "
+                "old ones back, give the run another name, or pass --accept-changes"
             )
 
 

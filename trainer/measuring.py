@@ -19,6 +19,7 @@ from trainer.data.pairs import dataset_of, loaded
 from trainer.evaluate import measured, refer
 from trainer.judges import give
 from trainer.restored import Restored
+from trainer.runtime.computing import TYPES
 from trainer.spec import InputSpec
 from trainer.tasks.base import Evaluation, Finishing, Generates, Task
 
@@ -86,7 +87,6 @@ def figures(
 
 def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
     """The mixed precision that the run was evaluated in while it trained; fp16 only where a GPU is."""
-    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    if name not in types or (name == "fp16" and device.type != "cuda"):
+    if name not in TYPES or (name == "fp16" and device.type != "cuda"):
         return nullcontext()
-    return torch.autocast(device.type, dtype=types[name])
+    return torch.autocast(device.type, dtype=TYPES[name])

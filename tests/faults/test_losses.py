@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.network import deep
-from tests.trainers import NETWORK, Zygote, points, run_file, same
+from tests.trainers import NETWORK, Zygote, points, run_file, same, step_of
 
 KILLED = -9
 SOFT = {"soft": {"kind": "logits", "temperature": 2.0}}
@@ -150,7 +150,8 @@ def test_nothing_to_balance_or_to_compare(trainers: Zygote, tmp_path: Path) -> N
 
 def test_a_teacher_that_changed_is_refused(trainers: Zygote, tmp_path: Path) -> None:
     path = file(tmp_path, "uncertainty")
-    assert trainers.run(path, tmp_path, fault="step@9:0=kill") == [KILLED]
+    assert trainers.run(path, tmp_path, fault="step@23:0=kill") == [KILLED]
+    assert step_of(tmp_path / "run"), "each checkpoint waits for the one before it to be durable, so there is one by now"
     torch.manual_seed(7)
     save_file(deep().state_dict(), weights(tmp_path, 2))
     (rank,) = trainers.start(path, tmp_path)

@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
     for days, key in ((0, "aa11"), (10, "aa22"), (40, "bb33")):
         folder = tmp_path / "features" / key
         folder.mkdir(parents=True)
-        about = {"cut": ["fc", 0, "0", [512], "torch.float32", "torch.bfloat16"], "made": "2026-01-02 03:04:05", "by": "pets"}
+        about = {"what": "512 bfloat16 at 'fc'", "made": "2026-01-02 03:04:05", "by": "pets"}
         (folder / "about.json").write_text(json.dumps(about))
         (folder / "x.rows").write_bytes(bytes(1000 * (days + 1)))
         os.utime(folder, (time.time() - days * DAY,) * 2)
@@ -38,8 +38,8 @@ def test_what_is_listed_and_chosen(root: Path) -> None:
     found = cache.find([], root, None)
     assert [one.key for one in found] == ["bb33", "aa22", "aa11"]
     assert [round(one.unused / DAY) for one in found] == [40, 10, 0]
-    assert found[1].cut == "'fc', 512 bfloat16"
-    assert found[0].cut == "?", "a damaged note is no reason not to list it"
+    assert found[1].what == "512 bfloat16 at 'fc'"
+    assert found[0].what == "?", "a damaged note is no reason not to list it"
     assert 11_000 < found[1].bytes < 11_500
     assert [one.key for one in cache.find(["aa"], root, None)] == ["aa22", "aa11"]
     assert [one.key for one in cache.find([], root, 20)] == ["bb33"]

@@ -61,10 +61,10 @@ def holds(network: nn.Module, cut: Cut, size: int = 32, autocast: Autocast = nul
                 features = Prefix(network, cut)(images)
             assert features.shape == (5, *cut.shape)
             assert features.dtype == cut.dtype
-            tail = Tail(network, cut if cached else None)
+            tail = Tail(network, cut) if cached else None
             torch.manual_seed(3)
             with autocast():
-                output = tail(features if cached else images)
+                output = network(images) if tail is None else tail(features)
             main = output[0] if isinstance(output, tuple) else output
             network.zero_grad()
             sum(leaf.float().square().sum() for leaf in (output if isinstance(output, tuple) else [output])).backward()
@@ -72,7 +72,8 @@ def holds(network: nn.Module, cut: Cut, size: int = 32, autocast: Autocast = nul
             results.append((main.detach(), gradients, torch.get_rng_state()))
             for name, value in network.named_buffers():
                 value.copy_(buffers[name])
-            tail.release()
+            if tail is not None:
+                tail.release()
         (a, ga, sa), (b, gb, sb) = results
         assert torch.equal(a, b)
         assert ga.keys() == gb.keys()

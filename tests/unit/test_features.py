@@ -64,7 +64,8 @@ def network(seed: int = 0, head: int = 0) -> nn.Module:
 def key(
     run: Run, made: nn.Module, *, random: bool = False, spec: InputSpec = SPEC, tf32: bool = False, device: str = "cpu"
 ) -> str:  # fmt: skip
-    found = chosen(run, made)
+    found = chosen(run, made).kept
+    assert found is not None
     assert found.cut is not None
     learning = list(made.get_submodule("head").parameters())
     told = identity.description(
@@ -266,8 +267,9 @@ def test_features_are_kept_where_that_is_possible_and_pays(run: Callable[..., Ru
     assert chosen(auto(), network()).why == "it would save no more than seconds"
     monkeypatch.setattr("trainer.features.choose._WORK", 0.0)
     found = chosen(auto(), network())
-    assert found.cut is not None
-    assert (found.cut.module, found.views, found.row) == ("drop", 1, 32)
+    assert found.kept is not None
+    assert found.kept.cut is not None
+    assert (found.kept.cut.module, found.views, found.row) == ("drop", 1, 32)
     assert str(found) == "8 float32 at 'drop', 100% of the work ('drop' draws random numbers in training)"
     reasons = {
         "data.cache is none": chosen(run("data.cache=none"), network()),
@@ -280,10 +282,9 @@ def test_features_are_kept_where_that_is_possible_and_pays(run: Callable[..., Ru
         "and only 16% of the work comes before 'units.0'": chosen(auto(), network(), ("units", "head")),
     }
     for reason, choice in reasons.items():
-        assert choice.cut is None
+        assert choice.kept is None
         assert reason in choice.why
     views = chosen(run(*changed, "data.cache.views=4"), network(), seen=250)
-    assert views.cut is not None
     assert views.views == 3, "no more than there are epochs"
     assert chosen(run("data.cache.views=4"), network()).views == 1, "nothing is changed"
     assert chosen(run("data.cache.dtype=fp16"), network()).row == 16
@@ -309,7 +310,7 @@ def test_a_network_that_cannot_be_followed_is_trained_as_it_is(
     monkeypatch.setattr("trainer.features.choose._WORK", 0.0)
     made = Odd()
     found = chosen(run("data.cache=auto"), made)
-    assert found.cut is None
+    assert found.kept is None
     assert "the network could not be followed (RuntimeError: an odd number of images)" in found.why
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in made.modules())
 

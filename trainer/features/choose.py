@@ -16,35 +16,76 @@ from trainer.config import Run, UserError
 from trainer.data.transforms import training
 from trainer.features.cut import Cut
 from trainer.features.search import Search
+from trainer.runtime.computing import TYPES
 from trainer.spec import InputSpec
 
 log = logging.getLogger("graft.features")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, **TYPES}
 _SHARE = {"auto": 0.25, "features": 0.05}  # of the work of a forward pass that has to come before the cut
 _PARAMETERS = 0.01  # of the network's numbers: with fewer before it, no cut is looked for
 _WORK = 3e10  # operations that are saved at least: a second on a CPU, with the decoding some more
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A cut with how many `views` of each sample are kept there, as `dtype`; or none, and `why`."""
+class Kept:
+    """Numbers of a sample that are kept: their `shape`, `where` they stand in the network (in words), how many `views` of each
+    sample, as which `dtype` they are `given` to what comes after and as which they are kept; `cut`: where the network itself is
+    cut there.
+    """
 
-    cut: Cut | None
-    why: str
+    where: str
+    shape: tuple[int, ...]
+    given: torch.dtype
+    dtype: torch.dtype
     views: int = 1
-    dtype: torch.dtype = torch.float32
+    cut: Cut | None = None
+
+    @property
+    def row(self) -> int:
+        """Bytes of a sample."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    @property
+    def short(self) -> str:
+        """What it is, without the views."""
+        return f"{' x '.join(map(str, self.shape))} {str(self.dtype).removeprefix('torch.')} {self.where}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is kept, or nothing; and `why`."""
+
+    kept: Kept | None
+    why: str
 
     @property
     def row(self) -> int:
         """Bytes of a sample's features."""
-        return 0 if self.cut is None else torch.Size(self.cut.shape).numel() * self.dtype.itemsize
+        return 0 if self.kept is None else self.kept.row
+
+    @property
+    def views(self) -> int:
+        """How often each sample is kept."""
+        return 1 if self.kept is None else self.kept.views
 
     def __str__(self) -> str:
-        if self.cut is None:
+        if self.kept is None:
             return f"not kept: {self.why}"
-        shape, kind = " x ".join(map(str, self.cut.shape)), str(self.dtype).removeprefix("torch.")
         views = f", {self.views} views of each sample" if self.views > 1 else ""
-        return f"{shape} {kind} at '{self.cut.module}', {self.cut.share:.0%} of the work{views} ({self.why})"
+        share = f", {self.kept.cut.share:.0%} of the work" if self.kept.cut is not None else ""
+        return f"{self.kept.short}{share}{views} ({self.why})"
+
+
+def against_keeping(run: Run, spec: InputSpec, *, samples: int, seen: int) -> tuple[str, int]:
+    """Why the samples of a run are not the same twice, if they are not, whatever the network is; and how many views of each are
+    kept otherwise.
+    """
+    config, augment = run.data.cache, training(run.data, spec).random is not None
+    if augment and config.views is None:
+        return "data.augment changes each sample anew in every epoch; data.cache.views=4 keeps four changed copies of each", 1
+    if config.kind == "auto" and seen <= samples:
+        return "no sample is seen twice", 1
+    return "", min(config.views or 1, math.ceil(seen / samples)) if augment else 1
 
 
 def choose(
@@ -57,20 +98,16 @@ def choose(
     `learning`: all that learns at any time. `against`: a reason from elsewhere that the images are needed, in words.
     """
     learning = set(learning)
-    config, augment = run.data.cache, training(run.data, spec).random is not None
+    config = run.data.cache
     if config.kind == "none":
         return Choice(None, "data.cache is none")
     if against:
         return Choice(None, against)
     if run.data.mix is not None:
         return Choice(None, "data.mix makes every image another mixture")
-    if augment and config.views is None:
-        return Choice(
-            None, "data.augment changes each sample anew in every epoch; data.cache.views=4 keeps four changed copies of each"
-        )
-    if config.kind == "auto" and seen <= samples:
-        return Choice(None, "no sample is seen twice")
-    views = min(config.views or 1, math.ceil(seen / samples)) if augment else 1
+    against, views = against_keeping(run, spec, samples=samples, seen=seen)
+    if against:
+        return Choice(None, against)
     numbers = [(p in learning, p.numel()) for p in network.parameters()]
     if all(learns for learns, _ in numbers):
         return Choice(None, "everything learns, sooner or later")
@@ -87,11 +124,12 @@ def choose(
     saved = cut.share * found.work * (seen - samples * views)
     if config.kind == "auto" and saved < _WORK:
         return Choice(None, "it would save no more than seconds")
-    return Choice(cut, found.why, views, DTYPES.get(config.dtype, cut.dtype))
+    kept = Kept(f"at '{cut.module}'", cut.shape, cut.dtype, DTYPES.get(config.dtype, cut.dtype), views, cut)
+    return Choice(kept, found.why)
 
 
 def granted(run: Run, choice: Choice) -> Choice:
     """The choice. Raises UserError where features are asked for and cannot be kept."""
-    if choice.cut is None and run.data.cache.kind == "features":
+    if choice.kept is None and run.data.cache.kind == "features":
         raise UserError(f"data.cache: features, and they cannot be kept: {choice.why}; write data.cache: none, or auto")
     return choice

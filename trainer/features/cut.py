@@ -45,11 +45,6 @@ class Cut:
     never: tuple[str, ...]
     share: float
 
-    @property
-    def bytes(self) -> int:
-        """Of one sample."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
 
 class Given:
     """What a module that is passed over gives for n images: constants as they are, all else of no value."""
@@ -106,19 +101,15 @@ def _between(two: Any, three: Any) -> Any:
 
 
 class Tail(nn.Module):
-    """A network that takes features [n, …] of a cut in place of images; without a cut it is the network as it is."""
+    """A network that takes features [n, …] of a cut in place of images, until it is released."""
 
-    def __init__(self, network: nn.Module, cut: Cut | None) -> None:
+    def __init__(self, network: nn.Module, cut: Cut) -> None:
         super().__init__()
         self.network = network
         self._features: torch.Tensor | None = None
         self._stubbed: list[tuple[nn.Module, Any]] = []
-        self._use(cut)
-
-    def _use(self, cut: Cut | None) -> None:
-        self.cut, self._calls = cut, 0
-        if cut is None:
-            return
+        self.cut: Cut | None = cut
+        self._calls = 0
         modules = dict(self.network.named_modules())
         # in tuples: they are the network's modules, not further ones of this
         self._whole = (modules[cut.whole],) if cut.whole is not None else ()

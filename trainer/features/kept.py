@@ -20,8 +20,8 @@ from trainer.data import ImageDataset
 from trainer.data.batch import Batch
 from trainer.data.dataset import BadCount
 from trainer.features import fill, identity, room
-from trainer.features.choose import Choice
-from trainer.features.cut import Prefix, Tail
+from trainer.features.choose import Kept
+from trainer.features.cut import Cut, Prefix, Tail
 from trainer.features.identity import Ids
 from trainer.features.samples import FeatureSamples, Rows
 from trainer.features.store import Store, Turn, find
@@ -49,13 +49,12 @@ class Features:
     """
 
     def __init__(
-        self, run: Run, runtime: Runtime, network: nn.Module, learning: Iterable[nn.Parameter], spec: InputSpec, choice: Choice
+        self, run: Run, runtime: Runtime, network: nn.Module, learning: Iterable[nn.Parameter], spec: InputSpec, kept: Kept
     ) -> None:  # fmt: skip
-        assert choice.cut is not None
-        self._run, self._runtime, self._network, self._spec, self._choice = run, runtime, network, spec, choice
-        self._learning, self._cut = list(learning), choice.cut
+        self._run, self._runtime, self._network, self._spec, self._kept = run, runtime, network, spec, kept
+        self._learning = list(learning)
         self._tf32 = bool(runtime.computing.told["tf32"])
-        self.tail: Tail | None = Tail(network, choice.cut) if choice.cut.share else None
+        self.tail: Tail | None = None if kept.cut is None else Tail(network, kept.cut)
         self._stores: dict[str, Store] = {}
         self.train: FeatureSamples | None = None
         self.val: FeatureSamples | None = None
@@ -75,7 +74,7 @@ class Features:
         try:
             with undisturbed(self._network, self._runtime.device):
                 self._network.eval()
-                found = self._rows(train, self._choice.views, bad)
+                found = self._rows(train, self._kept.views, bad)
                 held = self._rows(val, 1, bad) if val is not None and found is not None else None
                 if found is None or (val is not None and held is None):
                     return False
@@ -92,7 +91,7 @@ class Features:
             log.warning("the features of the frozen part are not kept: %s", problem)
             return True
         self.train, self.val = found, held
-        log.info("features: %s; ready after %.1f s", self._choice, time.monotonic() - began)
+        log.info("features: %s; ready after %.1f s", self._kept.short, time.monotonic() - began)
         return True
 
     def _rows(self, dataset: ImageDataset, views: int, bad: BadCount) -> FeatureSamples | None:
@@ -121,7 +120,7 @@ class Features:
         lost = {int(number) % len(dataset) for number in np.flatnonzero(which < 0)} - unread.keys()
         if lost:
             raise NotKeptError(f"{store.folder} does not hold what was just written; is somebody clearing it?")
-        rows = self._together(lambda: Rows(store, names, which, row, self._cut.shape, self._choice.dtype, self._cut.dtype))
+        rows = self._together(lambda: Rows(store, names, which, row, self._kept.shape, self._kept.dtype, self._kept.given))
         return FeatureSamples(dataset, rows, views, unread, store.folder)
 
     def _named(self, dataset: ImageDataset, views: int) -> tuple[dict[str, Any], Ids]:
@@ -134,19 +133,21 @@ class Features:
         """All that decides them, as JSON; `random`: the images are changed by chance."""
         return identity.description(
             self._run, self._spec, self._cut, self._network, self._learning,
-            random=random, dtype=self._choice.dtype, tf32=self._tf32, device=self._runtime.device,
+            random=random, dtype=self._kept.dtype, tf32=self._tf32, device=self._runtime.device,
         )  # fmt: skip
 
     def _store(self, about: dict[str, Any]) -> Store:
         """The folder for a description, which every rank sees."""
         key = identity.key_of(about)
         if key not in self._stores:
-            store = Store(room.folder(self._run.data.cache) / key, self._choice.row)
+            store = Store(room.folder(self._run.data.cache) / key, self._kept.row)
             mark = store.folder / f"seen-{self._runtime.from_main(secrets.token_hex(8))}"
 
             def make() -> None:
                 if self._runtime.main:
-                    store.create({**about, "by": self._run.name, "made": time.strftime("%Y-%m-%d %H:%M:%S")})
+                    store.create(
+                        {**about, "what": self._kept.short, "by": self._run.name, "made": time.strftime("%Y-%m-%d %H:%M:%S")}
+                    )
                     mark.touch()
 
             self._together(make)
@@ -205,7 +206,7 @@ class Features:
 
     def _fits(self, rows: int, missing: int) -> None:
         """Raises NotKeptError where there is no room, as rank 0 sees it."""
-        row = self._choice.row
+        row = self._kept.row
         reason = self._runtime.from_main(
             room.lacks(self._run.data.cache, rows * row, missing * row) if self._runtime.main else ""
         )
@@ -240,7 +241,7 @@ class Features:
 
     def _fill(self, store: Store, work: fill.Work, bad: BadCount) -> fill.Outcome:
         missing, began = int(work.missing.sum()), time.monotonic()
-        shown = WorkShown(f"features at '{self._cut.module}'", missing, shows=self._runtime.main)
+        shown = WorkShown(f"features {self._kept.where}", missing, shows=self._runtime.main)
         outcome = fill.fill(
             store, work, self._compute(), self._runtime, workers=self._run.data.workers, stop=self._stop, check=bad.add,
             at=self._at, told=shown.told,
@@ -254,9 +255,14 @@ class Features:
         end = (
             "stopped; what is there stays" if outcome.stopped else f"{missing:,} samples in {took:.1f} s, kept in {store.folder}"
         )
-        shown.close(f"features at '{self._cut.module}': {end}")
-        log.info("features at '%s': %s", self._cut.module, end)
+        shown.close(f"features {self._kept.where}: {end}")
+        log.info("features %s: %s", self._kept.where, end)
         return outcome
+
+    @property
+    def _cut(self) -> Cut:
+        assert self._kept.cut is not None
+        return self._kept.cut
 
     def _first_part(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """What sends images as far as the cut."""
@@ -264,7 +270,7 @@ class Features:
 
     def _compute(self) -> Callable[[Batch], torch.Tensor]:
         """Images to rows, uint8 [n, bytes]."""
-        prefix, runtime, dtype = self._first_part(), self._runtime, self._choice.dtype
+        prefix, runtime, dtype = self._first_part(), self._runtime, self._kept.dtype
 
         def compute(batch: Batch) -> torch.Tensor:
             with torch.no_grad(), runtime.autocast():
@@ -292,7 +298,7 @@ class Features:
             return False
         with torch.no_grad(), self._runtime.autocast():
             wanted, given = self._both(images.to(device, self._spec).images, kept.to(device, None).images)
-        whole = self._run.train.precision == "fp32" and self._choice.dtype == torch.float32
+        whole = self._run.train.precision == "fp32" and self._kept.dtype == torch.float32
         near = _HALF if not whole else _TF32 if self._tf32 else _FP32
         return not bool((wanted - given).abs().max() <= near * wanted.abs().max() + 1e-6)
 

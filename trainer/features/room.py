@@ -9,6 +9,7 @@ import psutil
 
 from trainer.config.cache import Cache
 from trainer.config.formats import places
+from trainer.track.console import byte_size
 
 
 def folder(config: Cache) -> Path:
@@ -20,26 +21,19 @@ def lacks(config: Cache, total: int, missing: int) -> str:
     """Why `total` bytes, `missing` of which are still to be written, do not fit; empty where they do."""
     where = folder(config)
     if config.max_gb is not None and total > config.max_gb * 1e9:
-        return f"they take {shown(total)}, more than data.cache.max_gb {config.max_gb:g}"
+        return f"they take {byte_size(total)}, more than data.cache.max_gb {config.max_gb:g}"
     free = shutil.disk_usage(next(path for path in (where, *where.parents) if path.exists())).free
     if missing > free:
         return (
-            f"they take {shown(missing)} and {where} has {shown(free)} left; make room, or name another folder as data.cache.path"
+            f"they take {byte_size(missing)} and {where} has {byte_size(free)} left; make room, or name another folder as "
+            "data.cache.path"
         )
     if config.kind == "auto" and config.max_gb is None:
         memory = psutil.virtual_memory().total
         if missing > free / 2:
-            half = f"more than half of the {shown(free)} that {where} has left"
-            return f"they take {shown(missing)}, {half}; data.cache.max_gb allows it"
+            half = f"more than half of the {byte_size(free)} that {where} has left"
+            return f"they take {byte_size(missing)}, {half}; data.cache.max_gb allows it"
         if total > memory / 4:
-            return f"they take {shown(total)}, more than a quarter of the memory ({shown(memory)}); data.cache.max_gb allows it"
+            most = f"more than a quarter of the memory ({byte_size(memory)})"
+            return f"they take {byte_size(total)}, {most}; data.cache.max_gb allows it"
     return ""
-
-
-def shown(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

@@ -19,7 +19,7 @@ from trainer.runtime import compiled
 from trainer.runtime.hardware import channels_last, set_tf32
 from trainer.runtime.recompute import recompute
 
-_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SCALE = 2.0**16  # of fp16's losses at first: halved after each step that overflows, doubled after 2,000 that do not
 log = logging.getLogger("graft")
 
@@ -38,7 +38,7 @@ class Computing:
     ) -> None:  # fmt: skip
         self._train, self._kind, self._device, self._everyone, self._uncompiled = train, kind, device, everyone, uncompiled
         self._blocks = 0  # of all networks so far
-        self._type = _TYPES.get(train.precision)
+        self._type = TYPES.get(train.precision)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=SCALE) if train.precision == "fp16" else None
         on_device = device.type == "cuda" and parallel.offload == "none"
         self.fused = on_device if train.fused == "auto" else train.fused

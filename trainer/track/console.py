@@ -20,6 +20,15 @@ BAR_EVERY = 0.25
 WINDOW = 30.0
 
 
+def byte_size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
 def duration(seconds: float) -> str:
     """`4 s`, `1:05`, `2:03:04`, `1 d 02:03`."""
     whole = round(seconds)

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from trainer.track.console import PLAIN_EVERY, Rate, duration, terminal
+from trainer.track.console import BAR_EVERY, PLAIN_EVERY, Rate, duration, terminal
 
 
 class WorkShown:
@@ -29,7 +29,7 @@ class WorkShown:
         """So many are done by now."""
         now = time.monotonic()
         self._rate.add(now, done)
-        if now - self._spoken < (0.25 if self._over else PLAIN_EVERY):
+        if now - self._spoken < (BAR_EVERY if self._over else PLAIN_EVERY):
             return
         self._spoken = now
         rate = self._rate.per_second()
@@ -37,10 +37,6 @@ class WorkShown:
         if rate is not None:
             facts += [f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s", f"eta {duration((self._total - done) / rate)}"]
         self._say(f"{self._what}: {'  '.join(facts)}", end=not self._over)
-
-    def message(self, text: str) -> None:
-        """A line of its own."""
-        self._say(text, end=True)
 
     def close(self, text: str) -> None:
         """The last line."""
