@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -39,6 +40,7 @@ class Restored:
     head: tuple[str, ...]
     step: int
     beside: Beside | None = None  # of a network that generates
+    references: Mapping[str, str] = field(default_factory=dict)  # fingerprints of the networks beside it, as it was trained
 
 
 def restore(folder: RunDir, which: str, *, merge: bool = True) -> Restored:
@@ -66,7 +68,8 @@ def restore(folder: RunDir, which: str, *, merge: bool = True) -> Restored:
     spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})
     if isinstance(task, Translates):
         task.fit(spec, network, run.train.seed)
-    return Restored(folder, run, network, spec, task, facts, tuple(built.head), loaded.step, built.beside)
+    references = state.get("references", {})
+    return Restored(folder, run, network, spec, task, facts, tuple(built.head), loaded.step, built.beside, references)
 
 
 def warn_of_changes(restored: Restored) -> None:
@@ -74,9 +77,8 @@ def warn_of_changes(restored: Restored) -> None:
     beside, folder = restored.beside, restored.folder
     if beside is None:
         return
-    state = Store(folder.checkpoints, keep=restored.run.checkpoint.keep).named(str(restored.step)).state
     for name, part in {"vae": beside.vae, "text": beside.text}.items():
-        if part is not None and state["references"].get(name) != fingerprint(part.network):
+        if part is not None and restored.references.get(name) != fingerprint(part.network):
             log.warning(
                 "%s has other weights now than when %s was trained, so that its images are others; bring the old ones back",
                 part.source, folder.name,

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional
 
 from launcher import memory_view
 from tests.trainers import NETWORK, ROOT, run_file
+from tests.unit.test_generators import latent_pipeline
 from trainer.attempt import _cause
 from trainer.config import UserError, load
 from trainer.config.footprint import CARDS, GIB, Footprint, card, fit
@@ -154,9 +156,42 @@ def test_a_gpu_steps_all_parameters_at_once_where_no_kernel_is_fused(tmp_path: P
 def test_what_a_generator_needs(tmp_path: Path) -> None:
     from tests.faults.test_diffusion import file
 
-    foretold = forecast(file(tmp_path))(5, 24)
-    assert foretold.peak > foretold.weights + foretold.optimizer + foretold.gradients
-    assert foretold.evaluation > foretold.weights + foretold.optimizer
+    def evaluation(folder: Path, path: Path, *overrides: str) -> int:
+        found = forecast(path, "evaluate.batch=1", *overrides)(5, 24)
+        assert found.peak > found.weights + found.optimizer + found.gradients
+        return found.evaluation - found.weights - found.optimizer
+
+    pixels, latents = tmp_path / "pixels", tmp_path / "latents"
+    model = {"source": latent_pipeline(latents / "pipe"), "args": {}, "adapt": {"in_channels": 1}}
+    for folder, path in (
+        (pixels, file(pixels)), (latents, file(latents, model=model, task={"vae": "pipeline", "noise": {}}))
+    ):  # fmt: skip
+        few, many = (evaluation(folder, path, f"task.samples.batch={batch}") for batch in (8, 512))
+        assert many > 8 * few > 0, "the images that are made at each evaluation lie in memory together"
+
+
+def test_what_a_critic_needs(tmp_path: Path) -> None:
+    from tests import painter
+    from tests.faults.test_translate import file
+
+    painter.photographs(tmp_path / "train", 8, 0)
+    painter.photographs(tmp_path / "val", 4, 1)
+    torch.manual_seed(0)
+    save_file(painter.trunk(6).state_dict(), tmp_path / "features.safetensors")
+    path = file(tmp_path, tmp_path)
+    alone = forecast(path, "task.perceptual=null", "losses={}", "task.losses=[l1]", "task.adversary=null")(4, 8)
+    both = forecast(path, "task.perceptual=null", "task.losses=[l1, adversarial]", "losses={weights: {adversarial: 0.1}}")(4, 8)
+    critic = both.weights - alone.weights
+    assert critic > 0
+    assert both.optimizer - alone.optimizer == pytest.approx(2 * critic, rel=0.01), "Adam's two numbers of each"
+    assert both.gradients - alone.gradients == critic
+
+
+def test_blocks_that_are_recomputed_keep_less(tmp_path: Path) -> None:
+    path = run_file(tmp_path, model=DEEP)
+    whole, again = (forecast(path, f"train.checkpointing={each}")(24, 24) for each in ("false", "true"))
+    assert again.peak < whole.peak
+    assert (again.weights, again.optimizer, again.gradients) == (whole.weights, whole.optimizer, whole.gradients)
 
 
 def test_features_that_are_kept_need_less_and_a_first_pass(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class Parts:
 class Denoiser:
     """What `model.source` and `model.weights` name, before anything is built or read.
 
-    `make(shape)` builds the network, `parts(network, told)` names its layers, `call` sends a batch through it. `channels`, `size`
+    `make(shape)` builds the network, `parts(network, shape)` its layers, `call` sends a batch through it. `channels`, `size`
     and `table` are those of the weights, `schedule` the settings of the scheduler that was saved with them; none where that is
     not known, or there is none. `read`: the checkpoint, if there is one. `spare`: its tables always have a row for no class.
     `vae`: the autoencoder that stands beside it, as FOLDER#PART. `text`: it is told texts, in so many numbers a token (0: it is
