@@ -79,7 +79,6 @@ def describe(run: Run, *, world: int = 1, cards: Sequence[Card] = ()) -> dict[st
 def features(parts: Parts) -> dict[str, Any]:
     """What will be kept of a frozen first part, in words and in bytes, or why nothing is. The room is that of this machine."""
     run, found, val = parts.run, parts.choice, parts.splits.val
-    assert found is not None
     total = (found.views * parts.epoch_samples + (0 if val is None else len(val.items))) * found.row
     short = "" if found.cut is None else room.lacks(run.data.cache, total, total)
     kept = found.cut is not None and not short
