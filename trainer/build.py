@@ -130,7 +130,8 @@ def build(
 
 
 def passes_alike(run: Run, runtime: Runtime) -> tuple[int, ...]:
-    """The ranks' shares of a step. Raises UserError where the ranks cannot make as many forward passes each, and would wait for one another in vain."""
+    """The ranks' shares of a step. Raises UserError where they cannot make as many forward passes each, and would wait for one
+    another in vain."""
     batch, micro = run.train.global_batch, run.train.micro_batch
     shares = rank_shares(batch, runtime.world)
     passes = len(micro_batches(shares[0], micro))
