@@ -104,7 +104,7 @@ class Lacking(torch.autograd.Function):
 
 class Hungry(Small):
     """The small network, for which one rank has too little memory with more samples at a time than so many: in a forward pass of
-    the training from the ninth on, in a backward pass, in an evaluation (0: any number fits). `each`: bytes that a sample takes in
+    the training from the fifth on, in a backward pass, in an evaluation (0: any number fits). `each`: bytes that a sample takes in
     truth in a training."""
 
     def __init__(self, forward: int, backward: int, evaluation: int, each: int, norm: bool, dropout: float) -> None:
@@ -116,7 +116,7 @@ class Hungry(Small):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = super().forward(x)
         forward, backward, evaluation = (most or len(x) for most in self._most)
-        if len(x) > (forward if self.training else evaluation) and (self._calls > 8 or not self.training):
+        if len(x) > (forward if self.training else evaluation) and (self._calls > 4 or not self.training):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
         if self.training:
             torch.empty(len(x) * self._each, dtype=torch.uint8)
