@@ -38,6 +38,13 @@ class Sizes:
         ]
         return {"micro_batch": self.micro_batch, **more, **({"did_not_fit": gone} if gone else {})}
 
+    def words(self) -> str:
+        """For people: what is taken at a time, and what was too much."""
+        text = f"{self.micro_batch} at a time"
+        text += f", {self.evaluation} in an evaluation" if self.evaluation is not None else ""
+        gone = [f"{one['samples']} on rank {one['rank']}" for one in self.refused]
+        return f"{text} (train.micro_batch: auto)" + (f"; too many: {', '.join(gone)}" if gone else "")
+
     def write(self, folder: RunDir) -> None:
         """Leave it for the next attempt."""
         write_atomically(folder.sizes, json.dumps(asdict(self), indent=1) + "\n")
