@@ -13,7 +13,7 @@ from launcher.glance import Glance, events, number, ranks
 from launcher.queue import Queue
 from launcher.runs import Status, duration, examine, last_checkpoint, moment
 from launcher.verdict import GOES_ON
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, Sizes, read_sizes
 from trainer.rundir.metric import few
 
 _SHOWN = 8  # attempts, ranks, stragglers: the latest
@@ -35,6 +35,7 @@ class Detail:
     stragglers: list[dict[str, Any]]
     bad_nodes: list[dict[str, Any]]
     summary: dict[str, Any]
+    sizes: Sizes | None
     problem: str
     next: list[tuple[str, str]]
 
@@ -42,7 +43,7 @@ class Detail:
         return {
             **self.status.as_json(), "checkpoint": self.checkpoint, "best_step": self.best_step, "evaluation": self.evaluation,
             "ranks": self.ranks, "attempts": self.attempts, "stragglers": self.stragglers, "bad_nodes": self.bad_nodes,
-            "ettr": self.summary.get("ettr"), "problem": self.problem, "next": [command for command, _ in self.next],
+            "ettr": self.summary.get("ettr"), "sizes": self.sizes.told() if self.sizes else None, "problem": self.problem, "next": [command for command, _ in self.next],
         }  # fmt: skip
 
     def text(self) -> str:
@@ -60,6 +61,7 @@ class Detail:
             values = ", ".join(f"{name} {value:.4f}" for name, value in measured.items() if value is not None)
             rows.append(("evaluated", table.plain(f"step {self.evaluation.get('step')}: {values}")))
         rows.append(("checkpoint", "none yet" if self.checkpoint is None else f"step {self.checkpoint:,}"))
+        rows += [("samples", table.plain(self.sizes.words()))] if self.sizes is not None else []
         rows += _list("rank", [_rank(facts) for facts in self.ranks])
         rows += _list("slow", [_straggler(event) for event in self.stragglers])
         rows += _list("bad node", [f"{e.get('node')}: {e.get('problem')}" for e in self.bad_nodes])
@@ -86,7 +88,7 @@ def detail(rundir: RunDir) -> Detail:
         status=status, evaluation=_evaluation(look, summary), best_step=best_step, checkpoint=checkpoint,
         ranks=ranks(rundir) if status.state in _TRAINS else [], attempts=_attempts(history),
         stragglers=[e for e in history if e.get("event") == "straggler"], bad_nodes=events(rundir.bad_nodes), summary=summary,
-        problem=queue.problem, next=_next(status, rundir, checkpoint),
+        sizes=read_sizes(rundir), problem=queue.problem, next=_next(status, rundir, checkpoint),
     )  # fmt: skip
 
 

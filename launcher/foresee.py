@@ -94,8 +94,7 @@ def _on_gpus(run: Run, machine: Machine, gpus: int, processes: int | None) -> tu
         raise UserError(f"--gpus is {gpus}, and {what}; leave one of them out")
     from launcher.cluster import load_cluster  # which takes a while; most plans do not need it
 
-    each = min(gpus, run.resources.gpus_per_node or load_cluster(run.resources.cluster).gpus_per_node or _EACH)
-    nodes = nodes_of(gpus, each)
+    nodes, each = nodes_of(gpus, run.resources.gpus_per_node or load_cluster(run.resources.cluster).gpus_per_node or _EACH)
     resources = run.resources.model_copy(update={"nodes": nodes, "gpus_per_node": each})
     parallel = run.parallel.model_copy(update={"processes": "auto"})
     more = [f"resources.nodes={nodes}", f"resources.gpus_per_node={each}", "parallel.processes=auto"]

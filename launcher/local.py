@@ -32,14 +32,29 @@ _IGNORED_AT_FIRST = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 def train(rundir: RunDir, options: list[str], *, world_size: int, threads: int, quiet_stdout: bool) -> int:
     """Train the run folder with `world_size` ranks on this machine; returns the exit code once no process of it is left.
 
-    `options` are passed on to the trainer; `threads`: CPU threads a rank; `quiet_stdout` sends the ranks' stdout to stderr.
+    `options` are passed on to the trainer; `threads`: CPU threads a rank; `quiet_stdout` sends the ranks' stdout to stderr. An
+    attempt that found its micro-batch too large is followed by the next one at once.
     """
+    signals = _Signals()
+    try:
+        while True:
+            code = _attempt(rundir, options, signals, world_size=world_size, threads=threads, quiet_stdout=quiet_stdout)
+            marker = rundir.marker()
+            if code != EXIT_REQUEUE or marker is None or not marker.again or signals.forward is not None:
+                return code
+    finally:
+        signals.restore()
+
+
+def _attempt(
+    rundir: RunDir, options: list[str], signals: _Signals, *, world_size: int, threads: int, quiet_stdout: bool
+) -> int:  # fmt: skip
     log = rundir.logs / f"launch-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     failure = rundir.logs / "failure.json"
     failure.unlink(missing_ok=True)
     before = rundir.marker()
-    tree, signals = ProcessTree(), _Signals()
-    with log.open("wb") as file:
+    tree = ProcessTree()
+    with log.open("ab") as file:  # two attempts may begin within a second
         child = subprocess.Popen(
             command(rundir, options, world_size, failure), env=_environment(world_size, threads),
             start_new_session=True, preexec_fn=_in_child(), stdout=sys.stderr if quiet_stdout else None, stderr=subprocess.PIPE,
@@ -56,7 +71,6 @@ def train(rundir: RunDir, options: list[str], *, world_size: int, threads: int, 
         finally:
             tree.kill()
             pump.join(timeout=5)
-            signals.restore()
             if _terminal():
                 os.write(2, b"\x1b[?25h")  # a rank that was killed while it drew its bar left the cursor hidden
     marker = rundir.marker()

@@ -48,6 +48,11 @@ def memory(found: dict[str, Any]) -> None:
         print(f"an evaluation takes more than a step: {size(footprint['evaluation'])}; lower evaluate.batch")
     if footprint["lacks"]:
         print(f"not in it, so that nothing is sure to fit: {footprint['lacks']}")
+    if found["depends"]:
+        print(
+            "BatchNorm's statistics are those of a micro-batch, so that its size is part of what is learnt: with "
+            "train.micro_batch: auto another GPU may give other losses"
+        )
     for proposal in found["proposed"]:
         _proposed(proposal, found)
     if not found["gpu"]:

@@ -28,7 +28,8 @@ class Counts:
 class Plan:
     """What a run will do. All amounts are samples unless the name says steps; `shares[r]` is what rank r takes of a step.
 
-    `accumulation` counts the forward passes of a step (on the rank with most), `tail` the samples that the last, full batch
+    `accumulation` counts the forward passes of a step (on the rank with most), which are more if `tries` finds that fewer samples
+    fit; `tail` the samples that the last, full batch
     takes from the epoch after the last.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     shares: tuple[int, ...]
     micro_batch: int
     accumulation: int
+    tries: bool
     steps: int
     epochs: float
     samples: int
@@ -106,6 +108,7 @@ def plan(run: Run, counts: Counts, machine: Machine) -> Plan:
         losses=_losses(run),
         val_samples=counts.val,
         global_batch=train.global_batch, shares=shares, micro_batch=passes[0], accumulation=len(passes),
+        tries=train.micro_batch == "auto",
         steps=steps, epochs=samples / n, samples=samples, tail=max(0, samples - asked), warmup_samples=warmup,
         evaluate_every=run.evaluate.every.text if counts.val is not None else None,
         evaluations=evaluations if counts.val is not None else 0,

@@ -90,12 +90,13 @@ def outlooks(nodes: int, *, mtbf: float | None, save: float, restart: float, eve
     return found
 
 
-def nodes_of(gpus: int, each: int) -> int:
-    """How many nodes hold so many GPUs. Raises UserError where they do not fill whole ones."""
+def nodes_of(gpus: int, each: int) -> tuple[int, int]:
+    """How many nodes hold so many GPUs, where each has `each` or more, and how many of them each holds. Raises UserError where
+    they do not fill whole ones."""
     each = min(gpus, each)
     if gpus % each:
         raise UserError(
             f"--gpus is {gpus}, and nodes have {each}: {gpus} / {each} is no whole number; write --gpus {gpus // each * each}, "
             f"or resources.gpus_per_node=N"
         )
-    return gpus // each
+    return gpus // each, each

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from tests.network import Small
 
 
 class Failing(nn.Module):
@@ -86,6 +90,40 @@ class Unused(nn.Module):
         return y
 
 
+class Lacking(torch.autograd.Function):
+    """The identity; its backward pass runs out of memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+class Hungry(Small):
+    """The small network, for which one rank has too little memory with more samples at a time than so many: in a forward pass of
+    the training from the fifth on, in a backward pass, in an evaluation (0: any number fits). `each`: bytes that a sample takes in
+    truth in a training."""
+
+    def __init__(self, forward: int, backward: int, evaluation: int, each: int, norm: bool, dropout: float) -> None:
+        super().__init__(5, norm, dropout, -1, 0, 1, False, 0.0, None)
+        chosen = os.environ.get("RANK", "0") == "1"
+        self._most = (forward, backward, evaluation) if chosen else (0, 0, 0)
+        self._each = each if chosen else 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        forward, backward, evaluation = (most or len(x) for most in self._most)
+        if len(x) > (forward if self.training else evaluation) and (self._calls > 4 or not self.training):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        if self.training:
+            torch.empty(len(x) * self._each, dtype=torch.uint8)
+        lacking: torch.Tensor = Lacking.apply(y) if self.training and backward < len(x) <= forward else y
+        return lacking
+
+
 def failing(rank: int, kind: str) -> nn.Module:
     """The factory of a run file."""
     return Failing(rank, kind)
@@ -99,3 +137,14 @@ def hanging(rank: int, where: str = "", evaluation: float = 0.0) -> nn.Module:
 def unused() -> nn.Module:
     """The factory of a run file."""
     return Unused()
+
+
+def hungry(
+    forward: int = 0, backward: int = 0, evaluation: int = 0, each: int = 0, address_space: int = 0, norm: bool = False,
+    dropout: float = 0.0,
+) -> nn.Module:  # fmt: skip
+    """The factory of a run file. `address_space`: bytes that the process may still take from here on."""
+    if address_space:
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + address_space, resource.RLIM_INFINITY))
+    return Hungry(forward, backward, evaluation, each, norm, dropout)

@@ -16,7 +16,7 @@ from pathlib import Path
 from trainer.config import EXIT_FAULT, EXIT_REQUEUE, GraftError, Run, UserError, load
 from trainer.config.compute import not_compiled
 from trainer.journal import Journal
-from trainer.rundir import Lease, RunDir, node_name
+from trainer.rundir import Lease, RunDir, TooLargeError, node_name
 from trainer.rundir.lease import read_holder
 from trainer.signals import StopFlag
 from trainer.watch import Heartbeat
@@ -88,11 +88,9 @@ def main(argv: list[str], stop: StopFlag) -> int:
     try:
         return attempt.run(arguments)
     except GraftError as error:
-        attempt.failed(error.code, str(error))
-        code = error.code
+        code = attempt.failed(error.code, str(error), error)
     except (Exception, SystemExit) as error:  # a network of the user's own may call sys.exit
-        attempt.failed(EXIT_FAULT, attempt.explain(error))
-        code = EXIT_FAULT
+        code = attempt.failed(EXIT_FAULT, attempt.explain(error))
     finally:
         attempt.close()
     if attempt.world > 1:
@@ -112,6 +110,7 @@ class Attempt:
         self._stop = stop
         self._rank = rank
         self._folder: RunDir | None = None
+        self._run: Run | None = None
         self._lease: Lease | None = None
         self._token: str | None = None  # of the lease under which all ranks of this attempt write
         self._journal: Journal | None = None
@@ -126,6 +125,7 @@ class Attempt:
 
         main = self._rank == 0
         folder, run = named(arguments)
+        self._run = run
         if main:
             folder.create()
             self._lease = Lease(folder.lease, exits=True)
@@ -164,12 +164,14 @@ class Attempt:
             return self._broken(text)
         if self.world > 1 and collective and self._folder is not None:
             log.info("%s", traceback.format_exc())
-            if (self._folder.path / "FAILED").exists():
+            if self._folder.marker() is not None:
                 return text  # another rank said why, and left
             from trainer.watch import suspects
 
             return f"{suspects(self._folder.ranks, me=self._rank, world=self.world)} ({text})"
-        cause = _cause(error)
+        from trainer.shortage import advice
+
+        cause = advice(error, self._run, self._heart.stage if self._heart else "") or _cause(error)
         # without a cause it is a bug, ours or that of a network of the user's own, and the terminal shows where
         log.log(logging.INFO if cause else logging.ERROR, "%s", traceback.format_exc())
         return f"{cause} ({text})" if cause else text
@@ -182,33 +184,43 @@ class Attempt:
             self._folder.report_bad(node, text)
         return f"the hardware of {node} is broken ({text}); the node is noted in log/bad-nodes.jsonl"
 
-    def failed(self, code: int, reason: str) -> None:
-        """Leave the marker of the first failure of an attempt and say it, once: the watch may find a hang meanwhile."""
+    def failed(self, code: int, reason: str, error: GraftError | None = None) -> int:
+        """Leave the marker of the first failure of an attempt and say it, once: the watch may find a hang meanwhile. Returns the
+        exit code."""
         with self._telling:
             if not self._told:
                 self._told = True
-                self._tell(code, reason)
+                return self._tell(code, reason, error)
+        return code
 
     def give_up(self, reason: str) -> None:
         """End this process at once, from any thread: the training hangs."""
         self.failed(EXIT_FAULT, reason)
         os._exit(EXIT_FAULT)
 
-    def _tell(self, code: int, reason: str) -> None:
+    def _tell(self, code: int, reason: str, error: GraftError | None) -> int:
         log.info("failed: %s", reason)
         step = self._heart.step if self._heart else 0
         folder = self._folder
-        drawn_in = False  # by the failure of another rank, which said it
+        drawn_in = False  # by another rank, which said why
         if folder is not None and self._owned and self._ours(folder):
-            drawn_in = (folder.path / "FAILED").exists()
+            before = folder.marker()
+            drawn_in = before is not None and before.state != "DONE"
+            again = isinstance(error, TooLargeError)
+            if isinstance(error, TooLargeError):
+                try:
+                    error.sizes.write(folder)  # first: who finds the marker finds the sizes
+                except OSError as problem:  # and without them the next start would end as this one did
+                    again, code, reason = False, EXIT_FAULT, f"{reason}; but that could not be written: {problem.strerror}"
             if not drawn_in:
                 with contextlib.suppress(OSError):
-                    folder.mark("FAILED", reason, code, step)
+                    folder.mark("REQUEUE" if again else "FAILED", reason, code, step, again=again)
             if self._journal is not None:
                 marker = folder.marker()
-                self._journal.ended("FAILED", step, marker.reason if marker else reason)
+                self._journal.ended(marker.state if marker else "FAILED", step, marker.reason if marker else reason)
         if not drawn_in:
             print(f"graft: {reason}", file=sys.stderr, flush=True)
+        return code
 
     def _ours(self, folder: RunDir) -> bool:
         """Whether no later attempt took the folder over, whose markers are not ours to set."""
@@ -226,13 +238,6 @@ class Attempt:
 
 def _cause(error: BaseException) -> str | None:
     """What to do about a failure that the machine is to blame for."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU has too little memory: lower train.micro_batch; `graft plan RUN --card CARD` says to what"
-    # torch's own allocator on a CPU has no exception type
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
-        return "the machine has too little memory: lower data.workers or train.micro_batch"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full: make room and start the same command again"
     return None

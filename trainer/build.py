@@ -52,7 +52,7 @@ def build(
     Raises UserError for everything in the run file that does not fit the data, the weights or the network, RefusedError for a
     teacher that changed since (unless `accept_changes`).
     """
-    passes_alike(run, runtime)  # refuses more ranks than samples before anything is downloaded
+    shares = passes_alike(run, runtime)  # refuses more ranks than samples before anything is downloaded
     splits = open_splits(run.data, run.train.seed, looks_at=run.task.looks_at)
     task = build_task(run.task, splits.train.facts)
     give(run, task, runtime.device, load_weights=load_weights)
@@ -125,11 +125,13 @@ def build(
     return Parts(
         run, runtime, splits, built, task, phase, engine, average, steps, BadCount(run.data.max_bad), summary, objective,
         fingerprints, features, rivals.rivals(run, runtime, task, built), groups, choice,
+        micro_batches(shares[0], run.train.micro_batch)[0],
     )  # fmt: skip
 
 
-def passes_alike(run: Run, runtime: Runtime) -> None:
-    """Raises UserError where the ranks cannot make as many forward passes each, and would wait for one another in vain."""
+def passes_alike(run: Run, runtime: Runtime) -> tuple[int, ...]:
+    """The ranks' shares of a step. Raises UserError where they cannot make as many forward passes each, and would wait for one
+    another in vain."""
     batch, micro = run.train.global_batch, run.train.micro_batch
     shares = rank_shares(batch, runtime.world)
     passes = len(micro_batches(shares[0], micro))
@@ -139,6 +141,7 @@ def passes_alike(run: Run, runtime: Runtime) -> None:
             f"has {shares[-1]} samples; under parallel.kind: {runtime.kind} all ranks make as many passes. Write "
             f"train.global_batch={runtime.world * shares[0]}, or train.micro_batch={micro + 1}"
         )
+    return shares
 
 
 def units(network: nn.Module, head: Sequence[str], features: Features | None = None) -> list[nn.Module]:

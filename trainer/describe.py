@@ -17,6 +17,7 @@ from trainer.features import room
 from trainer.forecast import Forecast, NotForetoldError, prepare
 from trainer.parts import Parts
 from trainer.propose import propose
+from trainer.sizes import normalises
 from trainer.spec import ParamGroup
 
 State = tuple[float, int] | None  # rate and start; none: frozen
@@ -79,7 +80,6 @@ def describe(run: Run, *, world: int = 1, cards: Sequence[Card] = ()) -> dict[st
 def features(parts: Parts) -> dict[str, Any]:
     """What will be kept of a frozen first part, in words and in bytes, or why nothing is. The room is that of this machine."""
     run, found, val = parts.run, parts.choice, parts.splits.val
-    assert found is not None
     total = (found.views * parts.epoch_samples + (0 if val is None else len(val.items))) * found.row
     short = "" if found.kept is None else room.lacks(run.data.cache, total, total)
     kept = found.kept is not None and not short
@@ -108,7 +108,7 @@ def memory(parts: Parts, world: int, cards: Sequence[Card]) -> dict[str, Any]:
     onto = cards or (CARDS.values() if gpu else ())
     return {
         "foretold": True, "gpu": gpu, "world": world, "kind": kind_of(parallel, world), "share": share,
-        "accumulation": len(passes),
+        "accumulation": len(passes), "depends": run.train.micro_batch == "auto" and normalises(parts.phase.network),
         "rank": found.rank(parallel, world), "footprint": found.as_json(),
         "cards": [fit(found, card, parallel, world).as_json() for card in onto],
         "proposed": proposed,

@@ -148,13 +148,12 @@ class Forecast:
                         ledger.enter("optimizer", _tensors(engine.optimizer.state))
                 step, apart, optimizer = ledger.peak, ledger.apart, ledger.now["optimizer"]
                 ledger.again()
-                self._between(micro_batch if run.evaluate.batch is None else 0)
+                self._between(parts.evaluation_batch(micro_batch))
                 evaluation = ledger.peak.bytes
                 held = dict(ledger.now)
         except Exception as error:  # the network is the user's, and can be trained although it is not foretold
-            raise NotForetoldError(
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-            ) from error
+            said = (str(error).strip().splitlines() or [""])[0]
+            raise NotForetoldError(f"{type(error).__name__}: {said}") from error
         finally:
             for engine in engines:
                 engine.clear()
@@ -164,8 +163,7 @@ class Forecast:
             micro_batch=micro_batch, weights=held.get("weights", 0), buffers=held.get("buffers", 0),
             gradients=sum(p.nbytes for p in learning), optimizer=optimizer, average=held.get("average", 0),
             other=held.get("other", 0), peak=step.bytes, at_peak=at_peak, apart=apart.bytes, evaluation=evaluation,
-            block=self._block(), stage=self._stage,
-            lacks=self._lacks(),
+            block=self._block(), stage=self._stage, lacks=self._lacks(),
         )  # fmt: skip
 
     def _lacks(self) -> str:
@@ -213,7 +211,7 @@ class Forecast:
                 batch = self._prepared(self._raw(size) if self._gpu else waiting[index])
                 sums = phase.loss(engine.module, batch).sum(dim=0)
                 engine.backward(sums[0] if phase.columns else sums)
-            norm = torch.nn.utils.get_total_norm([p.grad for p in _learning(engine) if p.grad is not None])
+            norm = engine.norm()
             if phase.settle is not None:
                 phase.settle(parts.run.train.global_batch, good=True)
             engine.step(norm, clip)
@@ -222,14 +220,14 @@ class Forecast:
             parts.average.update(1)
 
     @torch.no_grad()
-    def _between(self, micro_batch: int) -> None:
-        """An evaluation, the images that a generator makes, and a pass that computes features."""
+    def _between(self, at_once: int) -> None:
+        """An evaluation of so many at a time, the images that a generator makes, and a pass that computes features."""
         parts, run = self._parts, self._parts.run
         task, beside = parts.task, parts.built.beside
         called = parts.engine.called.eval()
         with parts.runtime.autocast():
             if parts.splits.val is not None:
-                batch = self._prepared(self._raw(2 * micro_batch or run.evaluate.batch or 1))
+                batch = self._prepared(self._raw(at_once))
                 if isinstance(task, Translates):
                     task.measured(called, batch)
                 else:
@@ -272,7 +270,7 @@ class Forecast:
         return raw.to(parts.runtime.device, loaded(parts.run, parts.built.spec) if self._kept() is None else None)
 
     def _kept(self) -> Kept | None:
-        return None if self._parts.features is None or self._parts.choice is None else self._parts.choice.kept
+        return None if self._parts.features is None else self._parts.choice.kept
 
     def _block(self) -> int:
         network = self._parts.phase.network

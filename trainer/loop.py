@@ -227,11 +227,8 @@ class Step:
         progress.skipped_in_row += 1
         losses = torch.zeros(self._job.runtime.world, dtype=torch.float64)
         losses[self._job.runtime.rank] = self._losses[-1].double().cpu()[self._places].sum()
-        ranks = [
-            str(r)
-            for r, loss in enumerate(self._job.runtime.sum_host(torch.isfinite(losses).logical_not().int()).tolist())
-            if loss
-        ]
+        broken = self._job.runtime.sum_host(torch.isfinite(losses).logical_not().int()).tolist()
+        ranks = [str(rank) for rank, is_broken in enumerate(broken) if is_broken]
         where = f"the loss is not finite on rank {', '.join(ranks)}" if ranks else "the loss is finite, its gradient is not"
         # Buffers follow rank 0: those of the others are made good at their next forward pass.
         spoilt = self._job.runtime.from_main([name for name in self._unsound() if name not in self._unsound_before])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from trainer import rivals, strategies
 from trainer.config import Run
-from trainer.config.arithmetic import rank_shares
 from trainer.config.sources import Listing, Splits
 from trainer.data import Batch
 from trainer.data.dataset import BadCount, ImageDataset
@@ -45,13 +44,14 @@ class Parts:
     steps: int
     bad: BadCount
     summary: strategies.Summary
-    objective: Objective | None = None  # where there is more than the task's own loss
-    references: dict[str, str] = field(default_factory=dict)  # fingerprints of the networks that losses look at
-    features: Features | None = None
-    others: tuple[rivals.Rival, ...] = ()  # networks that learn against the first, each with an optimizer of its own
-
-    groups: Sequence[ParamGroup] = ()
-    choice: Choice | None = None  # whether features are kept, and why not
+    objective: Objective | None  # where there is more than the task's own loss
+    references: dict[str, str]  # fingerprints of the networks that losses look at
+    features: Features | None
+    others: tuple[rivals.Rival, ...]  # networks that learn against the first, each with an optimizer of its own
+    groups: Sequence[ParamGroup]
+    choice: Choice  # whether features are kept, and why not
+    micro_batch: int  # samples; of `auto` a rank's whole share, until less is found to fit
+    evaluated: int | None = None  # samples at a time in evaluations, where twice the micro-batch did not fit
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -106,22 +106,23 @@ class Parts:
     def batches(self, start_step: int) -> Generator[list[Batch], None, None]:
         """The training micro-batches of this rank, step by step."""
         train, runtime = self.run.train, self.runtime
-        share = max(rank_shares(train.global_batch, runtime.world))
         features = None if self.features is None else self.features.train
         return train_batches(
             features or self.dataset(self.splits.train, train=True),
             seed=train.seed, start_step=start_step, steps=self.steps, global_batch=train.global_batch,
-            micro_batch=share if train.micro_batch == "auto" else train.micro_batch,
+            micro_batch=self.micro_batch,
             rank=runtime.rank, world=runtime.world, workers=self.run.data.workers, pin=runtime.device.type == "cuda",
         )  # fmt: skip
 
+    def evaluation_batch(self, micro_batch: int) -> int:
+        """Samples at a time in an evaluation, where a training has such micro-batches."""
+        return self.run.evaluate.batch or self.evaluated or 2 * micro_batch
+
     def evaluation(self, listing: Listing, at: Callable[[str], None]) -> Callable[[], Evaluation]:
         """A function that measures the network (its average, if there is one) over a listing; `at` hears where it is."""
-        runtime, train = self.runtime, self.run.train
+        runtime, batch = self.runtime, self.evaluation_batch(self.micro_batch)
         features = self.features.val if self.features is not None and listing is self.splits.val else None
         dataset = features or self.dataset(listing, train=False)
-        share = max(rank_shares(train.global_batch, runtime.world))
-        batch = self.run.evaluate.batch or 2 * (share if train.micro_batch == "auto" else train.micro_batch)
         idle = self.idle if self.engine.lockstep else None
 
         def loaded(images: Samples) -> Generator[Batch, None, None]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer.config import Run
-from trainer.config.arithmetic import micro_batches
+from trainer.config.arithmetic import micro_sizes
 from trainer.config.compute import unfit
 from trainer.config.footprint import GIB, Card, Fit, Footprint, allowed, fit
 from trainer.config.parallel import Kind, Parallel
@@ -50,7 +50,7 @@ def propose(
     slope = (last.rank(parallel, world) - first.rank(parallel, world)) / between if between else 0.0
     base = last.rank(parallel, world) - slope * last.micro_batch
     tried = last
-    for size, passes in _sizes(share):
+    for size, passes in micro_sizes(share):
         if size > 1 and allowed(base + slope * size, parallel, world)[1] > 1.01 * card.gib * GIB:
             continue  # by more than activations that do not quite grow in proportion may be off
         tried = known if size == known.micro_batch else forecast(size, share)
@@ -58,19 +58,6 @@ def propose(
         if found.answer == "fits":
             return Proposal(card.name, size, passes, found, {})
     return Proposal(card.name, None, None, fit(tried, card, parallel, world), _shared(run, tried, card, world))
-
-
-def _sizes(share: int) -> Iterator[tuple[int, int]]:
-    """The micro-batches that a share can be cut into, each with its number: 1, 2, 3, 4, 6, 8, 12 …; down to one sample."""
-    passes, seen = 1, 0
-    while True:
-        sizes = micro_batches(share, -(-share // passes))
-        if sizes[0] != seen:
-            yield sizes[0], len(sizes)
-        seen = sizes[0]
-        if seen == 1:
-            return
-        passes = passes + 1 if passes < 4 else passes * 3 // 2 if passes & (passes - 1) == 0 else passes * 4 // 3
 
 
 def _shared(run: Run, found: Footprint, card: Card, world: int) -> dict[str, int]:

@@ -24,9 +24,10 @@ from trainer.memory import Memory
 from trainer.optim import reaction
 from trainer.parts import Parts
 from trainer.progress import Clock, Progress
-from trainer.rundir import Lease, LeaseLostError, RunDir
+from trainer.rundir import Lease, LeaseLostError, RunDir, Sizes
 from trainer.rundir.metric import lower_is_better
 from trainer.runtime import Runtime
+from trainer.sizes import settle, shrunk
 from trainer.signals import StopFlag
 from trainer.spec import Piece
 from trainer.straggler import Stragglers
@@ -83,7 +84,9 @@ def start(
     reached("resume-loaded", progress.step)
     if not parts.open_features(heart.at, lambda: bool(stop)):
         return leave(folder, runtime, journal, lease, progress, stop, done=False)
-    tracker = _tracker(folder, parts, progress, journal, memory) if runtime.main else None
+    sizes = settle(folder, parts, progress.step)
+    memory.restart()  # what was tried is no part of it
+    tracker = _tracker(folder, parts, progress, journal, memory, sizes) if runtime.main else None
     saver = _saver(store, tracker, parts) if tracker or runtime.savers else None
     try:
         job = assemble(run, parts, progress, tracker, saver, stop, heart, lease)
@@ -95,12 +98,15 @@ def start(
         with contextlib.closing(job.batches), contextlib.closing(hang), heart.watched(*watchers):
             done = train(job, progress)
     except BaseException as error:
+        smaller = shrunk(parts, sizes, error, stage=heart.stage, step=progress.step) if isinstance(error, Exception) else None
         ours = not isinstance(error, LeaseLostError)
         if saver:
             saver.wait()  # what failed first is told, whatever becomes of the save under way
         if tracker:
             tracker.close(progress, complete=False, ours=ours)
             tracker.finish(complete=False)
+        if smaller is not None:
+            raise smaller from error
         raise
     if tracker:
         tracker.close(progress, complete=done)
@@ -144,7 +150,9 @@ def find(store: Store, runtime: Runtime) -> Loaded | None:
     return found
 
 
-def _tracker(folder: RunDir, parts: Parts, progress: Progress, journal: Journal, memory: Memory) -> Tracker:
+def _tracker(
+    folder: RunDir, parts: Parts, progress: Progress, journal: Journal, memory: Memory, sizes: Sizes
+) -> Tracker:  # fmt: skip
     val = parts.splits.val
     pictures = None
     if val is not None:
@@ -154,7 +162,7 @@ def _tracker(folder: RunDir, parts: Parts, progress: Progress, journal: Journal,
         folder, parts.run, progress,
         wall=journal.wall, attempt=journal.attempt, total_samples=parts.steps * parts.run.train.global_batch,
         epoch_samples=parts.epoch_samples, parameters=asdict(parts.summary), memory=memory.peak,
-        pictures=pictures,
+        pictures=pictures, sizes=sizes.told(),
     )  # fmt: skip
 
 

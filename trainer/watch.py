@@ -56,6 +56,11 @@ class Heartbeat:
         self._place = (stage, phase, left)
         self.ticks += 1
 
+    @property
+    def stage(self) -> str:
+        """Where the training is."""
+        return self._place[0]
+
     @contextlib.contextmanager
     def watched(self, *watchers: Callable[[], None]) -> Iterator[None]:
         """Within this, each watcher is called after every beat, in the heart's thread."""

@@ -96,7 +96,8 @@ def test_a_second_start_with_other_settings_changes_nothing_of_a_running_one(tra
     [("value", "ValueError: bad things"), ("memory", "too little memory"), ("exit", "SystemExit: 4")],
 )
 def test_a_failure_of_one_rank_is_told_once_and_marked(trainers: Zygote, tmp_path: Path, rank: int, kind: str, said: str) -> None:
-    ranks = trainers.start(run_file(tmp_path, model=broken("failing", rank=rank, kind=kind)), tmp_path, world=2)
+    file = run_file(tmp_path, model=broken("failing", rank=rank, kind=kind), train={"micro_batch": 12})
+    ranks = trainers.start(file, tmp_path, world=2)
     assert [r.wait(timeout=30) for r in ranks] == [1, 1]
     told = [line for r in ranks for line in r.text().splitlines() if line.startswith("graft: ") and "Traceback" not in line]
     assert len(told) == 1

@@ -80,6 +80,10 @@ if behaviour == "mistake":
     if rank == 0:
         folder.mark("FAILED", "model.source: no such network\\n  known: vgg16", 2)
     sys.exit(2)
+if behaviour == "too large" and not (folder.path / "smaller").exists():
+    (folder.path / "smaller").touch()
+    folder.mark("REQUEUE", "a micro-batch of 12 does not fit", 75, 3, again=True)
+    sys.exit(75)
 if behaviour == "silent failure":
     folder.mark("FAILED", "rank 1 does not answer", 1)
     sys.exit(1)
@@ -178,6 +182,15 @@ def test_what_the_ranks_are_given_and_a_done_run(work: Work) -> None:
     assert again.returncode == 0
     assert "is done already" in out
     assert work.seen()["pid"] == seen["pid"], "a finished run was started again"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_attempt_that_was_too_large_is_followed_by_the_next(work: Work, ranks: int) -> None:
+    process = work.start("too large", "train", "small.yaml", f"parallel.processes={ranks}")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert (work.run / "smaller").exists()
+    assert (work.run / "DONE").exists()
 
 
 @pytest.mark.parametrize(("sent", "arrives"), [("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGUSR1"), ("SIGINT", "SIGTERM")])

@@ -17,7 +17,7 @@ from launcher.verdict import ORDER
 from tests.unit.folders import bare
 from tests.unit.site import Site
 from trainer.config import UserError
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, Sizes
 
 
 @pytest.fixture
@@ -44,6 +44,9 @@ def test_status_shows_all_there_is(site: Site) -> None:
         path = site.rundir.ranks / f"rank-{rank:05d}.json"
         path.write_text(json.dumps({"rank": rank, "step": 44 + rank, "host": f"node{rank + 1}", "pid": 77}))
         os.utime(path, (now - rank * 50,) * 2)
+    sizes = Sizes(4)
+    sizes.refuse("micro_batch", 6, 1, 0, "CUDA out of memory")
+    sizes.write(site.rundir)
     site.point(44, **{"val/accuracy": 0.75, "val/loss": 0.3})
     site.event("begin")
     site.lease()
@@ -53,6 +56,7 @@ def test_status_shows_all_there_is(site: Site) -> None:
     for words in (
         "running: process 4242 on node7", "12, partition main, on node[1-2]", "9 min to its time limit",
         "of 6,400 samples (45.0%)", "step 44: accuracy 0.7500, loss 0.3000", "step 40", "0 on node1, process 77, step 44\n",
+        "4 at a time (train.micro_batch: auto); too many: 6 on rank 1",
         "1 on node2, process 77, step 45, no sign of life for 50 s", "node3: no GPU",
         "rank 1 on node2: 0.5 s a step, 2.5 times its peers, at step 9",
         "2 ranks on node1, from step 0: stopped at step 40 after 5 min: SIGUSR1", "from step 40: under way", "graft cancel pets",

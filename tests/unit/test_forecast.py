@@ -18,7 +18,6 @@ from torch.nn import functional
 from launcher import memory_view
 from tests.trainers import NETWORK, ROOT, run_file
 from tests.unit.test_generators import latent_pipeline
-from trainer.attempt import _cause
 from trainer.config import UserError, load
 from trainer.config.footprint import CARDS, GIB, Footprint, card, fit
 from trainer.config.parallel import Parallel
@@ -26,6 +25,7 @@ from trainer.describe import describe, memory
 from trainer.forecast import Forecast, LikeCuda, prepare
 from trainer.ledger import Ledger, without_values
 from trainer.propose import propose
+from trainer.shortage import advice
 
 DEEP = {"source": f"python:{NETWORK}:deep", "adapt": {"in_channels": 1, "image_size": 32}}
 DDP = Parallel()
@@ -361,5 +361,5 @@ def test_as_on_a_gpu_dropout_keeps_bytes_and_normalisation_whole_numbers() -> No
 def test_an_allocation_that_fails_on_a_cpu_is_explained() -> None:
     with pytest.raises(RuntimeError) as failed:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert "lower data.workers or train.micro_batch" in (_cause(failed.value) or "")
-    assert _cause(RuntimeError("something else")) is None
+    assert "lower data.workers or train.micro_batch" in (advice(failed.value) or "")
+    assert advice(RuntimeError("something else")) is None

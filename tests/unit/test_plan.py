@@ -15,7 +15,7 @@ from launcher.plan import Counts, plan
 from launcher.show import plan_rows
 from trainer.config import Run, UserError
 from trainer.config.amounts import Amount
-from trainer.config.arithmetic import micro_batches, occasions, rank_shares, total_steps
+from trainer.config.arithmetic import micro_batches, occasions, rank_shares, smaller, total_steps
 from trainer.config.run import Train
 from trainer.config.targets import Facts
 
@@ -55,6 +55,23 @@ def test_micro_batches_add_up_to_the_share(share: int, micro: Any) -> None:
     assert max(sizes) - min(sizes) <= 1
     assert sizes[-1] <= sizes[0]
     assert micro == "auto" or sizes[0] <= micro
+
+
+@given(st.integers(1, 500), st.integers(1, 8))
+def test_smaller_micro_batches_end_with_one_sample(batch: int, world: int) -> None:
+    shares = rank_shares(max(batch, world), world)
+    size: int | None = shares[0]
+    found = []
+    while size is not None:
+        found.append(size)
+        assert max(micro_batches(shares[0], size)) == size
+        size = smaller(size, shares, alike=False)
+    assert found[-1] == 1
+    assert all(half <= -(-whole // 2) for whole, half in zip(found, found[2:], strict=False)), "two steps down are half at most"
+
+
+def test_where_ranks_meet_in_every_pass_each_needs_a_sample_for_it() -> None:
+    assert [smaller(2, shares, alike=alike) for shares in ((4, 4), (4, 3)) for alike in (False, True)] == [1, 1, 1, None]
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def test_more_nodes_fail_more_often() -> None:
     assert few.own is not None
     assert few.own < few.ratio
     assert [one.rate for one in outlooks(1, mtbf=None, save=10, restart=300, every=None)] == list(RATES)
-    assert nodes_of(1024, 8) == 128
-    assert nodes_of(4, 8) == 1
+    assert nodes_of(1024, 8) == (128, 8)
+    assert nodes_of(4, 8) == (1, 4)
     with pytest.raises(UserError, match="write --gpus 96"):
         nodes_of(100, 8)
     with pytest.raises(UserError, match="--mtbf is -1"):

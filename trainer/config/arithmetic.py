@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from trainer.config.amounts import Amount
@@ -28,6 +29,26 @@ def micro_batches(share: int, micro_batch: int | Literal["auto"], *, passes: int
     count = max(-(-share // size), min(passes, share))
     least, more = divmod(share, count)
     return tuple(least + (index < more) for index in range(count))
+
+
+def micro_sizes(share: int) -> Iterator[tuple[int, int]]:
+    """The micro-batches that a share can be cut into, each with its number: 1, 2, 3, 4, 6, 8, 12 …; down to one sample."""
+    passes, seen = 1, 0
+    while True:
+        sizes = micro_batches(share, -(-share // passes))
+        if sizes[0] != seen:
+            yield sizes[0], len(sizes)
+        seen = sizes[0]
+        if seen == 1:
+            return
+        passes = passes + 1 if passes < 4 else passes * 3 // 2 if passes & (passes - 1) == 0 else passes * 4 // 3
+
+
+def smaller(size: int, shares: Sequence[int], *, alike: bool) -> int | None:
+    """The next smaller micro-batch of the ranks' shares; none below one sample. `alike`: every rank makes as many passes as the
+    first, and has to have a sample for each."""
+    found = next(((less, passes) for less, passes in micro_sizes(shares[0]) if less < size), None)
+    return None if found is None or (alike and found[1] > shares[-1]) else found[0]
 
 
 def total_steps(train: Train, epoch_samples: int) -> int:

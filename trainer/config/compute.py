@@ -59,11 +59,11 @@ def unfit(run: Run) -> str | None:
         return "train.checkpointing: parallel.kind zero3 lets go of weights between the passes of a block; write fsdp, or zero2"
     if train.channels_last is True and kind != "ddp":
         return f"train.channels_last: parallel.kind {kind} holds weights in flat rows; leave it out, or write parallel.kind: ddp"
-    if train.fused is True and (run.optimizer.kind not in FUSED or balance == "adatask"):
-        what = "losses.balance: adatask" if balance == "adatask" else f"optimizer.kind: {run.optimizer.kind}"
+    if train.fused is True and not fusable(run):
+        if run.parallel.offload != "none":
+            return "train.fused: what parallel.offload keeps on the host is moved there; leave it out"
+        what = f"optimizer.kind: {run.optimizer.kind}" if run.optimizer.kind not in FUSED else f"losses.balance: {balance}"
         return f"train.fused: torch has {', '.join(FUSED)} in one kernel, and not {what}; leave it out"
-    if train.fused is True and run.parallel.offload != "none":
-        return "train.fused: what parallel.offload keeps on the host is moved there; leave it out"
     return None
 
 

@@ -90,6 +90,8 @@ def _header(view: View) -> str:
         tiles.append((duration(summary["productive_seconds"]), "of training"))
     if isinstance(summary.get("peak_bytes"), int):
         tiles.append((f"{summary['peak_bytes'] / 2**20:,.0f} MiB", "of memory at most"))
+    if isinstance(summary.get("did_not_fit"), list):
+        tiles.append((str(summary.get("micro_batch")), "samples at a time: as many as the memory holds"))
     attempts = _attempts(view)
     if attempts:
         ettr = summary.get("ettr")

@@ -6,6 +6,7 @@ from trainer.rundir.leave import exit_now
 from trainer.rundir.lock import locked
 from trainer.rundir.place import node_name, slurm_start
 from trainer.rundir.record import Record, read_points
+from trainer.rundir.sizes import Sizes, TooLargeError, read_sizes
 
 __all__ = [
     "Lease",
@@ -13,10 +14,13 @@ __all__ = [
     "Marker",
     "Record",
     "RunDir",
+    "Sizes",
+    "TooLargeError",
     "exit_now",
     "locked",
     "node_name",
     "read_points",
+    "read_sizes",
     "slurm_start",
     "write_atomically",
 ]

@@ -47,13 +47,17 @@ def write_atomically(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Marker:
-    """How the last attempt ended: DONE, REQUEUE (start the same command again) or FAILED, with the reason and the exit code."""
+    """How the last attempt ended: DONE, REQUEUE (start the same command again) or FAILED, with the reason and the exit code.
+
+    `again`: nobody wished it to stop; it can be started again at once.
+    """
 
     state: State
     reason: str
     code: int
     step: int = 0
     time: float = 0.0
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,11 @@ class RunDir:
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def sizes(self) -> Path:
+        """What `train.micro_batch: auto` came to, where less than a rank's whole share fits, or that was tried."""
+        return self.path / "micro-batch.json"
 
     @property
     def attempts(self) -> Path:
@@ -203,9 +212,9 @@ class RunDir:
         if not self.config.is_file() or self.config.read_text(encoding="utf-8") != text:
             write_atomically(self.config, text)
 
-    def mark(self, state: State, reason: str, code: int, step: int = 0) -> None:
+    def mark(self, state: State, reason: str, code: int, step: int = 0, *, again: bool = False) -> None:
         """Leave one marker, in place of any other."""
-        marker = Marker(state, reason, code, step, time.time())
+        marker = Marker(state, reason, code, step, time.time(), again)
         write_atomically(self.path / state, json.dumps(asdict(marker)) + "\n")
         for other in STATES:
             if other != state:

@@ -112,12 +112,21 @@ class Whole(Engine):
     passes over what takes no gradient yet."""
 
     def __init__(self, runtime: Runtime, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make) -> None:
-        self._runtime, self._inner = runtime, module
+        self._runtime, self._inner, self._make = runtime, module, make
         self.network = self.called = network
         self.groups = groups
         self.take(make(groups))
         self.module = runtime.wrap(module)
         self._parameters = self._learning()
+
+    @property
+    def alone(self) -> nn.Module:
+        """What learns, called without the other ranks: nothing is averaged, no buffer is sent around."""
+        return self._inner
+
+    def spare(self) -> torch.optim.Optimizer:
+        """Another optimizer of the same make, without a state."""
+        return self._make(self.groups)
 
     def _learning(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]

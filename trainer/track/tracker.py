@@ -36,6 +36,7 @@ class Tracker:
     def __init__(
         self, folder: RunDir, run: Run, progress: Progress, *, wall: Callable[[], float], attempt: int, total_samples: int,
         epoch_samples: int, parameters: Any, memory: Callable[[], int | None], pictures: Pictures | None,
+        sizes: dict[str, Any],
     ) -> None:  # fmt: skip
         self._folder = folder
         self._run = run
@@ -46,6 +47,7 @@ class Tracker:
         self._parameters = parameters
         self._memory = memory
         self._pictures = pictures
+        self._sizes = sizes
         self._began = time.time()
         self._record = Record(folder.metrics, points=progress.points)
         self._wandb = WandbSink(folder, run)
@@ -135,7 +137,7 @@ class Tracker:
             "step": progress.best_step, "metrics": progress.best_metrics}, "skipped_steps": progress.skipped,
             "attempts": self._attempt, "wall_seconds": round(wall, 2), "productive_seconds": round(progress.productive, 2),
             "ettr": round(progress.productive / wall, 4) if wall > 0 else None, "parameters": self._parameters,
-            "peak_bytes": self._memory(),
+            "peak_bytes": self._memory(), **self._sizes,
         }  # fmt: skip
         write_atomically(self._folder.summary, json.dumps(summary, indent=1) + "\n")
         return summary
@@ -163,7 +165,7 @@ class Tracker:
     def _finish(self, progress: Progress, complete: bool) -> None:
         try:
             summary = self._summarise(progress, "done" if complete else "stopped")
-            self._wandb.summary({**progress.metrics, "best": progress.best, "ettr": summary["ettr"]})
+            self._wandb.summary({**progress.metrics, "best": progress.best, "ettr": summary["ettr"], **self._sizes})
             if complete:
                 self._console.message(_closing(summary))
         except Exception as error:
