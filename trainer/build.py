@@ -35,7 +35,8 @@ from trainer.references import block_names, fingerprint
 from trainer.runtime import Engine, Runtime
 from trainer.spec import ParamGroup
 from trainer.tasks import build_task
-from trainer.tasks.base import Duels, Generates, Phase, Task, Translates, loss_names, wanted
+from trainer.tasks.base import Generates, Phase, Task, Translates, loss_names, wanted
+from trainer.tasks.opposing import Duels
 
 log = logging.getLogger("graft")
 Made = TypeVar("Made")

@@ -31,7 +31,8 @@ from trainer.runtime.computing import Computing
 from trainer.runtime.engine import Make, Whole, divisible, named
 from trainer.spec import ParamGroup
 from trainer.strategies.blocks_of import blocks_of
-from trainer.tasks.base import Duels, Generates, Translates
+from trainer.tasks.base import Generates, Translates
+from trainer.tasks.opposing import Duels
 
 
 class NotForetoldError(Exception):

@@ -19,7 +19,8 @@ from trainer.references import fingerprint
 from trainer.rundir import RunDir
 from trainer.spec import Beside, InputSpec
 from trainer.tasks import build_task
-from trainer.tasks.base import Duels, Generates, Task, Translates, wanted
+from trainer.tasks.base import Generates, Task, Translates, wanted
+from trainer.tasks.opposing import Duels
 
 log = logging.getLogger("graft")
 

@@ -17,7 +17,8 @@ from trainer.optim import build_optimizer
 from trainer.runtime import Engine, Runtime
 from trainer.spec import ParamGroup, Piece
 from trainer.strategies.blocks_of import blocks_of
-from trainer.tasks.base import Duels, Phase, Task, Translates
+from trainer.tasks.base import Phase, Task, Translates
+from trainer.tasks.opposing import Duels
 
 CRITIC = 6  # the stream that its weights are drawn from
 Files = dict[str, dict[str, torch.Tensor | Piece]]
@@ -54,8 +55,9 @@ def _duel(run: Run, runtime: Runtime, task: Duels, built: Built) -> Rival:
     if asked.frozen > len(blocks):
         raise UserError(f"task.critic.frozen is {asked.frozen}, and the critic has {len(blocks)} blocks; write that or less")
     still = {name for block in blocks[: asked.frozen] for name in block.parameters}
-    named = [(name, parameter.requires_grad_(name not in still)) for name, parameter in network.named_parameters()]
-    groups = [ParamGroup([item for item in named if item[0] not in still], asked.rate)]
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name not in still)
+    groups = [ParamGroup([item for item in network.named_parameters() if item[0] not in still], asked.rate)]
     opposing = task.oppose(network, run.train.global_batch, runtime.sum_over_ranks)
     make = partial(build_optimizer, run.optimizer, apart=None, fused=runtime.computing.fused)
     engine = runtime.engine(network, network, groups, make, list(network.children()))

@@ -30,7 +30,7 @@ from trainer.runtime import Runtime
 from trainer.signals import StopFlag
 from trainer.spec import Piece
 from trainer.straggler import Stragglers
-from trainer.tasks.base import Duels
+from trainer.tasks.opposing import Duels
 from trainer.track.tracker import Pictures, Tracker
 from trainer.watch import Heartbeat
 

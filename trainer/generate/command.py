@@ -83,5 +83,7 @@ def _plan(restored: Restored, asked: argparse.Namespace) -> Plan | Drawn:
     if isinstance(plan, Drawn):
         return images.drawn(plan, told, asked.truncation)
     if asked.truncation is not None:
-        raise UserError(f"--truncation: is of the latents of a gan, and {restored.run.name} has task {restored.run.task.kind}; leave it out")
+        raise UserError(
+            f"--truncation: is of the latents of a gan, and {restored.run.name} has task {restored.run.task.kind}; leave it out"
+        )
     return images.changed(plan, **told)

@@ -114,7 +114,9 @@ def drawn(plan: Drawn, asked: Mapping[str, object], truncation: float | None) ->
     """The plan of a gan with what the command line says. Raises UserError for what is `asked` of another kind of network."""
     wrong = next((name for name, value in asked.items() if value is not None), None)
     if wrong is not None:
-        raise UserError(f"--{wrong}: a gan makes an image in one pass of one latent; leave it out (--truncation is what it knows)")
+        raise UserError(
+            f"--{wrong}: a gan makes an image in one pass of one latent; leave it out (--truncation is what it knows)"
+        )
     return plan if truncation is None else replace(plan, truncation=truncation)
 
 

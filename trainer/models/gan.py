@@ -39,8 +39,8 @@ Networks = tuple[nn.Module, nn.Module]
 class PairSource:
     """What `model.source` and `model.weights` name, before anything is built or read.
 
-    `make(shape)` builds generator and critic, `parts` names the layers of each that are adapted. `channels`, `size` and `table` are
-    those of the weights, where that is known. `read`: the checkpoints of both, if there are any.
+    `make(shape)` builds generator and critic, `parts` names the layers of each that are adapted. `channels`, `size` and `table`
+    are those of the weights, where that is known. `read`: the checkpoints of both, if there are any.
     """
 
     name: str
@@ -71,8 +71,8 @@ def build_pair(config: Model, wanted: Pair, seed: int, *, load_weights: bool) ->
         raise UserError(f"model.adapt.image_size is missing: {source.name} does not say what size it makes; write it in pixels")
     if source.size not in (None, size) and source.read is not None:
         raise UserError(
-            f"{source.name}: makes images of {source.size} pixels, and model.adapt.image_size is {size}, which takes other layers; "
-            f"write {source.size}"
+            f"{source.name}: makes images of {source.size} pixels, and model.adapt.image_size is {size}, which takes other "
+            f"layers; write {source.size}"
         )
     shape = Shape(adapt.in_channels, size, len(wanted.classes))
     with seeded(seed):
@@ -104,8 +104,8 @@ def pair_of(config: Model) -> PairSource:
     scheme, _, rest = config.source.partition(":")
     if scheme not in ("gan", "run", "python"):
         raise UserError(
-            f"model.source '{config.source}': task gan takes a generator with its critic; write gan:{NEW}, gan:FOLDER (an export of "
-            "graft), run:NAME or python:path.py:factory"
+            f"model.source '{config.source}': task gan takes a generator with its critic; write gan:{NEW}, gan:FOLDER (an export "
+            "of graft), run:NAME or python:path.py:factory"
         )
     found: PairSource = importlib.import_module(f"trainer.models.{scheme}").pair(rest, config)
     return found
@@ -138,11 +138,8 @@ def pair(rest: str, config: Model) -> PairSource:
                 f"{config.source} is of {said['source']}; write model.source: python:path.py:factory, with model.weights: {rest}"
             )
         make = partial(_make, said["args"])
-    classes = tuple(said["classes"])
-    return PairSource(
-        str(folder), make, of_resnet, said["in_channels"], said["image_size"], Table(len(classes), classes, False) if classes else None,
-        None if config.weights == "none" else partial(read_pair, folder),
-    )  # fmt: skip
+    read = None if config.weights == "none" else partial(read_pair, folder)
+    return PairSource(str(folder), make, of_resnet, said["in_channels"], said["image_size"], _table(said), read)
 
 
 def own_pair(make: Callable[[], Any], name: str, weights: str) -> PairSource:
@@ -175,11 +172,8 @@ def own_pair(make: Callable[[], Any], name: str, weights: str) -> PairSource:
     if weights == "none":
         return PairSource(name, made, parts)
     said = _settings(Path(weights), "model.weights")
-    classes = tuple(said["classes"])
-    table = Table(len(classes), classes, False) if classes else None
-    return PairSource(
-        name, made, parts, said["in_channels"], said["image_size"], table, partial(read_pair, Path(weights))
-    )  # fmt: skip
+    read = partial(read_pair, Path(weights))
+    return PairSource(name, made, parts, said["in_channels"], said["image_size"], _table(said), read)
 
 
 def read_pair(folder: Path) -> tuple[Checkpoint, Checkpoint]:
@@ -192,6 +186,20 @@ def of_resnet(networks: Networks) -> tuple[Parts, Parts]:
     """The layers of the built-in pair that are adapted."""
     generator, critic = networks
     return Parts((), ("to_image",), class_tables(generator)), Parts(("from_image",), (), class_tables(critic), ("judge",))
+
+
+def described(config: Model) -> tuple[str, dict[str, Any]]:
+    """The source and the arguments of a pair, those of an export as it says them itself."""
+    scheme, _, rest = config.source.partition(":")
+    if scheme == "gan" and rest != NEW:
+        said = _settings(Path(rest), "model.source")
+        return said["source"], said["args"]
+    return config.source, dict(config.args)
+
+
+def _table(said: dict[str, Any]) -> Table | None:
+    classes = tuple(said["classes"])
+    return Table(len(classes), classes, False) if classes else None
 
 
 def _given(checkpoint: Checkpoint) -> Checkpoint:
@@ -207,8 +215,8 @@ def _settings(folder: Path, key: str) -> dict[str, Any]:
         fits = False
     if not fits:
         raise UserError(
-            f"{key}: {folder} is no export of a gan (config.json, {', '.join(FILES)}); write a folder that `graft export` wrote, or "
-            f"gan:{NEW} for new networks"
+            f"{key}: {folder} is no export of a gan (config.json, {', '.join(FILES)}); write a folder that `graft export` wrote, "
+            f"or gan:{NEW} for new networks"
         )
     return dict(said)
 
@@ -240,6 +248,7 @@ def _tried(networks: Networks, shape: Shape, name: str) -> None:
     """Two latents sent through both. Raises UserError where that fails, or images or numbers are of another shape."""
     generator: Any = networks[0]
     classes = (torch.zeros(2, dtype=torch.int64),) if shape.rows else ()
+    also = " and classes [n]" if classes else ""
     wanted = [2, shape.channels, shape.size, shape.size]
     modes = [network.training for network in networks]
     try:
@@ -249,8 +258,8 @@ def _tried(networks: Networks, shape: Shape, name: str) -> None:
     except Exception as error:  # the networks may be the user's: anything can come
         text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
         raise UserError(
-            f"{name}: a generator is called with latents [n, {generator.latent}]{' and classes [n]' if classes else ''}, a critic with "
-            f"images {wanted}{' and classes [n]' if classes else ''}, and that fails: {text}"
+            f"{name}: a generator is called with latents [n, {generator.latent}]{also}, a critic with images {wanted}{also}, and "
+            f"that fails: {text}"
         ) from error
     finally:
         for network, mode in zip(networks, modes, strict=True):

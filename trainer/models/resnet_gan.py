@@ -1,7 +1,7 @@
 """A generator and a critic of residual blocks, told of classes: the built-in pair.
 
-The blocks and the projection of the class are those of Miyato and Koyama (2018); latent and class enter every normalisation, as in
-Brock, Donahue and Simonyan (2019). The generator normalises groups of channels of one image, not batches: what is made of a
+The blocks and the projection of the class are those of Miyato and Koyama (2018); latent and class enter every normalisation, as
+in Brock, Donahue and Simonyan (2019). The generator normalises groups of channels of one image, not batches: what is made of a
 latent depends on no other one, however a batch is cut over ranks and micro-batches. The critic has no normalisation.
 """
 
@@ -26,7 +26,8 @@ class ToldNorm(nn.Module):
 
     def forward(self, images: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         gain, bias = self.told(condition)[:, :, None, None].chunk(2, dim=1)
-        return self.norm(images) * (1 + gain) + bias
+        found: torch.Tensor = self.norm(images) * (1 + gain) + bias
+        return found
 
 
 class Up(nn.Module):
@@ -41,7 +42,8 @@ class Up(nn.Module):
     def forward(self, images: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         found = functional.interpolate(functional.relu(self.before(images, condition)), scale_factor=2)
         found = self.second(functional.relu(self.between(self.first(found), condition)))
-        return found + functional.interpolate(self.skip(images), scale_factor=2)
+        made: torch.Tensor = found + functional.interpolate(self.skip(images), scale_factor=2)
+        return made
 
 
 class ResnetGenerator(nn.Module):

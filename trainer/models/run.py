@@ -53,7 +53,8 @@ def denoiser(rest: str, config: Model) -> Denoiser:
     said = source.loaded.state.get("generator")
     if said is None:
         raise UserError(
-            f"run:{source.folder.name} has task {source.run.task.kind}, whose network takes no noise out of images; name a run that does"
+            f"run:{source.folder.name} has task {source.run.task.kind}, whose network takes no noise out of images; name a run "
+            "that does"
         )
     inner = denoiser_of(source.run.model)
     known = said["dropped"] or inner.spare
@@ -69,7 +70,9 @@ def pair(rest: str, config: Model) -> PairSource:
     source = Source(rest, config)
     said = source.loaded.state.get("pair")
     if said is None:
-        raise UserError(f"run:{source.folder.name} has task {source.run.task.kind}, and no critic of what it makes; name a run of a gan")
+        raise UserError(
+            f"run:{source.folder.name} has task {source.run.task.kind}, and no critic of what it makes; name a run of a gan"
+        )
     table = Table(len(said["classes"]), tuple(said["classes"]), False) if said["classes"] else None
 
     def read() -> tuple[Checkpoint, Checkpoint]:
@@ -77,8 +80,8 @@ def pair(rest: str, config: Model) -> PairSource:
         return found, replace(found, tensors=read_checkpoint(source.loaded.path / "critic.safetensors").tensors)
 
     return replace(
-        pair_of(source.run.model), name=f"run:{source.folder.name}", channels=source.spec.in_channels, size=source.spec.image_size,
-        table=table, read=None if config.weights == "none" else read,
+        pair_of(source.run.model), name=f"run:{source.folder.name}", table=table, read=None if config.weights == "none" else read,
+        channels=source.spec.in_channels, size=source.spec.image_size,
     )  # fmt: skip
 
 

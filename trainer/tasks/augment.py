@@ -16,7 +16,7 @@ Draw = Callable[[], torch.Tensor]  # the next number in [0, 1) of each image, fl
 def augmented(
     images: torch.Tensor, changes: Sequence[Change], share: torch.Tensor, seed: int, stream: int, *columns: torch.Tensor
 ) -> torch.Tensor:  # fmt: skip
-    """Images [n, c, h, w] in [-1, 1], each changed in each way with probability `share`: what it is and by how much are functions of
+    """Images [n, c, h, w] in [-1, 1], each changed in each way with probability `share`: which and by how much are functions of
     (seed, stream, columns) alone, the columns being whole numbers [n]. As many streams after it are taken as there are draws.
     """
     taken = 0

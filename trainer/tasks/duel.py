@@ -20,9 +20,9 @@ _DECEIVE, _REAL, _MADE = 100, 200, 300  # the first streams of the draws of chan
 class Duel:
     """A critic, and the losses of both sides, one value a sample.
 
-    What the generator made in its own pass, micro-batch by micro-batch, is what the critic learns from afterwards. What they do at
-    a step follows from the samples before it, from the keys of the samples and, of adaptive changes, from a buffer of the critic,
-    which is saved with it.
+    What the generator made in its own pass, micro-batch by micro-batch, is what the critic learns from afterwards. What is done
+    at a step follows from the samples before it, from the keys of the samples and, of adaptive changes, from a buffer of the
+    critic, which is saved with it.
     """
 
     def __init__(

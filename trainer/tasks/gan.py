@@ -133,7 +133,8 @@ class Gan:
         numbers = torch.tensor(classes, dtype=torch.int64, device=device)
         images = network(latents.to(device), *self.told(numbers).values())
         step()
-        return (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+        pixels: torch.Tensor = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+        return pixels
 
     def predictions(self, logits: torch.Tensor, top: int) -> list[dict[str, Any]]:
         """Raises UserError: it says nothing of images."""
@@ -160,7 +161,7 @@ class GanMeasure(MakingMeasure):
 
 def truncated(latents: torch.Tensor, most: float) -> torch.Tensor:
     """Normal latents as ones of the normal distribution without what is further from 0 than `most`: each keeps its rank."""
-    normal = torch.distributions.Normal(0.0, 1.0)
     inside = 0.5 * (1 + math.erf(most / math.sqrt(2)))  # below `most`
-    places = normal.cdf(latents.double()) * (2 * inside - 1) + (1 - inside)
-    return normal.icdf(places).clamp(-most, most).float()
+    places = torch.special.ndtr(latents.double()) * (2 * inside - 1) + (1 - inside)
+    found: torch.Tensor = torch.special.ndtri(places).clamp(-most, most).float()
+    return found

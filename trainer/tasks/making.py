@@ -19,9 +19,12 @@ COLUMNS, WORDLESS = 10, 8  # of a sheet: at most, of classes or texts; and where
 class Shown(Protocol):
     """How many images are shown, of which seeds on, and how many are made at once."""
 
-    count: int
-    seed: int
-    batch: int
+    @property
+    def count(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
 
 
 class Making:
