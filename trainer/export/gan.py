@@ -25,6 +25,7 @@ from trainer.models.gan import FILES, described
 from trainer.models.resnet_gan import GROUPS, MOST, ResnetGenerator, ToldNorm, Up
 from trainer.models.run import root
 from trainer.restored import Restored
+from trainer.tasks.duel import SHARE
 from trainer.tasks.gan import Gan
 
 
@@ -53,7 +54,8 @@ def export_gan(restored: Restored, out: Path, summary: dict[str, Any], evaluatio
         }  # fmt: skip
         save_model(network, str(new / generator))
         step = Store(restored.folder.checkpoints, keep=run.checkpoint.keep).named(str(restored.step))
-        save_file(load_file(step.path / "critic.safetensors"), new / critic)
+        tensors = load_file(step.path / "critic.safetensors")
+        save_file({name: value for name, value in tensors.items() if name != SHARE}, new / critic)
         (new / "config.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         code = PROGRAM.format(build=build.rstrip("\n"), file=generator)
         _check(build, network, new, classes=len(task.generator.classes))
@@ -121,12 +123,12 @@ def _card(
         f"## What it makes\n\n![images of fixed seeds](samples.png)\n\nThe first seeds, {truncation}; none was chosen by hand."
         f"{columns}\n",
         "## How to use it\n\nWith torch, pillow and safetensors, without graft: `python sample.py OUT SEED …` in this folder; "
-        "`critic.safetensors` is the network that it learnt against, for whoever goes on (`model.source: gan:FOLDER`, or of a network "
-        f"of one's own `python:FILE.py:factory` with `weights: FOLDER`). That file is:\n\n```python\n{code}```\n",
+        "`critic.safetensors` is the network that it learnt against, for whoever goes on (`model.source: gan:FOLDER`, or of "
+        f"networks of one's own `python:FILE.py:factory` with `weights: FOLDER`). That file is:\n\n```python\n{code}```\n",
         measured(summary, evaluation),
         training(run, manifest, summary),
-        "## Limits\n\n- It makes pictures like those that it learnt from, fewer kinds of them than there are, and may repeat some; "
-        f"that was not measured beyond the figures above.\n{FIGURES}\n{licence(run)}",
+        "## Limits\n\n- It makes pictures like those that it learnt from, fewer kinds of them than there are, and may repeat "
+        f"some; that was not measured beyond the figures above.\n{FIGURES}\n{licence(run)}",
     ])  # fmt: skip
 
 

@@ -157,7 +157,7 @@ def images(network: nn.Module, task: Makes, new: Path) -> None:
     made: list[torch.Tensor] = []
     for start in range(0, len(numbers), COLUMNS):
         part = numbers[start : start + COLUMNS]
-        made += task.sample(network, range(start, start + len(part)), part, task.plan())
+        made += task.sample(network, range(start, start + len(part)), part, task.plan(), lambda: None)
     captions = [task.word(number) for number in numbers]
     sheet.save([picture(image) for image in made], captions, columns, new / "samples.png")
 
