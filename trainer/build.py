@@ -36,6 +36,7 @@ from trainer.runtime import Engine, Runtime
 from trainer.spec import ParamGroup
 from trainer.tasks import build_task
 from trainer.tasks.base import Generates, Phase, Task, Translates, loss_names, wanted
+from trainer.tasks.opposing import Duels
 
 log = logging.getLogger("graft")
 Made = TypeVar("Made")
@@ -69,7 +70,7 @@ def build(
     built = by_turns(runtime, model)
     if task.scale is not None and saved is None:
         foldable(built.network, built.head, task.scale, built.spec)
-    if isinstance(task, Translates):
+    if isinstance(task, Translates | Duels):
         task.fit(built.spec, built.network, run.train.seed)
     stands = beside(task, built, run, runtime, saved)
     given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime), load_weights=load_weights)
@@ -180,6 +181,8 @@ def chosen(
 ) -> Choice:  # fmt: skip
     """Whether and where features are kept under a kind of `parallel`."""
     seen = steps * run.train.global_batch
+    if run.task.duels:
+        return Choice(None, "a generator looks at no image")
     if run.task.generates:
         return choose_latents(run, built.beside, built.spec, samples=samples, seen=seen)
     if run.task.translates or run.task.reconstructs:

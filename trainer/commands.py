@@ -225,7 +225,7 @@ def export(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from trainer.export import export as write
-    from trainer.export import export_autoencoder, export_generator, export_translator, fold
+    from trainer.export import export_autoencoder, export_gan, export_generator, export_translator, fold
     from trainer.restored import restore
 
     folder = RunDir(arguments.run.resolve())
@@ -239,7 +239,8 @@ def export(argv: list[str]) -> int:
         print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")
         return EXIT_DONE
     if restored.run.task.generates:
-        out = export_generator(restored, arguments.out or folder.export, folder.read_json(folder.summary), evaluation)
+        images = export_gan if restored.run.task.duels else export_generator
+        out = images(restored, arguments.out or folder.export, folder.read_json(folder.summary), evaluation)
         print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")
         return EXIT_DONE
     if restored.task.scale is not None:

@@ -17,6 +17,7 @@ from trainer.models import denoisers, needs
 from trainer.models.autoencoder import Codec
 from trainer.models.base import Need
 from trainer.models.download import alone, download, whole
+from trainer.models.gan import pair_needs
 from trainer.models.generator import generator_needs
 from trainer.models.reconstructor import reconstructor_needs
 from trainer.rundir import fetched
@@ -51,6 +52,8 @@ def _needs(run: Run, key: str, model: Model) -> list[Need]:
         return Codec.of(model.source, None).needs()
     if key == "model" and run.task.reconstructs:
         return reconstructor_needs(model)
+    if key == "model" and run.task.duels:
+        return pair_needs(model)
     scheme, _, rest = model.source.partition(":")
     if key == "model" and run.task.translates and scheme == "diffusers":
         return denoisers.needs(rest, model)

@@ -33,6 +33,7 @@ from trainer.runtime.engine import Make, Whole, divisible, named
 from trainer.spec import ParamGroup
 from trainer.strategies.blocks_of import blocks_of
 from trainer.tasks.base import Generates, Translates
+from trainer.tasks.opposing import Duels
 
 
 class NotForetoldError(Exception):
@@ -226,7 +227,9 @@ class Forecast:
         task, beside = parts.task, parts.built.beside
         called = parts.engine.called.eval()
         with parts.runtime.autocast():
-            if parts.splits.val is not None:
+            if parts.splits.val is not None and isinstance(task, Duels):
+                task.run(called, self._prepared(self._raw(getattr(run.task, "samples").batch)))  # noqa: B009 (of every such task)
+            elif parts.splits.val is not None:
                 batch = self._prepared(self._raw(at_once))
                 if isinstance(task, Translates):
                     task.measured(called, batch)

@@ -19,7 +19,7 @@ from trainer.models.base import Need
 from trainer.models.file import read_checkpoint
 from trainer.perceptual import Perceptual
 from trainer.spec import Judge, Output
-from trainer.tasks.base import Generates, Task, Translates
+from trainer.tasks.base import Makes, Task, Translates
 
 INCEPTION = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -43,7 +43,7 @@ def give(run: Run, task: Task, device: torch.device, *, load_weights: bool = Tru
         )  # fmt: skip
         task.perceive(distance, run.losses.weights)
     fidelity = getattr(run.task, "fidelity", None)
-    if isinstance(task, Generates) and fidelity is not None and load_weights:
+    if isinstance(task, Makes) and fidelity is not None and load_weights:
         task.compare(judge(fidelity, device))
 
 

@@ -21,6 +21,7 @@ from trainer.rundir import RunDir
 from trainer.spec import Beside, InputSpec
 from trainer.tasks import build_task
 from trainer.tasks.base import Generates, Task, Translates, wanted
+from trainer.tasks.opposing import Duels
 
 log = logging.getLogger("graft")
 
@@ -66,7 +67,7 @@ def restore(folder: RunDir, which: str, *, merge: bool = True) -> Restored:
     if isinstance(task, Generates) and built.beside is not None:
         task.bind(replace(built.beside, schedule=state["generator"]["schedule"]), run.train.seed)
     spec = InputSpec(**{**state["spec"], "mean": tuple(state["spec"]["mean"]), "std": tuple(state["spec"]["std"])})
-    if isinstance(task, Translates):
+    if isinstance(task, Translates | Duels):
         task.fit(spec, network, run.train.seed)
     references = state.get("references", {})
     return Restored(folder, run, network, spec, task, facts, tuple(built.head), loaded.step, built.beside, references)

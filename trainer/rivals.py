@@ -8,14 +8,17 @@ from functools import partial
 import torch
 
 from trainer.checkpoint import Tensors
-from trainer.config import Run
+from trainer.config import Run, UserError
+from trainer.config.tasks.gan import Config as Gan
 from trainer.data.order import mix
 from trainer.models import Built
 from trainer.models.critic import build_critic
 from trainer.optim import build_optimizer
 from trainer.runtime import Engine, Runtime
 from trainer.spec import ParamGroup, Piece
+from trainer.strategies.blocks_of import blocks_of
 from trainer.tasks.base import Phase, Task, Translates
+from trainer.tasks.opposing import Duels
 
 CRITIC = 6  # the stream that its weights are drawn from
 Files = dict[str, dict[str, torch.Tensor | Piece]]
@@ -31,6 +34,8 @@ class Rival:
 
 def rivals(run: Run, runtime: Runtime, task: Task, built: Built) -> tuple[Rival, ...]:
     """The further phases of a task, on their device; none of most. Raises UserError."""
+    if isinstance(task, Duels):
+        return (_duel(run, runtime, task, built),)
     wanted = task.critic() if isinstance(task, Translates) else None
     if wanted is None or not isinstance(task, Translates):
         return ()
@@ -39,6 +44,25 @@ def rivals(run: Run, runtime: Runtime, task: Task, built: Built) -> tuple[Rival,
     make = partial(build_optimizer, run.optimizer, apart=None, fused=runtime.computing.fused)
     engine = runtime.engine(network, network, groups, make, list(network.children()))
     return (Rival(Phase("critic", network, engine, task.oppose(network)), engine),)
+
+
+def _duel(run: Run, runtime: Runtime, task: Duels, built: Built) -> Rival:
+    """The critic that came with a generator. Raises UserError where more of it is to be frozen than it has."""
+    assert isinstance(run.task, Gan)
+    assert built.critic is not None
+    network, asked = built.critic.to(runtime.device), run.task.critic
+    blocks = blocks_of(network, built.critic_head)
+    if asked.frozen > len(blocks):
+        raise UserError(f"task.critic.frozen is {asked.frozen}, and the critic has {len(blocks)} blocks; write that or less")
+    still = {name for block in blocks[: asked.frozen] for name in block.parameters}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name not in still)
+    groups = [ParamGroup([item for item in network.named_parameters() if item[0] not in still], asked.rate)]
+    opposing = task.oppose(network, run.train.global_batch, runtime.sum_over_ranks)
+    make = partial(build_optimizer, run.optimizer, apart=None, fused=runtime.computing.fused)
+    engine = runtime.engine(network, network, groups, make, list(network.children()))
+    phase = Phase("critic", network, engine, opposing, opposing.stage, opposing.columns, opposing.settle)
+    return Rival(phase, engine)
 
 
 def tensors(others: tuple[Rival, ...]) -> Files:

@@ -27,10 +27,11 @@ from trainer.progress import Clock, Progress
 from trainer.rundir import Lease, LeaseLostError, RunDir, Sizes
 from trainer.rundir.metric import lower_is_better
 from trainer.runtime import Runtime
-from trainer.sizes import settle, shrunk
 from trainer.signals import StopFlag
+from trainer.sizes import settle, shrunk
 from trainer.spec import Piece
 from trainer.straggler import Stragglers
+from trainer.tasks.opposing import Duels
 from trainer.track.tracker import Pictures, Tracker
 from trainer.watch import Heartbeat
 
@@ -205,6 +206,7 @@ def assemble(
             "facts": parts.splits.train.facts.as_json(),
             "outputs": [[output.name, list(output.labels)] for output in parts.task.outputs],
             **({"generator": keeping.generator_state(parts)} if parts.built.beside is not None else {}),
+            **({"pair": {"classes": list(parts.task.generator.classes)}} if isinstance(parts.task, Duels) else {}),
             "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
             "optimizer": run.optimizer_identity, "optimizer_state": parts.engine.state()[1],
             "references": parts.references,

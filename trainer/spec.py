@@ -64,6 +64,13 @@ class Generator:
 
 
 @dataclass(frozen=True)
+class Pair(Generator):
+    """A network that makes images [n, c, h, w] in [-1, 1] of latents [n, latent], which it names as its `latent`, and a critic
+    that says of images by numbers [n, …] how real they are. Both are told the classes, where there are any.
+    """
+
+
+@dataclass(frozen=True)
 class Translator:
     """A network that makes pictures [n, channels, h, w] in [-1, 1] of pictures of the same size.
 

@@ -71,6 +71,8 @@ def not_compiled(run: Run) -> str | None:
     """The key with which nothing is compiled; none where something may be."""
     if run.losses.balance.own_gradients:
         return f"losses.balance: {run.losses.balance.kind}, which goes back through the network several times"
+    if run.task.duels:
+        return "task.kind: gan, whose penalty takes gradients of gradients"
     if run.parallel.kind == "zero3":
         return "parallel.kind: zero3, which gathers weights in between"
     return None

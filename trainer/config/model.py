@@ -15,7 +15,8 @@ Scalar = bool | int | float | str | None
 
 class Model(Section):
     """The network: `torchvision:NAME`, `timm:NAME`, `transformers:FOLDER`, `diffusers:FOLDER#PART`, `run:NAME` or
-    `python:path.py:factory`; of a task that generates also `diffusers:UNet2DModel`, with its arguments as `args`.
+    `python:path.py:factory`; of a task that generates also `diffusers:UNet2DModel`, with its arguments as `args`; of a gan
+    `gan:resnet`, with its, or `gan:FOLDER`.
     """
 
     source: str
@@ -35,7 +36,12 @@ class Model(Section):
         if isinstance(source, str) and "weights" not in value:
             scheme, _, rest = source.partition(":")
             named = re.fullmatch(r"[A-Z]\w+Model|AutoencoderKL", rest)  # a class of diffusers
-            saved = scheme == "transformers" or (scheme == "diffusers" and not named) or (scheme == "timm" and "/" in rest)
+            saved = (
+                (scheme == "gan" and rest != "resnet")
+                or scheme == "transformers"
+                or (scheme == "diffusers" and not named)
+                or (scheme == "timm" and "/" in rest)
+            )
             return {**value, "weights": "best" if scheme == "run" else "DEFAULT" if saved else "none"}
         return value
 

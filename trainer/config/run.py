@@ -92,7 +92,8 @@ class Checkpoint(Section):
     best: str = Field(
         "val/accuracy",
         description="the metric that chooses the best, lowest for a loss or an error, else highest; left out: accuracy of "
-        "classes, map of labels, mae of numbers, psnr of a translation, loss of several heads and of what generates",
+        "classes, map of labels, mae of numbers, psnr of a translation, the first of a gan's task.fidelity, loss of several "
+        "heads and of what else generates",
     )
 
     @field_validator("best")
@@ -219,7 +220,7 @@ class Run(Section):
         known = kinds("trainer.config.tasks").get(str(task["kind"]))
         if isinstance(checkpoint, dict) and "best" not in checkpoint and known is not None:
             assert issubclass(known, Task)
-            value["checkpoint"] = {**checkpoint, "best": f"val/{known.best}"}
+            value["checkpoint"] = {**checkpoint, "best": f"val/{known.chosen_by(task)}"}
         return value
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ def refused(run: Run) -> str | None:
     if kind == "ddp":
         return None
     where = f"parallel.kind: {kind}"
-    if run.task.translates or run.task.reconstructs:
+    if run.task.translates or run.task.reconstructs or run.task.duels:
         return f"{where} has not been tried with task {run.task.kind}, which may train two networks; write parallel.kind: ddp"
     if run.train.precision == "fp16":
         return f"{where} does not go with train.precision: fp16, whose scale has not been shared out; write bf16"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -17,7 +17,8 @@ class Task(Kind):
     """What a run learns of an image: a subclass names the `metrics` that its evaluation gives, and the one that is the `best`'s
     when the run file names none.
 
-    `generates`: its network makes images; `translates`: it makes them of other images; `reconstructs`: of themselves.
+    `generates`: its network makes images; `translates`: it makes them of other images; `reconstructs`: of themselves; `duels`: of
+    latents, against a critic.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()
@@ -25,6 +26,12 @@ class Task(Kind):
     generates: ClassVar[bool] = False
     translates: ClassVar[bool] = False
     reconstructs: ClassVar[bool] = False
+    duels: ClassVar[bool] = False
+
+    @classmethod
+    def chosen_by(cls, task: Mapping[str, Any]) -> str:
+        """The metric that chooses the best, where the run file names none, of a section `task` that nobody checked yet."""
+        return cls.best
 
     @property
     def networks(self) -> dict[str, Model]:

@@ -2,8 +2,9 @@
 
 from trainer.export.autoencoder import export_autoencoder
 from trainer.export.folder import export
+from trainer.export.gan import export_gan
 from trainer.export.generator import export_generator
 from trainer.export.scale import fold
 from trainer.export.translator import export_translator
 
-__all__ = ["export", "export_autoencoder", "export_generator", "export_translator", "fold"]
+__all__ = ["export", "export_autoencoder", "export_gan", "export_generator", "export_translator", "fold"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from trainer.export.card import FIGURES, begun, cell, licence, measured, source_of, training
 from trainer.restored import Restored
-from trainer.tasks.base import Generates
+from trainer.tasks.base import Generates, Makes
 
 
 def card(restored: Restored, code: str, manifest: dict[str, Any], summary: dict[str, Any], evaluation: dict[str, Any]) -> str:
@@ -15,7 +15,7 @@ def card(restored: Restored, code: str, manifest: dict[str, Any], summary: dict[
     return "\n".join([
         f"---\nlicense: unknown\nlibrary_name: diffusers\npipeline_tag: {_tag(restored)}\n---\n",
         f"# {cell(run.name)}\n",
-        _what(restored),
+        what(restored),
         f"## What it makes\n\n![images of fixed seeds](samples.png)\n\n{_shown(restored)}\n",
         _use(code),
         measured(summary, evaluation),
@@ -30,9 +30,10 @@ def _tag(restored: Restored) -> str:
     return "text-to-image" if restored.task.generator.text else "unconditional-image-generation"
 
 
-def _what(restored: Restored) -> str:
+def what(restored: Restored) -> str:
+    """What network it is, and what it makes."""
     run, task = restored.run, restored.task
-    assert isinstance(task, Generates)
+    assert isinstance(task, Makes)
     size = restored.spec.image_size
     kind = {1: "grey", 3: "RGB"}.get(restored.spec.in_channels, f"{restored.spec.in_channels}-channel")
     text, classes = task.generator.text, () if task.generator.text else task.generator.classes

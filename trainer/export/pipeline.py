@@ -17,6 +17,7 @@ from trainer.config import UserError
 from trainer.gallery import picture
 from trainer.models.class_tables import class_tables
 from trainer.spec import Generator
+from trainer.tasks.base import Makes
 from trainer.tasks.diffusion import Diffusion
 from trainer.tasks.process import FLOW
 from trainer.tasks.sampler import Plan, scheduler
@@ -148,7 +149,7 @@ def own(new: Path) -> None:
     _say(new, _class_name=["pipeline", "ClassPipeline"])
 
 
-def images(network: nn.Module, task: Diffusion, new: Path) -> None:
+def images(network: nn.Module, task: Makes, new: Path) -> None:
     """`samples.png`: images of the first seeds, of each class or text in turn."""
     shown = task.shown()
     columns = min(len(shown), COLUMNS) if task.generator.classes else COLUMNS
@@ -156,7 +157,7 @@ def images(network: nn.Module, task: Diffusion, new: Path) -> None:
     made: list[torch.Tensor] = []
     for start in range(0, len(numbers), COLUMNS):
         part = numbers[start : start + COLUMNS]
-        made += task.sample(network, range(start, start + len(part)), part, task.plan())
+        made += task.sample(network, range(start, start + len(part)), part, task.plan(), lambda: None)
     captions = [task.word(number) for number in numbers]
     sheet.save([picture(image) for image in made], captions, columns, new / "samples.png")
 

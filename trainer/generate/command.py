@@ -13,8 +13,10 @@ from trainer.config.noise import Sampler
 from trainer.generate import images
 from trainer.generate.share import prepare, share, side_by_side
 from trainer.measuring import precision
-from trainer.restored import device_of, restore, warn_of_changes
+from trainer.restored import Restored, device_of, restore, warn_of_changes
 from trainer.rundir import RunDir
+from trainer.tasks.gan import Drawn
+from trainer.tasks.sampler import Plan
 
 
 def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
@@ -33,6 +35,7 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     parser.add_argument("--guidance", type=float, help="how far past no class towards the class (default: as in the run file)")
     parser.add_argument("--steps", type=int, help="passes through the network (default: as in the run file)")
     parser.add_argument("--sampler", choices=get_args(Sampler), help="(default: as in the run file)")
+    parser.add_argument("--truncation", type=float, help="of a gan: latents no further from 0 (default: as in the run file)")
     parser.add_argument("--batch", type=int, help="images at once (default: as in the run file)")
     parser.add_argument("--out", type=Path, help="the folder to write (default: RUN/generated/step-…)")
     parser.add_argument("--processes", type=int, default=1, help="processes side by side (default: 1)")
@@ -43,13 +46,15 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
             raise UserError(f"--{name} must be at least 1")
     if arguments.guidance is not None and arguments.guidance < 0:
         raise UserError("--guidance must be at least 0")
+    if arguments.truncation is not None and arguments.truncation <= 0:
+        raise UserError("--truncation must be above 0")
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder = RunDir(arguments.run.resolve())
     restored = restore(folder, arguments.checkpoint)
     warn_of_changes(restored)
     device = device_of(arguments.device, rank if world > 1 else None)
-    plan = images.changed(images.task_of(restored).plan(), arguments.sampler, arguments.steps, arguments.guidance)
+    plan = _plan(restored, arguments)
     text = images.task_of(restored).generator.text
     if arguments.classes if text else arguments.prompt:
         wrong, right = ("--classes", "--prompt TEXT") if text else ("--prompt", "--classes NAMES")
@@ -69,3 +74,16 @@ def sample(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         told = {"folder": str(out), "step": restored.step, "images": len(asked)}
         print(json.dumps(told) if arguments.json else f"{len(asked)} images of step {restored.step:,} are in {out}")
     return EXIT_DONE
+
+
+def _plan(restored: Restored, asked: argparse.Namespace) -> Plan | Drawn:
+    """How images are made, as the run file and the command line say. Raises UserError for what the network has no use for."""
+    plan: Plan | Drawn = images.task_of(restored).plan()
+    told = {"sampler": asked.sampler, "steps": asked.steps, "guidance": asked.guidance}
+    if isinstance(plan, Drawn):
+        return images.drawn(plan, told, asked.truncation)
+    if asked.truncation is not None:
+        raise UserError(
+            f"--truncation: is of the latents of a gan, and {restored.run.name} has task {restored.run.task.kind}; leave it out"
+        )
+    return images.changed(plan, **told)

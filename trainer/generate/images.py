@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from trainer.config import UserError
 from trainer.generate.progress import Progress
 from trainer.generate.share import write
 from trainer.restored import Restored
-from trainer.tasks.base import Generates
+from trainer.tasks.base import Makes
+from trainer.tasks.gan import Drawn
 from trainer.tasks.sampler import Plan, scheduler
 
 
@@ -66,9 +67,9 @@ def asked_for(restored: Restored, seeds: Sequence[int], words: Sequence[str]) ->
     return asked
 
 
-def task_of(restored: Restored) -> Generates:
+def task_of(restored: Restored) -> Makes:
     """The task of a run that generates. Raises UserError for any other."""
-    if not isinstance(restored.task, Generates):
+    if not isinstance(restored.task, Makes):
         raise UserError(
             f"{restored.run.name} has task {restored.run.task.kind}, which makes no images; name a run that generates"
         )
@@ -81,7 +82,7 @@ def batch_of(restored: Restored) -> int:
 
 
 def make(
-    restored: Restored, plan: Plan, batches: Sequence[Sequence[Asked]], out: Path, device: torch.device, *, show: bool
+    restored: Restored, plan: Plan | Drawn, batches: Sequence[Sequence[Asked]], out: Path, device: torch.device, *, show: bool
 ) -> None:  # fmt: skip
     """Make images batch by batch and write them."""
     task = task_of(restored)
@@ -107,6 +108,16 @@ def note(out: Path, asked: Sequence[Asked], told: str) -> None:
         if new:
             writer.writerow(["file", told, "seed"])
         writer.writerows([one.file, one.word, one.seed] for one in asked)
+
+
+def drawn(plan: Drawn, asked: Mapping[str, object], truncation: float | None) -> Drawn:
+    """The plan of a gan with what the command line says. Raises UserError for what is `asked` of another kind of network."""
+    wrong = next((name for name, value in asked.items() if value is not None), None)
+    if wrong is not None:
+        raise UserError(
+            f"--{wrong}: a gan makes an image in one pass of one latent; leave it out (--truncation is what it knows)"
+        )
+    return plan if truncation is None else replace(plan, truncation=truncation)
 
 
 def changed(plan: Plan, sampler: str | None, steps: int | None, guidance: float | None) -> Plan:

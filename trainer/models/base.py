@@ -45,7 +45,8 @@ class Built:
     `head`: dotted names of the output modules (main first, then auxiliary); `fresh`: names of the parameters that were made
     for this task or were not in the checkpoint; `spec`: what it takes. With `weights: none` only what the adaptation made is
     fresh, so that the strategy `head` freezes a random trunk when it is told to. `beside`: what else a task must know of a
-    network that generates; none of others.
+    network that generates; none of others. `critic`: what it learns against, where that came with it, and
+    `critic_head`: the output modules of that.
     """
 
     network: nn.Module
@@ -54,6 +55,8 @@ class Built:
     spec: InputSpec
     report: LoadReport
     beside: Beside | None = None
+    critic: nn.Module | None = None
+    critic_head: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

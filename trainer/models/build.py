@@ -18,6 +18,7 @@ from trainer.models.base import Built, LoadReport, Need, Origin, WrongSizeError
 from trainer.models.channels import normalisation
 from trainer.models.compare import compared
 from trainer.models.fit import fit
+from trainer.models.gan import build_pair
 from trainer.models.generator import build_generator
 from trainer.models.heads import GRAFTED
 from trainer.models.outputs import check, place
@@ -25,7 +26,7 @@ from trainer.models.probe import Anatomy, examine
 from trainer.models.reconstructor import build_reconstructor
 from trainer.models.sizes import nearest_size
 from trainer.models.translator import build_translator
-from trainer.spec import Generator, InputSpec, Output, Reconstructor, Translator, Wanted
+from trainer.spec import Generator, InputSpec, Output, Pair, Reconstructor, Translator, Wanted
 
 Norm = Literal["auto", "imagenet", "half", "none"] | Normalize
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -39,6 +40,8 @@ def build_model(config: Model, normalize: Norm, wanted: Wanted, seed: int, *, lo
     `spec`, for a state that is loaded over it; `fresh` then leaves out what the checkpoint turned out to lack.
     Raises UserError.
     """
+    if isinstance(wanted, Pair):
+        return build_pair(config, wanted, seed, load_weights=load_weights)
     if isinstance(wanted, Generator):
         return build_generator(config, wanted, seed, load_weights=load_weights)
     if isinstance(wanted, Reconstructor):

@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -80,6 +80,19 @@ class Denoiser:
     vae: str | None = None
     text: int = 0
     words: str | None = None
+
+
+class Filled(Protocol):
+    """What `fill` must know of a network and of its checkpoint: see `Denoiser`."""
+
+    @property
+    def channels(self) -> int | None: ...
+    @property
+    def table(self) -> Table | None: ...
+    @property
+    def spare(self) -> bool: ...
+    @property
+    def read(self) -> Callable[[], Checkpoint] | None: ...
 
 
 def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights: bool = True) -> Built:
@@ -208,7 +221,7 @@ def _shape(source: Denoiser, wanted: Generator, adapt: Adapt, image_size: int, c
 
 
 def fill(
-    network: nn.Module, source: Denoiser, parts: Parts, shape: Shape, adapt: Adapt, classes: tuple[str, ...], seed: int
+    network: nn.Module, source: Filled, parts: Parts, shape: Shape, adapt: Adapt, classes: tuple[str, ...], seed: int
 ) -> LoadReport:
     """Copy what fits into a generator and say what became of each tensor; raises UserError before anything is changed.
 

@@ -24,6 +24,7 @@ from trainer.config.run import Model
 from trainer.models.base import Need, Origin
 from trainer.models.file import read_checkpoint
 from trainer.models.found import call, fitted, found_parts
+from trainer.models.gan import PairSource, own_pair
 from trainer.models.generator import Denoiser
 
 
@@ -46,23 +47,39 @@ def denoiser(rest: str, config: Model) -> Denoiser:
     )  # fmt: skip
 
 
+def pair(rest: str, config: Model) -> PairSource:
+    """A generator and its critic. Raises UserError."""
+    return own_pair(_calls(rest, config), f"python:{rest}", config.weights)
+
+
 def _maker(rest: str, config: Model) -> Callable[[], nn.Module]:
     """Calls the factory with `model.args`. Raises UserError for what is not there or gives no network."""
+    call = _calls(rest, config)
+
+    def make() -> nn.Module:
+        network = call()
+        if not isinstance(network, nn.Module):
+            place, _, name = rest.rpartition(":")
+            raise UserError(f"{place}:{name} returned a {type(network).__name__}, not a torch.nn.Module")
+        return network
+
+    return make
+
+
+def _calls(rest: str, config: Model) -> Callable[[], Any]:
+    """Calls the factory with `model.args`. Raises UserError for what is not there or fails."""
     place, colon, name = rest.rpartition(":")
     if not colon or not place or not name.isidentifier():
         raise UserError(f"model.source 'python:{rest}': write python:package.module:factory or python:path/to/file.py:factory")
     factory = _factory(place, name)
 
-    def make() -> nn.Module:
+    def call() -> Any:
         try:
-            network = factory(**config.args)
+            return factory(**config.args)
         except Exception as error:
             raise UserError(f"{place}:{name}(**model.args) failed: {_told(error)}") from error
-        if not isinstance(network, nn.Module):
-            raise UserError(f"{place}:{name} returned a {type(network).__name__}, not a torch.nn.Module")
-        return network
 
-    return make
+    return call
 
 
 def needs(rest: str, config: Model) -> list[Need]:

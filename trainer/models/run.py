@@ -20,6 +20,8 @@ from trainer.config import RefusedError, Run, UserError, nearest
 from trainer.config.run import Model
 from trainer.models.base import Checkpoint, Need, Origin
 from trainer.models.class_tables import Table
+from trainer.models.file import read_checkpoint
+from trainer.models.gan import PairSource, pair_of
 from trainer.models.generator import Denoiser, denoiser_of
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec, Output
@@ -51,7 +53,8 @@ def denoiser(rest: str, config: Model) -> Denoiser:
     said = source.loaded.state.get("generator")
     if said is None:
         raise UserError(
-            f"run:{source.folder.name} has task {source.run.task.kind}, whose network makes no images; name a run that does"
+            f"run:{source.folder.name} has task {source.run.task.kind}, whose network takes no noise out of images; name a run "
+            "that does"
         )
     inner = denoiser_of(source.run.model)
     known = said["dropped"] or inner.spare
@@ -62,11 +65,34 @@ def denoiser(rest: str, config: Model) -> Denoiser:
     )  # fmt: skip
 
 
+def pair(rest: str, config: Model) -> PairSource:
+    """The generator of a run with its critic, as that run left them. Raises UserError for a run that has no such."""
+    source = Source(rest, config)
+    said = source.loaded.state.get("pair")
+    if said is None:
+        raise UserError(
+            f"run:{source.folder.name} has task {source.run.task.kind}, and no critic of what it makes; name a run of a gan"
+        )
+    table = Table(len(said["classes"]), tuple(said["classes"]), False) if said["classes"] else None
+
+    def read() -> tuple[Checkpoint, Checkpoint]:
+        found = source.read()
+        return found, replace(found, tensors=read_checkpoint(source.loaded.path / "critic.safetensors").tensors)
+
+    return replace(
+        pair_of(source.run.model), name=f"run:{source.folder.name}", table=table, read=None if config.weights == "none" else read,
+        channels=source.spec.in_channels, size=source.spec.image_size,
+    )  # fmt: skip
+
+
 def needs(rest: str, config: Model) -> list[Need]:
     """The files of the run that are read."""
     source = Source(rest, config)
     what = f"the run {source.folder.name}"
-    return [Need(what, file) for file in [source.folder.config, source.loaded.path / "state.json", *source.files]]
+    files = [source.folder.config, source.loaded.path / "state.json", *source.files]
+    if "pair" in source.loaded.state:
+        files.append(source.loaded.path / "critic.safetensors")
+    return [Need(what, file) for file in files]
 
 
 def root(config: Model) -> Model:

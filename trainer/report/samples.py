@@ -76,7 +76,7 @@ def _spread(sheets: Sequence[Found]) -> list[Found]:
 
 
 def _strip(view: View, sheets: Sequence[Found], title: str, of: str) -> str:
-    key = "psnr" if view.best_metric == "val/psnr" else "loss"
+    key = str(view.best_metric).removeprefix("val/")
     losses = {point["step"]: point[f"val/{key}"] for point in view.points if f"val/{key}" in point and "step" in point}
     rows = []
     for step, image, layout in sheets:

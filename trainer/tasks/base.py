@@ -186,30 +186,22 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class Generates(Task, Protocol):
+class Makes(Task, Protocol):
     """A task whose network makes images; its `outputs` are none."""
 
     @property
     def generator(self) -> Generator:
         """What the network has to be."""
 
-    def bind(self, beside: Beside, seed: int) -> None:
-        """Take what stands beside the network that was built, before anything is run. Raises UserError where it does not fit."""
-
-    def ready(self, device: torch.device) -> None:
-        """Work out what can be worked out once, before a training. Raises UserError."""
+    @property
+    def image(self) -> tuple[int, int]:
+        """Channels and side of an image."""
 
     def compare(self, judge: Judge) -> None:
         """Measure how like the data its images are, by the features of a judge."""
 
-    def schedule(self) -> Mapping[str, Any]:
-        """The settings of the scheduler that goes with the weights, for whoever goes on with them."""
-
     def number(self, word: str) -> int:
         """The number of what its network is told, by name. Raises UserError for a name that means nothing to it."""
-
-    def caption(self, text: str) -> int:
-        """The same of a caption, as the data has it."""
 
     def shown(self) -> list[int]:
         """What images are shown of, in turn, by number."""
@@ -224,6 +216,23 @@ class Generates(Task, Protocol):
         self, network: nn.Module, seeds: Sequence[int], classes: Sequence[int], plan: Any, step: Callable[[], None]
     ) -> torch.Tensor:
         """Images, uint8 [n, c, h, w] on the CPU, of seeds and of classes by number; `step` hears that it goes on."""
+
+
+@runtime_checkable
+class Generates(Makes, Protocol):
+    """One whose network makes them by taking noise out, step by step."""
+
+    def bind(self, beside: Beside, seed: int) -> None:
+        """Take what stands beside the network that was built, before anything is run. Raises UserError where it does not fit."""
+
+    def ready(self, device: torch.device) -> None:
+        """Work out what can be worked out once, before a training. Raises UserError."""
+
+    def schedule(self) -> Mapping[str, Any]:
+        """The settings of the scheduler that goes with the weights, for whoever goes on with them."""
+
+    def caption(self, text: str) -> int:
+        """The number of a caption, as the data has it."""
 
 
 class Perceives(Protocol):
@@ -268,7 +277,7 @@ class Translates(Task, Protocol):
 
 def wanted(task: Task) -> Wanted:
     """What a task asks of a network."""
-    if isinstance(task, Generates):
+    if isinstance(task, Makes):
         return task.generator
     return task.wanted if isinstance(task, Translates) else task.outputs
 

@@ -117,6 +117,11 @@ class Diffusion:
         return self._beside
 
     @property
+    def image(self) -> tuple[int, int]:
+        """Channels and side of an image."""
+        return self.beside.image
+
+    @property
     def process(self) -> Process:
         if self._process is None:
             raise RuntimeError("the task has no network yet")
