@@ -73,6 +73,7 @@ def unchanged(before: dict[str, str], now: dict[str, str]) -> None:
                 "vae": "task.vae",
                 "text": "the text encoder of the pipeline",
                 "perceptual": "task.perceptual.features",
+                "lpips": "the network of task.lpips",
             }
             what = named.get(name, "the network that the run came from")
             raise RefusedError(

@@ -40,6 +40,8 @@ def choose_latents(run: Run, beside: Beside | None, spec: InputSpec, *, samples:
     config = run.data.cache
     if beside is None or beside.vae is None:
         return LatentChoice(None, "the noise is another in every step, and there is no autoencoder before it")
+    if beside.source:
+        return LatentChoice(None, "what the autoencoder says of pairs is not kept")
     augment = training(run.data, spec).random is not None
     if config.kind == "none":
         return LatentChoice(None, "data.cache is none")

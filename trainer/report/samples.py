@@ -22,7 +22,8 @@ _QUARTERS = ("least noise", "less", "more", "most noise")
 def of_samples(view: View, found: Json, title: str) -> str:
     """HTML of the sheets of a run, and of its loss by quarters of the time or its figures beside those of the inputs."""
     words = {"translate": "the same validation pairs", "autoencoder": "the same validation pictures"}
-    of = words.get(str(found.get("kind")), "fixed seeds")
+    pairs = found.get("kind") in words or "input" in found
+    of = words.get(str(found.get("kind")), words["translate"] if pairs else "fixed seeds")
     files = sorted(view.folder.samples.glob("step-*.png"))
     sheets = [(int(path.stem.partition("-")[2]), *read) for path in files if (read := sheet.read(path)) is not None]
     blocks = []
@@ -44,7 +45,7 @@ def of_samples(view: View, found: Json, title: str) -> str:
             '<div class="card wide"><table>'
             f"<tr><th>quarter of the time</th>{head}</tr><tr><td>loss</td>{cells}</tr></table></div>"
         )
-    if found.get("kind") in words:
+    if pairs:
         blocks.append(_figures(found, title))
     return "".join(blocks)
 
@@ -52,6 +53,7 @@ def of_samples(view: View, found: Json, title: str) -> str:
 def _figures(found: Json, title: str) -> str:
     """What was made, beside the input taken for it."""
     names = {"psnr": "PSNR, dB", "ssim": "SSIM", "mae": "mean error"}
+    names |= {name: name.replace("lpips", "LPIPS").replace("_", " ") for name in found.get("metrics") or {} if "lpips" in name}
     rows = [(word, found.get(key) or {}) for word, key in (("output", "metrics"), ("input itself", "input")) if key in found]
     body = "".join(
         f"<tr><td>{word}</td>{''.join(f'<td>{_number(of.get(name))}</td>' for name in names)}</tr>" for word, of in rows
@@ -59,7 +61,7 @@ def _figures(found: Json, title: str) -> str:
     head = "".join(f"<th>{word}</th>" for word in names.values())
     return (
         f"<h2>{title}How near the targets</h2>"
-        f'<p class="soft">Means over {int(found.get("samples") or 0):,} validation pairs, values from 0 to 1.</p>'
+        f'<p class="soft">Means over {int(found.get("translated") or found.get("samples") or 0):,} validation pairs, values from 0 to 1.</p>'
         f'<div class="card wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
     )
 
