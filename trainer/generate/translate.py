@@ -47,7 +47,7 @@ def translate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, help="passes through a diffusion model (default: as in the run file)")
     parser.add_argument("--sampler", choices=get_args(Sampler), help="of a diffusion model (default: as in the run file)")
     parser.add_argument(
-        "--seed", type=int, help="of a diffusion model's noise for the first picture; the next ones have the next seeds (default: "
+        "--seed", type=int, help="of the noise of a diffusion model's first picture; the next ones have the next seeds (default: "
         "as in the run file)",
     )  # fmt: skip
     parser.add_argument("--batch", type=int, default=16, help="pictures at once (default: 16)")

@@ -94,5 +94,6 @@ def inputs_beside(
         source = filters(parts[:, old:], adapt)[0] if had else torch.zeros_like(fitted)
         fitted = torch.cat([fitted, source], dim=1)
     if had != wanted:
-        notes.append(f"{adapt.in_channels} channels of a source picture begin at zero" if wanted else "no source picture any more")
+        new = f"{adapt.in_channels} channels of a source picture begin at zero"
+        notes.append(new if wanted else "no source picture any more")
     return fitted.reshape(shape), "; ".join(notes) or None

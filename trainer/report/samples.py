@@ -59,9 +59,10 @@ def _figures(found: Json, title: str) -> str:
         f"<tr><td>{word}</td>{''.join(f'<td>{_number(of.get(name))}</td>' for name in names)}</tr>" for word, of in rows
     )
     head = "".join(f"<th>{word}</th>" for word in names.values())
+    count = int(found.get("translated") or found.get("samples") or 0)
     return (
         f"<h2>{title}How near the targets</h2>"
-        f'<p class="soft">Means over {int(found.get("translated") or found.get("samples") or 0):,} validation pairs, values from 0 to 1.</p>'
+        f'<p class="soft">Means over {count:,} validation pairs, values from 0 to 1.</p>'
         f'<div class="card wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
     )
 

@@ -23,8 +23,8 @@ _WORDS = ("input", "output", "target")
 class PairMeasure(DenoisingMeasure):
     """The loss over fixed noise of all pairs; some of them, evenly spread over the samples, are translated and measured.
 
-    The noise of a pair belongs to its place among the samples, and as many pairs are always translated at once, so that the number
-    of ranks changes no picture.
+    The noise of a pair belongs to its place among the samples, and as many pairs are translated at once whatever there is to do,
+    so that the number of ranks changes no picture.
     """
 
     def __init__(self, task: Diffusion, config: Config, device: torch.device, samples: int) -> None:

@@ -26,7 +26,7 @@ class Config(Task):
     pairs: Pairs | None = Field(
         None,
         description="make pictures of pictures: the network is given a source picture by further input channels (Saharia et al. "
-        "2022, Palette); given (of a source `pairs:`), side, or made of a photo: grey, small, edges, masked; none: of noise alone",
+        "2022, Palette); given (of a source `pairs:`), side, or made of a photo: grey, small, edges, masked; none: of noise",
     )
     template: str = Field("{}", description="of text: what a caption (or the name of a class) is put into, at {}")
     drop: float = Field(
