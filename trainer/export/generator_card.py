@@ -46,8 +46,8 @@ def _what(restored: Restored) -> str:
     if way is not None:
         return (
             f"A diffusion model that makes pictures of pictures: `{source_of(run)}`, {begun(run)}. Strategy: {run.strategy.kind}."
-            f"\n\nIt makes {kind} pictures of {size} x {size} pixels of pictures of that size and of noise. How the inputs of its "
-            f"training came: {way.kind}.\n"
+            f"\n\nIt makes {kind} pictures of {size} x {size} pixels of pictures of that size, and of noise. How the inputs of "
+            f"its training came: {way.kind}.\n"
         )
     told = f", of one of {len(classes)} classes: {names}" if classes else ", of what a text says" if text else ""
     return (
