@@ -32,6 +32,7 @@ from trainer.runtime.engine import Make, Whole, divisible, named
 from trainer.spec import ParamGroup
 from trainer.strategies.blocks_of import blocks_of
 from trainer.tasks.base import Generates, Translates
+from trainer.tasks.diffusion import Diffusion
 
 
 class NotForetoldError(Exception):
@@ -194,7 +195,7 @@ class Forecast:
             ledger.enter("other", self._held)
         beside = parts.built.beside
         still = [getattr(part, "network", None) for part in ((beside.vae, beside.text) if beside is not None else ())]
-        if isinstance(parts.task, Translates):
+        if isinstance(parts.task, Translates | Diffusion):
             still += parts.task.perceives.values()
         for network in still:
             if isinstance(network, nn.Module):

@@ -63,6 +63,7 @@ class Diffusion:
         self.told = _told(config, self._classes)
         self._likeness: Likeness | None = None
         self.ruler = Ruler(config.lpips)
+        self.perceives: dict[str, nn.Module] = {}
         self._seed = 0
         self._beside: Beside | None = None
         self._process: Process | None = None
@@ -125,6 +126,7 @@ class Diffusion:
     def gauge(self, lpips: Perceives | None) -> None:
         """Measure translations by LPIPS as well, where the run file asks for it."""
         self.ruler = Ruler(self._config.lpips, lpips)
+        self.perceives = {} if lpips is None else {"lpips": lpips.network}
 
     @property
     def beside(self) -> Beside:
