@@ -200,8 +200,8 @@ def chosen(
 
 def beside(task: Task, built: Built, run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> dict[str, str]:
     """Give a task that generates what stands beside its network, on its device; the fingerprints of what never learns."""
-    if isinstance(task, Translates) and task.perceives is not None:
-        return {"perceptual": fingerprint(task.perceives)}
+    if isinstance(task, Translates):
+        return {name: fingerprint(network) for name, network in task.perceives.items() if name in task.loss_names}
     if not isinstance(task, Generates) or built.beside is None:
         return {}
     if saved is not None:  # the schedule that the run began with

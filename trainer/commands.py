@@ -181,7 +181,8 @@ def predict(argv: list[str]) -> int:
         raise UserError("--top must be at least 1")
     restored = restore(RunDir(arguments.run.resolve()), arguments.checkpoint)
     if restored.run.task.generates:
-        raise UserError(f"{restored.run.name} makes images and says nothing of any; write `graft sample {arguments.run.name}`")
+        command = "sample" if getattr(restored.run.task, "pairs", None) is None else "translate"
+        raise UserError(f"{restored.run.name} makes images and says nothing of any; write `graft {command} {arguments.run.name}`")
     if restored.run.task.translates or restored.run.task.reconstructs:
         command = "translate" if restored.run.task.translates else "export"
         raise UserError(f"{restored.run.name} makes pictures and says nothing; write `graft {command} {arguments.run.name}`")

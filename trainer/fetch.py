@@ -28,10 +28,9 @@ _INTERRUPTED = 130
 
 def fetch(run: Run) -> int:
     """Bring or check weights and data, and say what there is. Raises UserError for what cannot be had or read."""
-    fidelity = getattr(run.task, "fidelity", None)
     try:
         for key, model in run.models.items():
-            wanted = _needs(run, key, model) + (judges.needs(fidelity) if key == "model" and fidelity is not None else [])
+            wanted = _needs(run, key, model) + (judges.all_needs(run.task) if key == "model" else [])
             files = [file for need in wanted for file in _weights(need)]
             if not wanted:
                 print(f"{model.source}: no weights to fetch")

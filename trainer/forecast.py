@@ -33,6 +33,7 @@ from trainer.runtime.engine import Make, Whole, divisible, named
 from trainer.spec import ParamGroup
 from trainer.strategies.blocks_of import blocks_of
 from trainer.tasks.base import Generates, Translates
+from trainer.tasks.diffusion import Diffusion
 from trainer.tasks.opposing import Duels
 
 
@@ -194,8 +195,8 @@ class Forecast:
             ledger.enter("other", self._held)
         beside = parts.built.beside
         still = [getattr(part, "network", None) for part in ((beside.vae, beside.text) if beside is not None else ())]
-        if isinstance(parts.task, Translates):
-            still.append(parts.task.perceives)
+        if isinstance(parts.task, Translates | Diffusion):
+            still += parts.task.perceives.values()
         for network in still:
             if isinstance(network, nn.Module):
                 ledger.enter("other", _of(network))
@@ -243,6 +244,8 @@ class Forecast:
                 told = {"classes": torch.empty(len(noise), dtype=torch.int64)} if task.generator.classes else {}
                 if beside.text is not None:
                     told = {"text": torch.empty(len(noise), beside.text.length, beside.text.width)}
+                if beside.source:
+                    told["source"] = torch.empty_like(noise)
                 beside.call(parts.phase.network, noise, torch.empty(len(noise)), told)
                 if beside.vae is not None:
                     beside.vae.decode(noise[:count])

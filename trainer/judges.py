@@ -13,13 +13,16 @@ from trainer.config import Run, UserError
 from trainer.config.fidelity import Fidelity
 from trainer.config.model import Model
 from trainer.config.pictures import Pictures
+from trainer.config.task import Task as Config
 from trainer.data import Batch
+from trainer.lpips import Lpips, trunk_needs
 from trainer.models import build_model
 from trainer.models.base import Need
 from trainer.models.file import read_checkpoint
 from trainer.perceptual import Perceptual
 from trainer.spec import Judge, Output
-from trainer.tasks.base import Makes, Task, Translates
+from trainer.tasks.base import Makes, Perceives, Task, Translates
+from trainer.tasks.diffusion import Diffusion
 
 INCEPTION = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -32,19 +35,29 @@ def judge(config: Fidelity, device: torch.device) -> Judge:
 
 
 def give(run: Run, task: Task, device: torch.device, *, load_weights: bool = True) -> None:
-    """Give a task that generates its judge, and one that translates its distance of features, as the run file asks for them.
+    """Give a task that generates its judge, and one that translates its distances of features, as the run file asks for them.
 
-    Without `load_weights` nothing is judged, and the distance is that of a network without its values. Raises UserError.
+    Without `load_weights` nothing is judged, and the distances are those of networks without their values. Raises UserError.
     """
+    asked = getattr(run.task, "lpips", None)
+    lpips = None if asked is None else Lpips(asked, device, load_weights=load_weights)
     if isinstance(task, Translates) and isinstance(run.task, Pictures):
         channels = getattr(run.task, "channels", run.model.adapt.in_channels)
-        distance = None if run.task.perceptual is None else Perceptual(
-            run.task.perceptual, channels, device, load_weights=load_weights
-        )  # fmt: skip
-        task.perceive(distance, run.losses.weights)
+        distances: dict[str, Perceives] = {} if lpips is None else {"lpips": lpips}
+        if run.task.perceptual is not None:
+            distances["perceptual"] = Perceptual(run.task.perceptual, channels, device, load_weights=load_weights)
+        task.perceive(distances, run.losses.weights)
+    if isinstance(task, Diffusion):
+        task.gauge(lpips)
     fidelity = getattr(run.task, "fidelity", None)
     if isinstance(task, Makes) and fidelity is not None and load_weights:
         task.compare(judge(fidelity, device))
+
+
+def all_needs(task: Config) -> list[Need]:
+    """The files of the networks that judge or compare what a task makes, as far as no other key names them."""
+    fidelity, lpips = getattr(task, "fidelity", None), getattr(task, "lpips", None)
+    return [*(needs(fidelity) if fidelity is not None else []), *(trunk_needs(lpips) if lpips is not None else [])]
 
 
 def needs(config: Fidelity) -> list[Need]:

@@ -41,7 +41,7 @@ def generator_state(parts: Parts) -> dict[str, Any]:
     return {
         "classes": [] if asked.text else list(asked.classes), "dropped": asked.dropped, "channels": beside.channels,
         "size": beside.size, "schedule": dict(task.schedule()), "vae": None if beside.vae is None else beside.vae.source,
-        "text": None if beside.text is None else beside.text.source,
+        "text": None if beside.text is None else beside.text.source, "source": beside.source,
     }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ _WORDS = {
     "vae": "task.vae",
     "text": "the text encoder of the pipeline",
     "perceptual": "task.perceptual.features",
+    "lpips": "the network of task.lpips",
 }
 PREFIX = "@objective."  # of names in the optimizer's state: no network's parameter begins so
 

@@ -141,7 +141,7 @@ class Parts:
 
     def idle(self, network: nn.Module) -> None:
         """A forward pass as an evaluation makes it, of an image of which nothing is kept."""
-        spec, nothing = self.built.spec, torch.zeros(1, dtype=torch.int64)
+        spec, nothing = loaded(self.run, self.built.spec), torch.zeros(1, dtype=torch.int64)
         image = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size, dtype=torch.uint8)
         batch = Batch(image, nothing, nothing, epochs=nothing).to(self.runtime.device, spec)
         self.task.run(network, batch)

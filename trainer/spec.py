@@ -54,13 +54,14 @@ class Generator:
     `classes`: it is told which of these an image is of, by number; none: nothing. `dropped`: it also knows the number after the
     last class, which says that the class is not told (Ho and Salimans 2022). `text`: it is told a text instead, by the encoder of
     its pipeline. `vae`: the images are the latents of an autoencoder, that of its own pipeline (`pipeline`) or another source;
-    none: pixels.
+    none: pixels. `source`: it is given another picture beside each noised one, as further channels, as many as that has.
     """
 
     classes: tuple[str, ...] = ()
     dropped: bool = False
     vae: str | None = None
     text: bool = False
+    source: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Beside:
 
     `call` sends a batch through it; `channels` and `size` are those of what it makes: of latents, where there is a `vae`;
     `image` are channels and size of an image. `schedule`: the settings of the scheduler that its weights were trained with, as
-    diffusers saved them, where that is known.
+    diffusers saved them, where that is known. `source`: `call` also takes a picture [n, channels, size, size] of this name.
     """
 
     call: Call
@@ -188,6 +189,7 @@ class Beside:
     schedule: Mapping[str, Any] | None = None
     vae: Autoencoder | None = None
     text: TextEncoder | None = None
+    source: bool = False
 
 
 @dataclass(frozen=True)

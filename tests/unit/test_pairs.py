@@ -147,7 +147,7 @@ def test_inputs_are_made_of_photographs(tmp_path: Path) -> None:
     ("train", "task", "data", "message"),
     [
         ("folder:x", {}, {}, "task.pairs: given takes pairs:FOLDER"),
-        ("pairs:x", {"pairs": "grey"}, {}, "says pairs itself; leave task.pairs out"),
+        ("pairs:x", {"pairs": "grey"}, {}, "says pairs itself; write task.pairs: given"),
         ("pairs:x", {}, {"augment": {"color": 0.2}}, "data.augment.color would change the two pictures of a pair"),
         ("pairs:x", {}, {"cache": "features"}, "features are not kept for task translate"),
         ("pairs:x", {"losses": ["l1", "l1"]}, {}, "write each once"),

@@ -67,6 +67,37 @@ class Masked(Way):
         return self
 
 
+_ONE_PICTURE = ("color", "grey", "blur", "solarize", "auto", "erase")  # augmentations that are no change of place
+
+
+def fit(pairs: Way, data: Any) -> None:
+    """Raises ValueError where sources or augmentations do not go with a way to pairs: only sources of pairs say both pictures,
+    which are changed alike.
+    """
+    given = isinstance(pairs, Given)
+    for key in ("train", "val"):
+        source = getattr(data, key)
+        if source is None or source.startswith(("split:", "fold:")):
+            continue
+        if source.startswith("pairs:") != given:
+            raise ValueError(
+                f"data.{key} is '{source}', and task.pairs: given takes pairs:FOLDER or pairs:FILE.csv; or say how a pair "
+                "comes of one picture: task.pairs: side, grey, small, edges or masked"
+                if given
+                else f"data.{key}: {source} says pairs itself; write task.pairs: given"
+            )
+    if not pairs.derived:
+        plain = type(data.augment)()
+        for name in _ONE_PICTURE:
+            if getattr(data.augment, name) != getattr(plain, name):
+                raise ValueError(
+                    f"data.augment.{name} would change the two pictures of a pair, which have to show the same; leave it "
+                    "out (crop, flip and rotate are the same for both)"
+                )
+    if data.classes is not None and given:
+        raise ValueError("data.classes chooses among classes, and pairs have none; leave it out")
+
+
 def _word(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.config.base import Section
+from trainer.config.lpips import WHAT, Lpips, named
 from trainer.config.model import Model
 from trainer.config.targets import Facts, Known, LooksAt
 from trainer.config.task import Task
@@ -45,7 +46,11 @@ class Pictures(Task):
     best: ClassVar[str] = "psnr"
     perceptual: Perceptual | None = Field(None, description="of the loss perceptual")
     adversary: Adversary | None = Field(None, description="of the loss adversarial; left out: its defaults")
+    lpips: Lpips | None = Field(None, description=f"{WHAT}; of the loss lpips as well")
     samples: Samples = Field(default_factory=Samples)
+
+    def measured(self, facts: Facts | None = None) -> tuple[str, ...]:
+        return (*self.metrics, *named(self.lpips))
 
     @property
     @abstractmethod
@@ -98,6 +103,8 @@ class Pictures(Task):
             raise ValueError("adversary says a critic, and losses do not name it; write losses: [l1, adversarial]")
         if self.chosen == ("adversarial",):
             raise ValueError("losses: adversarial alone asks for real pictures, whatever the input; write [l1, adversarial]")
+        if "lpips" in self.chosen and self.lpips is None:
+            raise ValueError("losses name lpips, and its network is not said; write lpips: vgg, or alex")
         if ("perceptual" in self.chosen) != (self.perceptual is not None):
             raise ValueError(
                 "losses name perceptual, and the network is not said; write perceptual: {features: {source: torchvision:vgg16, "

@@ -35,35 +35,50 @@ _GREY = 128
 
 def dataset_of(run: Run, listing: Listing, spec: InputSpec, *, train: bool) -> ImageDataset | PairDataset:
     """The samples of a run as they are loaded, for a network that takes `spec`. Raises UserError."""
-    if isinstance(run.task, Config):
-        return PairDataset(listing, run.data, run.task, spec, train=train, seed=run.train.seed)
+    way = way_of(run)
+    if way is not None:
+        return PairDataset(listing, run.data, way, made_by(run, spec), spec, train=train, seed=run.train.seed)
     return ImageDataset(listing, run.data, spec, train=train, seed=run.train.seed)
 
 
 def loaded(run: Run, spec: InputSpec) -> InputSpec:
     """How what is loaded is normalised: of pairs the input as the network takes it, the target to [-1, 1]."""
-    if not isinstance(run.task, Config):
+    if way_of(run) is None:
         return spec
-    half = (0.5,) * run.task.channels
-    return replace(spec, in_channels=spec.in_channels + run.task.channels, mean=spec.mean + half, std=spec.std + half)
+    made = made_by(run, spec)
+    half = (0.5,) * made
+    return replace(spec, in_channels=spec.in_channels + made, mean=spec.mean + half, std=spec.std + half)
+
+
+def way_of(run: Run) -> Way | None:
+    """How the pairs of a run come; none where its samples are single pictures."""
+    way: Way | None = getattr(run.task, "pairs", None)
+    return way
+
+
+def made_by(run: Run, spec: InputSpec) -> int:
+    """Channels of the pictures that a run makes of pictures; a generator's are those that it is given."""
+    return run.task.channels if isinstance(run.task, Config) else spec.in_channels
 
 
 class PairDataset:
     """The pairs of a listing; see `ImageDataset`, whose order and augmentations they have."""
 
-    def __init__(self, listing: Listing, data: Data, task: Config, spec: InputSpec, *, train: bool, seed: int) -> None:
+    def __init__(
+        self, listing: Listing, data: Data, way: Way, channels: int, spec: InputSpec, *, train: bool, seed: int
+    ) -> None:  # fmt: skip
         self.listing, self.train, self.seed = listing, train, seed
-        self._way, self._channels, self._given = task.pairs, task.channels, spec.in_channels
-        _fits(task.pairs, spec.in_channels, task.channels)
-        if task.pairs.derived:
-            of = replace(spec, in_channels=task.channels, mean=(0.5,) * task.channels, std=(0.5,) * task.channels)
+        self._way, self._channels, self._given = way, channels, spec.in_channels
+        _fits(way, spec.in_channels, channels)
+        if way.derived:
+            of = replace(spec, in_channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
             self._inner = ImageDataset(listing, data, of, train=train, seed=seed)
         else:
             if listing.scheme == "digits":
                 raise UserError("data.train: digits are single pictures; write task.pairs: small, edges or masked")
-            both = spec.in_channels + task.channels
+            both = spec.in_channels + channels
             of = replace(spec, in_channels=both, mean=(0.5,) * both, std=(0.5,) * both)
-            reader = _Pairs(listing, spec.in_channels, task.channels, task.pairs)
+            reader = _Pairs(listing, spec.in_channels, channels, way)
             self._inner = ImageDataset(listing, data, of, train=train, seed=seed, reader=reader)
 
     def __len__(self) -> int:
@@ -204,10 +219,11 @@ class Inputs:
     """Reads pictures as inputs of a network: as they are, or `derived` from targets as in an evaluation."""
 
     def __init__(self, run: Run, spec: InputSpec, *, derived: bool) -> None:
-        assert isinstance(run.task, Config)
-        self._way, self._seed, self._most = run.task.pairs, run.train.seed, run.data.max_pixels
+        way = way_of(run)
+        assert way is not None
+        self._way, self._seed, self._most = way, run.train.seed, run.data.max_pixels
         self._given, self._derived = spec.in_channels, derived
-        self._read = run.task.channels if derived else 1 if self._way.kind == "grey" else spec.in_channels
+        self._read = made_by(run, spec) if derived else 1 if self._way.kind == "grey" else spec.in_channels
         self._fixed = transforms.evaluation(run.data, replace(spec, in_channels=self._read))
 
     def __call__(self, path: Path, index: int) -> torch.Tensor:

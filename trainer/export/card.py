@@ -130,6 +130,15 @@ def measured(summary: dict[str, Any], evaluation: dict[str, Any]) -> str:
     return "\n".join([*lines, *tables])
 
 
+def of_inputs(evaluation: dict[str, Any]) -> str:
+    """What the inputs of pictures come to, taken for the outputs; nothing where there are none."""
+    before, count = evaluation.get("input") or {}, evaluation.get("translated")
+    if not before:
+        return ""
+    of = f"The figures of pictures are of {count:,} validation pairs. " if count is not None else ""
+    return f"{of}The input itself, taken for the output: PSNR {before['psnr']:.4g}, SSIM {before['ssim']:.4g}.\n\n"
+
+
 def _table(evaluation: dict[str, Any], name: str, figures: Figures, rows: list[dict[str, Any]]) -> list[str]:
     """The figures of every class, label or value of a head."""
     found = evaluation["heads"][name] if name else evaluation

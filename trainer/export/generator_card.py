@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.export.card import FIGURES, begun, cell, licence, measured, source_of, training
+from trainer.data.pairs import way_of
+from trainer.export.card import FIGURES, begun, cell, licence, measured, of_inputs, source_of, training
 from trainer.restored import Restored
 from trainer.tasks.base import Generates, Makes
 
 
-def card(restored: Restored, code: str, manifest: dict[str, Any], summary: dict[str, Any], evaluation: dict[str, Any]) -> str:
+def card(
+    restored: Restored, code: str, manifest: dict[str, Any], summary: dict[str, Any], evaluation: dict[str, Any], *, shown: bool
+) -> str:  # fmt: skip
     """README.md of an export; what the run did not measure is said to be missing."""
     run = restored.run
     return "\n".join([
         f"---\nlicense: unknown\nlibrary_name: diffusers\npipeline_tag: {_tag(restored)}\n---\n",
         f"# {cell(run.name)}\n",
         what(restored),
-        f"## What it makes\n\n![images of fixed seeds](samples.png)\n\n{_shown(restored)}\n",
+        *([f"## What it makes\n\n![what it makes](samples.png)\n\n{_shown(restored)}\n"] if shown else []),
         _use(code),
-        measured(summary, evaluation),
+        measured(summary, evaluation), of_inputs(evaluation),
         training(run, manifest, summary),
         "## Limits\n\n- It makes pictures like those that it learnt from, and may repeat some of them; that was not measured.\n"
         f"{FIGURES}\n{licence(run)}",
@@ -27,6 +30,8 @@ def card(restored: Restored, code: str, manifest: dict[str, Any], summary: dict[
 
 def _tag(restored: Restored) -> str:
     assert isinstance(restored.task, Generates)
+    if restored.task.generator.source:
+        return "image-to-image"
     return "text-to-image" if restored.task.generator.text else "unconditional-image-generation"
 
 
@@ -38,6 +43,13 @@ def what(restored: Restored) -> str:
     kind = {1: "grey", 3: "RGB"}.get(restored.spec.in_channels, f"{restored.spec.in_channels}-channel")
     text, classes = task.generator.text, () if task.generator.text else task.generator.classes
     names = ", ".join(cell(name) for name in classes[:50]) + (f" and {len(classes) - 50} more" if len(classes) > 50 else "")
+    way = way_of(run)
+    if way is not None:
+        return (
+            f"A diffusion model that makes pictures of pictures: `{source_of(run)}`, {begun(run)}. Strategy: {run.strategy.kind}."
+            f"\n\nIt makes {kind} pictures of {size} x {size} pixels of pictures of that size, and of noise. How the inputs of "
+            f"its training came: {way.kind}.\n"
+        )
     told = f", of one of {len(classes)} classes: {names}" if classes else ", of what a text says" if text else ""
     return (
         f"A generator of images: `{source_of(run)}`, {begun(run)}. Strategy: {run.strategy.kind}.\n\n"
@@ -48,6 +60,8 @@ def what(restored: Restored) -> str:
 def _shown(restored: Restored) -> str:
     task = restored.task
     assert isinstance(task, Generates)
+    if task.generator.source:
+        return f"Validation pairs: input, output, target; {task.plan().steps} steps."
     plan, shown = task.plan(), [task.word(number) for number in task.shown()[:8]]
     columns = f" Columns: {', '.join(map(cell, shown))}." if any(shown) else ""
     return f"The first seeds, {plan.steps} steps, guidance {plan.guidance:g}; none was chosen by hand.{columns}"

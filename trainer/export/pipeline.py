@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from trainer.tasks.diffusion import Diffusion
 from trainer.tasks.process import FLOW
 from trainer.tasks.sampler import Plan, scheduler
 
-OWN = Path(__file__).with_name("own_pipeline.py")
+OWN = {"ClassPipeline": "own_pipeline.py", "TranslationPipeline": "own_translation.py"}  # the files of their code
 CHECKED = 5  # passes through the network, of a check
 SHOWN, COLUMNS = 24, 8
 _CLASSES = 1000  # rows of a DiT's table that diffusers' pipeline for it counts on, before the one for no class
@@ -42,6 +43,9 @@ class Form:
 
 def form_of(kind: str, plan: Plan, wanted: Generator, shown: str, vae: Any) -> Form:
     """The pipeline that makes the same images: one of diffusers' own where there is one for it. `shown`: a class or a text."""
+    if wanted.source:
+        given, load = 'Image.open("picture.png"), ', ", trust_remote_code=True"
+        return Form("TranslationPipeline", True, "from PIL import Image\n" + _code("DiffusionPipeline", plan, given, load))
     latents, classes = vae is not None, () if wanted.text else wanted.classes
     shifted = latents and bool(getattr(vae.config, "shift_factor", None))  # which the older pipelines do not look at
     made = type(scheduler(plan.settings, plan.sampler)).__name__
@@ -67,8 +71,11 @@ def _code(name: str, plan: Plan, given: str = "", load: str = "") -> str:
     )
 
 
-def write(network: Any, task: Diffusion, new: Path) -> tuple[Form, dict[str, Any]]:
-    """Write the pipeline into a folder; returns what it is, and what graft must know to go on with it."""
+def write(network: Any, task: Diffusion, new: Path, reading: dict[str, Any] | None = None) -> tuple[Form, dict[str, Any]]:
+    """Write the pipeline into a folder; returns what it is, and what graft must know to go on with it.
+
+    `reading`: how pictures are read that pictures are made of.
+    """
     import diffusers
 
     plan, wanted = task.plan(), task.generator
@@ -80,7 +87,12 @@ def write(network: Any, task: Diffusion, new: Path) -> tuple[Form, dict[str, Any
     labels = {str(index): name.replace(",", " ") for index, name in enumerate(classes)}
     words = _words(task)
     whole: Any
-    if form.own:
+    if wanted.source:
+        from trainer.export.own_translation import TranslationPipeline
+
+        channels, size = task.beside.image
+        whole = TranslationPipeline(network, made, vae, **words, channels=channels, size=size, **(reading or {}))
+    elif form.own:
         from trainer.export.own_pipeline import ClassPipeline
 
         whole = ClassPipeline(network, made, vae, **words, labels=list(classes) or None, nothing=plan.nothing)
@@ -143,10 +155,10 @@ def _say(new: Path, **settings: Any) -> None:
     path.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def own(new: Path) -> None:
+def own(form: Form, new: Path) -> None:
     """Put the code of a pipeline that diffusers has not into the folder, and its name where diffusers looks for it."""
-    shutil.copyfile(OWN, new / "pipeline.py")
-    _say(new, _class_name=["pipeline", "ClassPipeline"])
+    shutil.copyfile(Path(__file__).with_name(OWN[form.name]), new / "pipeline.py")
+    _say(new, _class_name=["pipeline", form.name])
 
 
 def images(network: nn.Module, task: Makes, new: Path) -> None:
@@ -166,10 +178,9 @@ def check(network: nn.Module, task: Diffusion, form: Form, new: Path) -> None:
     """Load the folder by itself and compare its images of two seeds with graft's. Raises UserError where they are others."""
     import diffusers
 
-    from trainer.export.own_pipeline import ClassPipeline
-
     diffusers.utils.logging.disable_progress_bar()
-    pipe: Any = (ClassPipeline if form.own else getattr(diffusers, form.name)).from_pretrained(new)
+    place = f"trainer.export.{OWN[form.name].removesuffix('.py')}" if form.own else "diffusers"
+    pipe: Any = getattr(importlib.import_module(place), form.name).from_pretrained(new)
     difference = compared(pipe, network, task, form)
     if not difference <= 1:
         raise UserError(f"the exported pipeline makes other images than the run (by {difference:g} of 255); nothing was written")
@@ -180,14 +191,24 @@ def compared(pipe: Any, network: nn.Module, task: Diffusion, form: Form) -> floa
     shown, plan = task.shown(), task.plan()
     steps, guidance = min(CHECKED, plan.steps), 2.0 if plan.nothing is not None else 1.0
     numbers = [shown[0], shown[-1]]
-    expected = task.sample(network, [0, 1], numbers, Plan(plan.settings, plan.sampler, steps, guidance, plan.nothing))
+    few = Plan(plan.settings, plan.sampler, steps, guidance, plan.nothing)
     pipe.set_progress_bar_config(disable=True)
     given: dict[str, Any] = {"generator": [torch.Generator().manual_seed(seed) for seed in (0, 1)], "num_inference_steps": steps}
+    if task.generator.source:
+        channels, side = task.beside.image
+        given["image"] = torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(2)) * 2 - 1
+        expected = task.translate(network, given["image"], [0, 1], few)
+        return _apart(pipe, given, expected)
+    expected = task.sample(network, [0, 1], numbers, few)
     if task.generator.text:
         given |= {"prompt": [task.word(number) for number in numbers], "guidance_scale": guidance}
     elif task.generator.classes or form.name == "DiTPipeline":
         given |= {"class_labels": numbers, "guidance_scale": guidance}
     else:
         given["batch_size"] = 2
+    return _apart(pipe, given, expected)
+
+
+def _apart(pipe: Any, given: dict[str, Any], expected: torch.Tensor) -> float:
     found = torch.as_tensor(pipe(**given, output_type="np").images).permute(0, 3, 1, 2).mul(255).round()
     return float((found - expected.float()).abs().max())

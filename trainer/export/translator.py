@@ -13,7 +13,7 @@ from torch import nn
 
 from trainer.config import Run
 from trainer.config.tasks.translate import Config
-from trainer.export.card import FIGURES, begun, cell, licence, measured, source_of, training
+from trainer.export.card import FIGURES, begun, cell, licence, measured, of_inputs, source_of, training
 from trainer.export.folder import check, copy_factory
 from trainer.export.heads import line
 from trainer.export.place import graft_version, new_folder, take_samples
@@ -111,10 +111,6 @@ def _card(
     """README.md of an export; what the run did not measure is said to be missing."""
     run, spec = restored.run, restored.spec
     assert isinstance(run.task, Config)
-    before = evaluation.get("input") or {}
-    beside = (
-        f"The input itself, taken for the output: PSNR {before['psnr']:.4g}, SSIM {before['ssim']:.4g}.\n\n" if before else ""
-    )
     return "\n".join([
         "---\nlicense: unknown\nlibrary_name: pytorch\npipeline_tag: image-to-image\n---\n",
         f"# {cell(run.name)}\n",
@@ -125,7 +121,7 @@ def _card(
         "## How to use it\n\nWith torch, torchvision, pillow and safetensors"
         + (", and diffusers" if isinstance(restored.network, Untimed) else "")
         + f", without graft: `python translate.py FOLDER PICTURE …` in this folder. That file is:\n\n```python\n{code}```\n",
-        measured(summary, evaluation), beside,
+        measured(summary, evaluation), of_inputs(evaluation),
         training(run, manifest, summary),
         "## Limits\n\n- It makes up what the input does not show: colours and details are likely ones, not true ones.\n"
         f"{FIGURES}\n{licence(run)}",

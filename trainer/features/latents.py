@@ -24,6 +24,8 @@ def choose_latents(run: Run, beside: Beside | None, spec: InputSpec, *, samples:
     config = run.data.cache
     if beside is None or beside.vae is None:
         return Choice(None, "the noise is another in every step, and there is no autoencoder before it")
+    if beside.source:
+        return Choice(None, "what the autoencoder says of pairs is not kept")
     if config.kind == "none":
         return Choice(None, "data.cache is none")
     if beside.vae.factor == 1:

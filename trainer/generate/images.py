@@ -73,6 +73,8 @@ def task_of(restored: Restored) -> Makes:
         raise UserError(
             f"{restored.run.name} has task {restored.run.task.kind}, which makes no images; name a run that generates"
         )
+    if restored.task.generator.source:
+        raise UserError(f"{restored.run.name} makes pictures of pictures; write `graft translate {restored.folder.name} FOLDER`")
     return restored.task
 
 

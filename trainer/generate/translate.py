@@ -6,22 +6,25 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from trainer.config import EXIT_DONE, EXIT_FAULT, GraftError, UserError
-from trainer.config.tasks.translate import Config
+from trainer.config.noise import Sampler
 from trainer.data import Batch
-from trainer.data.pairs import Inputs
+from trainer.data.pairs import Inputs, way_of
+from trainer.generate.images import changed
 from trainer.generate.progress import Progress
 from trainer.generate.share import prepare, share, side_by_side, write
 from trainer.measuring import precision
 from trainer.predict import expand
-from trainer.restored import Restored, device_of, restore
+from trainer.restored import Restored, device_of, restore, warn_of_changes
 from trainer.rundir import RunDir
+from trainer.tasks.diffusion import Diffusion
 from trainer.tasks.likening import pixels
 
 
@@ -41,22 +44,32 @@ def translate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     parser.add_argument(
         "--derive", action="store_true", help="the pictures are targets: make the inputs of them first, as the training does"
     )
+    parser.add_argument("--steps", type=int, help="passes through a diffusion model (default: as in the run file)")
+    parser.add_argument("--sampler", choices=get_args(Sampler), help="of a diffusion model (default: as in the run file)")
+    parser.add_argument(
+        "--seed", type=int, help="of the noise of a diffusion model's first picture; the next ones have the next seeds (default: "
+        "as in the run file)",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=16, help="pictures at once (default: 16)")
     parser.add_argument("--processes", type=int, default=1, help="processes side by side (default: 1)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     arguments = parser.parse_intermixed_args(argv)
-    for name in ("batch", "processes"):
-        if getattr(arguments, name) < 1:
+    for name in ("batch", "processes", "steps"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
             raise UserError(f"--{name} must be at least 1")
+    if arguments.seed is not None and not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed is {arguments.seed}; write a whole number from 0 to {2**32 - 1}")
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder = RunDir(arguments.run.resolve())
     run = folder.load()
-    if not isinstance(run.task, Config):
+    way = way_of(run)
+    if way is None:
         raise UserError(f"{run.name} has task {run.task.kind}, which makes no pictures of pictures; name a run that translates")
-    if arguments.derive and not run.task.pairs.derived:
-        raise UserError(f"--derive: the pairs of {run.name} came as pairs ({run.task.pairs.kind}); leave it out")
+    if arguments.derive and not way.derived:
+        raise UserError(f"--derive: the pairs of {run.name} came as pairs ({way.kind}); leave it out")
     restored = restore(folder, arguments.checkpoint)
+    maker = Maker(restored, arguments.sampler, arguments.steps, arguments.seed)
     asked = asked_for(arguments.files)
     out = arguments.out or folder.path / "translated" / f"step-{restored.step:08d}"
     batches = share(asked, arguments.batch, rank, world)
@@ -67,7 +80,7 @@ def translate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     else:
         device = device_of(arguments.device, rank if world > 1 else None)
         with precision(run.train.precision if device.type == "cuda" else "fp32", device):
-            bad = make(restored, batches, out, device, derived=arguments.derive, show=rank == 0)
+            bad = make(restored, maker, batches, out, device, derived=arguments.derive, show=rank == 0)
         failed = [one.source for one in bad]
     if world == 1:
         told = {
@@ -97,16 +110,46 @@ def asked_for(files: Sequence[Path]) -> list[Asked]:
     return asked
 
 
+class Maker:
+    """Makes pictures of pictures, by one pass through the network or, of a diffusion model, by many, which begin with noise."""
+
+    def __init__(self, restored: Restored, sampler: str | None, steps: int | None, seed: int | None) -> None:
+        """Raises UserError for what is said of noise where there is none."""
+        self._network, task = restored.network, restored.task
+        self._task = task if isinstance(task, Diffusion) else None
+        if self._task is not None:
+            self._plan = changed(self._task.plan(), sampler, steps, None)
+            self._first = self._task.first_seed if seed is None else seed
+            warn_of_changes(restored)
+            return
+        for option, value in (("--sampler", sampler), ("--steps", steps), ("--seed", seed)):
+            if value is not None:
+                raise UserError(f"{option}: {restored.run.name} makes a picture in one pass, without noise; leave it out")
+
+    @property
+    def passes(self) -> int:
+        """Through the network, for a picture."""
+        return self._plan.steps if self._task is not None else 1
+
+    def __call__(self, images: torch.Tensor, numbers: Sequence[int], step: Callable[[], None]) -> torch.Tensor:
+        """Pictures, uint8 on the CPU, of those of a batch as the network takes them; their noise belongs to their numbers."""
+        if self._task is None:
+            return pixels(self._network(images)).cpu()
+        return self._task.translate(self._network, images, [self._first + number for number in numbers], self._plan, step)
+
+
 def make(
-    restored: Restored, batches: Sequence[Sequence[Asked]], out: Path, device: torch.device, *, derived: bool, show: bool
+    restored: Restored, maker: Maker, batches: Sequence[Sequence[Asked]], out: Path, device: torch.device,
+    *, derived: bool, show: bool,
 ) -> list[Asked]:  # fmt: skip
     """Make the pictures batch by batch and write them; those that cannot be read are told, and returned."""
     inputs = Inputs(restored.run, restored.spec, derived=derived)
-    network = restored.network.to(device)
+    restored.network.to(device)
     bad: list[Asked] = []
     done = 0
     with Progress(sum(map(len, batches)), main=show) as progress:
         for part in batches:
+            step = progress.stepping(len(part), maker.passes)
             images, kept = [], []
             for one in part:
                 try:
@@ -119,7 +162,7 @@ def make(
                 nothing = torch.zeros(len(kept), dtype=torch.int64)
                 batch = Batch(torch.stack(images), nothing, nothing).to(device, restored.spec)
                 with torch.inference_mode():
-                    made = pixels(network(batch.images)).cpu()
+                    made = maker(batch.images, [one.index for one in kept], step)
                 for one, image in zip(kept, made, strict=True):
                     write(out / one.place, image)
             done += len(part)

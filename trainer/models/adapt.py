@@ -69,3 +69,31 @@ def inputs_of(weight: torch.Tensor, shape: torch.Size, adapt: Adapt) -> tuple[to
         return None
     fitted, told = filters(weight.reshape(weight.shape[0] * block, old, -1, 1), adapt)
     return fitted.reshape(shape), told
+
+
+def inputs_beside(
+    weight: torch.Tensor, shape: torch.Size, adapt: Adapt, old: int, *, had: bool, wanted: bool
+) -> tuple[torch.Tensor, str | None] | None:
+    """Weights of an input layer that takes a picture of `old` channels, and where it `had` that a source picture of as many
+    behind it, for the channels of the run file, and where it is `wanted` a source picture; what was done. None as `inputs_of`.
+
+    What is new for a source picture begins at zero, so that the network goes on as if it were not there.
+    """
+    if not had and not wanted:
+        return inputs_of(weight, shape, adapt)
+    before, after = old * (1 + had), adapt.in_channels * (1 + wanted)
+    if weight.dim() != len(shape) or weight.dim() < 2 or weight.shape[1] % before or shape[1] % after:
+        return None
+    block = weight.shape[1] // before
+    if shape[1] // after != block or weight.shape[0] != shape[0] or weight.shape[2:] != shape[2:]:
+        return None
+    parts = weight.reshape(weight.shape[0] * block, before, -1, 1)
+    fitted, told = filters(parts[:, :old], adapt)
+    notes = [told] if told else []
+    if wanted:
+        source = filters(parts[:, old:], adapt)[0] if had else torch.zeros_like(fitted)
+        fitted = torch.cat([fitted, source], dim=1)
+    if had != wanted:
+        new = f"{adapt.in_channels} channels of a source picture begin at zero"
+        notes.append(new if wanted else "no source picture any more")
+    return fitted.reshape(shape), "; ".join(notes) or None

@@ -71,14 +71,14 @@ def _unet_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
             "only class_embed_type: null can be told of classes"
         )
     return {
-        **settings, "in_channels": shape.channels, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
+        **settings, "in_channels": shape.taken, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
         "num_class_embeds": shape.rows or None,
     }  # fmt: skip
 
 
 def _dit_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     return {
-        **settings, "in_channels": shape.channels, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
+        **settings, "in_channels": shape.taken, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
         "num_embeds_ada_norm": shape.rows - 1,
     }  # fmt: skip
 
@@ -108,7 +108,7 @@ def _conditioned_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str
                 "cannot do; those of Stable Diffusion 1 and 2 are told nothing else"
             )
     return {
-        **settings, "in_channels": shape.channels, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
+        **settings, "in_channels": shape.taken, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
     }  # fmt: skip
 
 
@@ -152,9 +152,11 @@ def of(rest: str, config: Model) -> Denoiser:
     if names is not None and graft.get("rows") == rows:  # an export with rows that nobody needs, but a pipeline counts on
         names += tuple(f"(unused {row})" for row in range(len(names), rows - 1))
     table = Table(rows, names, dropped) if rows else None
+    beside_it = settings.get("in_channels") == 2 * int(settings.get("out_channels") or 0)  # InstructPix2Pix, exports of graft's
     return Denoiser(
         f"diffusers:{rest}", partial(_make, source.model, settings), partial(_parts, kind), kind.call,
-        channels=source.channels, size=max(size) if isinstance(size, list | tuple) else size,
+        channels=source.channels // 2 if beside_it else source.channels, source=beside_it,
+        size=max(size) if isinstance(size, list | tuple) else size,
         read=None if config.weights == "none" else partial(_read, source), table=table,
         schedule=source.place.json("scheduler/scheduler_config.json") if source.part else None, spare=kind.spare,
         vae=beside(rest.partition("#")[0]) if source.part else None, text=kind.text(settings),

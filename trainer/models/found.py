@@ -10,7 +10,7 @@ from torch import nn
 
 from trainer.config import UserError
 from trainer.config.adapt import Adapt
-from trainer.models.adapt import inputs_of
+from trainer.models.adapt import inputs_beside, inputs_of
 from trainer.models.channels import outputs_of
 from trainer.models.generator import Parts, Shape
 from trainer.models.trial import told
@@ -48,7 +48,7 @@ def _traced(network: nn.Module, call: Call, shape: Shape) -> tuple[list[tuple[st
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             network.eval()
-            found = call(network, torch.zeros(2, shape.channels, shape.size, shape.size), torch.zeros(2), known)
+            found = call(network, torch.zeros(2, shape.taken, shape.size, shape.size), torch.zeros(2), known)
     finally:
         network.train(training)
         for handle in handles:
@@ -87,7 +87,15 @@ def fitted(network: nn.Module, call: Call, shape: Shape, adapt: Adapt, source: s
             with torch.no_grad():
                 new.weight[:both] = table.weight[:both]
             _put(network, name, new)
-    if old.channels != shape.channels:
+    if shape.source and old.channels in (shape.channels, shape.taken):
+        if old.channels != shape.taken:
+            _beside(network, layers, old.channels, shape, adapt, source)
+    elif shape.source:
+        raise UserError(
+            f"{source}: takes {old.channels} channels, and with the source picture beside the noised one it has to take "
+            f"{shape.channels}, to which as many are added, or {shape.taken}; set model.adapt.in_channels accordingly"
+        )
+    elif old.channels != shape.channels:
         if last is None or not layers or getattr(layers[0][1], "in_channels", None) != old.channels:
             raise UserError(
                 f"{source}: takes {old.channels} channels, and does not begin and end with a layer that could be adapted to "
@@ -96,6 +104,27 @@ def fitted(network: nn.Module, call: Call, shape: Shape, adapt: Adapt, source: s
         rule = adapt.model_copy(update={"in_channels": shape.channels})
         _channels(network, layers[0][0], last, old.channels, rule)
     return network
+
+
+def _beside(
+    network: nn.Module, layers: list[tuple[str, nn.Module]], old: int, shape: Shape, adapt: Adapt, source: str
+) -> None:  # fmt: skip
+    """A first layer that also takes the source picture, whose weights are zero. Raises UserError where there is none."""
+    if not layers or getattr(layers[0][1], "in_channels", None) != old:
+        raise UserError(
+            f"{source}: takes {old} channels, and does not begin with a layer that could also take a source picture; let it "
+            f"take {shape.taken}: the noised picture's, then the source's"
+        )
+    begin: Any = layers[0][1]
+    layer: Any = _like(begin, shape.taken, None)
+    rule = adapt.model_copy(update={"in_channels": shape.channels})
+    values = inputs_beside(begin.weight, layer.weight.shape, rule, old, had=False, wanted=True)
+    assert values is not None
+    with torch.no_grad():
+        layer.weight.copy_(values[0])
+        if begin.bias is not None:
+            layer.bias.copy_(begin.bias)
+    _put(network, layers[0][0], layer)
 
 
 def _channels(network: nn.Module, first: str, last: str, old: int, adapt: Adapt) -> None:
@@ -142,5 +171,5 @@ def _put(network: nn.Module, name: str, layer: nn.Module) -> None:
 def found_parts(call: Call, network: nn.Module, shape: Shape) -> Parts:
     """The first and the last layer of a network, and its class tables."""
     layers, last, tables = _traced(network, call, shape)
-    first = layers[0][0] if layers and getattr(layers[0][1], "in_channels", None) == shape.channels else None
+    first = layers[0][0] if layers and getattr(layers[0][1], "in_channels", None) == shape.taken else None
     return Parts((first,) if first else (), (last,) if last else (), tuple(tables))

@@ -16,7 +16,7 @@ from torch import nn
 from trainer.config import UserError, nearest
 from trainer.config.adapt import Adapt
 from trainer.config.run import Model
-from trainer.models.adapt import inputs_of, seeded
+from trainer.models.adapt import inputs_beside, seeded
 from trainer.models.autoencoder import Codec
 from trainer.models.base import Built, Checkpoint, LoadReport, Need, first_few
 from trainer.models.channels import outputs_of
@@ -33,13 +33,19 @@ _HALF = 0.5
 class Shape:
     """What a generator is built for: channels that it takes and gives, their side, and rows of its class tables (0: none).
 
-    `text`: numbers a token of the text that it is told (0: none).
+    `text`: numbers a token of the text that it is told (0: none). `source`: it also takes a picture beside, of as many channels.
     """
 
     channels: int
     size: int
     rows: int
     text: int = 0
+    source: bool = False
+
+    @property
+    def taken(self) -> int:
+        """Channels that the network takes."""
+        return self.channels * (1 + self.source)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ class Denoiser:
     and `table` are those of the weights, `schedule` the settings of the scheduler that was saved with them; none where that is
     not known, or there is none. `read`: the checkpoint, if there is one. `spare`: its tables always have a row for no class.
     `vae`: the autoencoder that stands beside it, as FOLDER#PART. `text`: it is told texts, in so many numbers a token (0: it is
-    not); `words`: the pipeline whose text encoder stands beside it.
+    not); `words`: the pipeline whose text encoder stands beside it. `source`: its weights also take a picture beside, as many
+    channels behind the first ones.
     """
 
     name: str
@@ -80,6 +87,17 @@ class Denoiser:
     vae: str | None = None
     text: int = 0
     words: str | None = None
+    source: bool = False
+
+
+def with_source(call: Call) -> Call:
+    """The call of a network that takes a picture beside: what it is told as `source` goes behind the noised one's channels."""
+
+    def called(network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        known = {name: value for name, value in told.items() if name != "source"}
+        return call(network, torch.cat([images, told["source"].to(images.dtype)], dim=1), times, known)
+
+    return called
 
 
 class Filled(Protocol):
@@ -121,11 +139,15 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     else:
         report = LoadReport(f"{source.name}, no checkpoint read")
         fresh = []
+    if source.read is not None and wanted.source and not source.source:  # zero for the source picture, and has to learn
+        fresh += [f"{name}.weight" for name in parts.inputs]
     spec = InputSpec(
         config.adapt.in_channels, image_size, (_HALF,) * config.adapt.in_channels, (_HALF,) * config.adapt.in_channels
     )
     schedule = None if source.read is None else source.schedule
-    beside = Beside(source.call, shape.channels, shape.size, (config.adapt.in_channels, image_size), schedule, codec, words)
+    call = with_source(source.call) if wanted.source else source.call
+    image = (config.adapt.in_channels, image_size)
+    beside = Beside(call, shape.channels, shape.size, image, schedule, codec, words, wanted.source)
     return Built(network, tuple(heads), tuple(fresh), spec, report, beside)
 
 
@@ -179,13 +201,14 @@ def _warn_of_latents(source: Denoiser, codec: Codec | None) -> None:
 
 def _words(source: Denoiser, wanted: Generator) -> Words | None:
     """The text encoder of a generator that is told texts. Raises UserError where one of the two is missing."""
-    if bool(source.text) != wanted.text:
+    silent = wanted.source and source.text and not wanted.text  # it is told the empty text
+    if bool(source.text) != wanted.text and not silent:
         raise UserError(
             f"{source.name}: is told a text; write task.condition: text (the names of classes are texts as well)"
             if source.text
             else f"{source.name}: is told no text; write task.condition: class, or none"
         )
-    if not wanted.text:
+    if not source.text:
         return None
     if source.words is None:
         raise UserError(f"{source.name}: is told a text, and there is no text encoder beside it; name the folder of its pipeline")
@@ -202,7 +225,7 @@ def _shape(source: Denoiser, wanted: Generator, adapt: Adapt, image_size: int, c
     classes = 0 if wanted.text else len(wanted.classes)
     rows = classes + (wanted.dropped or source.spare) if classes else int(source.spare)
     if codec is None:
-        return Shape(adapt.in_channels, image_size, rows, source.text)
+        return Shape(adapt.in_channels, image_size, rows, source.text, wanted.source)
     if adapt.in_channels != codec.in_channels:
         raise UserError(
             f"{codec.name} takes {codec.in_channels} channels and model.adapt.in_channels is {adapt.in_channels}; "
@@ -217,7 +240,7 @@ def _shape(source: Denoiser, wanted: Generator, adapt: Adapt, image_size: int, c
             f"model.adapt.image_size is {image_size}, and {codec.name} takes multiples of {codec.factor}; write "
             f"{' or '.join(map(str, near))}"
         )
-    return Shape(codec.channels, image_size // codec.factor, rows, source.text)
+    return Shape(codec.channels, image_size // codec.factor, rows, source.text, wanted.source)
 
 
 def fill(
@@ -254,7 +277,7 @@ def fill(
                 values[name] = value
                 report.fresh.append(name)
                 continue
-        elif name in inputs and (fitted := inputs_of(value, target.shape, adapt)) is not None:
+        elif name in inputs and (fitted := _taken(value, target, source, shape, adapt)) is not None:
             value, how = fitted
         elif name in outputs and (given := outputs_of(value, target.shape, old, adapt)) is not None:
             value, how = given
@@ -276,3 +299,12 @@ def fill(
         for name, value in values.items():
             own[name].copy_(value)
     return report
+
+
+def _taken(
+    value: torch.Tensor, target: torch.Tensor, source: Denoiser, shape: Shape, adapt: Adapt
+) -> tuple[torch.Tensor, str | None] | None:  # fmt: skip
+    """The weights of an input layer for the channels that it is to take, and what was done; none where they do not fit."""
+    if source.channels is None and shape.source and value.shape == target.shape:
+        return value, None  # a network of one's own that takes the source picture by itself
+    return inputs_beside(value, target.shape, adapt, source.channels or shape.channels, had=source.source, wanted=shape.source)

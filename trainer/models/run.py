@@ -60,6 +60,7 @@ def denoiser(rest: str, config: Model) -> Denoiser:
     known = said["dropped"] or inner.spare
     return replace(
         inner, name=f"run:{source.folder.name}", channels=said["channels"], size=said["size"], vae=said["vae"],
+        source=said.get("source", False),
         words=said["text"], read=None if config.weights == "none" else source.read, schedule=said["schedule"],
         table=Table(len(said["classes"]) + known, tuple(said["classes"]), known) if said["classes"] else None,
     )  # fmt: skip

@@ -38,7 +38,7 @@ def trial(network: nn.Module, call: Call, shape: Shape, size: int) -> torch.Tens
             return call(self.network, *given)
 
     def given(device: str) -> tuple[Any, ...]:
-        images = torch.zeros(2, shape.channels, size, size, device=device)
+        images = torch.zeros(2, shape.taken, size, size, device=device)
         return images, torch.zeros(2, device=device), told(shape, 2, device)
 
     training = network.training
@@ -70,7 +70,7 @@ def check_size(network: nn.Module, source: Denoiser, shape: Shape) -> None:
             return f"it gives a {type(found).__name__}, not a tensor"
         count, channels, *sides = found.shape
         if count != 2 or sides != [size, size] or channels not in (shape.channels, 2 * shape.channels):
-            return f"of {[2, shape.channels, size, size]} it makes {list(found.shape)}"
+            return f"of {[2, shape.taken, size, size]} it makes {list(found.shape)}"
         return None
 
     why = problem(shape.size)

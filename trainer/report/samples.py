@@ -16,13 +16,13 @@ ROWS = 10  # evaluations in the strip
 IN_A_ROW = 12  # images of it
 SIDE = 72  # pixels that an image is shown with
 WIDEST = 1100
-_OF = {"translate": "pairs", "autoencoder": "pictures"}
 _QUARTERS = ("least noise", "less", "more", "most noise")
 
 
 def of_samples(view: View, found: Json, title: str) -> str:
     """HTML of the sheets of a run, and of its loss by quarters of the time or its figures beside those of the inputs."""
-    of = f"the same validation {_OF[kind]}" if (kind := str(found.get("kind"))) in _OF else "fixed seeds"
+    compared = _compared(found)
+    of = f"the same validation {compared}" if compared else "fixed seeds"
     files = sorted(view.folder.samples.glob("step-*.png"))
     sheets = [(int(path.stem.partition("-")[2]), *read) for path in files if (read := sheet.read(path)) is not None]
     blocks = []
@@ -44,7 +44,7 @@ def of_samples(view: View, found: Json, title: str) -> str:
             '<div class="card wide"><table>'
             f"<tr><th>quarter of the time</th>{head}</tr><tr><td>loss</td>{cells}</tr></table></div>"
         )
-    if kind in _OF:
+    if compared:
         blocks.append(_figures(found, title))
     return "".join(blocks)
 
@@ -52,17 +52,25 @@ def of_samples(view: View, found: Json, title: str) -> str:
 def _figures(found: Json, title: str) -> str:
     """What was made, beside the input taken for it."""
     names = {"psnr": "PSNR, dB", "ssim": "SSIM", "mae": "mean error"}
+    names |= {name: name.replace("lpips", "LPIPS").replace("_", " ") for name in found.get("metrics") or {} if "lpips" in name}
     rows = [(word, found.get(key) or {}) for word, key in (("output", "metrics"), ("input itself", "input")) if key in found]
     body = "".join(
         f"<tr><td>{word}</td>{''.join(f'<td>{_number(of.get(name))}</td>' for name in names)}</tr>" for word, of in rows
     )
     head = "".join(f"<th>{word}</th>" for word in names.values())
-    count = int(found.get("samples") or 0)
+    count = int(found.get("translated") or found.get("samples") or 0)
     return (
         f"<h2>{title}How near the targets</h2>"
-        f'<p class="soft">Means over {count:,} validation {_OF[str(found["kind"])]}, values from 0 to 1.</p>'
+        f'<p class="soft">Means over {count:,} validation {_compared(found)}, values from 0 to 1.</p>'
         f'<div class="card wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
     )
+
+
+def _compared(found: Json) -> str:
+    """What was compared with what it should be; empty where images are made of nothing."""
+    if found.get("kind") == "autoencoder":
+        return "pictures"
+    return "pairs" if found.get("kind") == "translate" or "input" in found else ""
 
 
 Found = tuple[int, Image.Image, sheet.Layout]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _LOWER = {"loss", "error", "ece", "brier", "mae", "rmse", "mse", "kl", "forgetting"}
-_DISTANCES = {"fid", "kid", "fd", "kd"}  # of generated images from the data; with other features than theirs a name follows
+# of generated images from the data, or from their targets; with other features than theirs a name follows
+_DISTANCES = {"fid", "kid", "fd", "kd", "lpips"}
 _SHARES = {"accuracy", "top5", "f1", "precision", "recall", "map", "exact"}
 _FIRST = ("accuracy", "map", "psnr", "mae")  # what a task is judged by, if by nothing else
 _MOST = 8  # metrics in one line
@@ -22,7 +23,7 @@ def lower_is_better(metric: str) -> bool:
 
 
 def distance(metric: str) -> str | None:
-    """Which distance of generated images from the data it is: `fid`, `kid`, or `fd`, `kd` with other features; none: no such."""
+    """Which distance of pictures it is: `fid`, `kid` or `lpips`, or `fd`, `kd` with other features; none: no such."""
     first = metric.rsplit("/", 1)[-1].partition("_")[0]
     return first if first in _DISTANCES else None
 

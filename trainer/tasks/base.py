@@ -258,8 +258,8 @@ class Translates(Task, Protocol):
     def fit(self, spec: InputSpec, network: nn.Module, seed: int) -> None:
         """Take the network that was built and what it takes, before anything is run. Raises UserError where it does not fit."""
 
-    def perceive(self, distance: Perceives | None, weights: Mapping[str, float]) -> None:
-        """Take the distance of features, where there is one, and the losses' weights."""
+    def perceive(self, distances: Mapping[str, Perceives], weights: Mapping[str, float]) -> None:
+        """Take the distances of features, those that there are of `perceptual` and `lpips`, and the losses' weights."""
 
     def measured(self, network: nn.Module, batch: Batch) -> Any:
         """What a network gives in an evaluation."""
@@ -271,8 +271,8 @@ class Translates(Task, Protocol):
         """Learn against this network; returns that one's own loss."""
 
     @property
-    def perceives(self) -> nn.Module | None:
-        """The network whose features are compared, which never learns."""
+    def perceives(self) -> Mapping[str, nn.Module]:
+        """The networks whose features are compared, which never learn."""
 
 
 def wanted(task: Task) -> Wanted:

@@ -15,12 +15,14 @@ from trainer.config.targets import Facts
 from trainer.config.tasks.diffusion import Config
 from trainer.spec import Beside, Generator, Judge, Output
 from trainer.tasks import draws
-from trainer.tasks.base import Batch, Keyed
+from trainer.tasks.base import Batch, Keyed, Perceives
 from trainer.tasks.denoising import DenoisingMeasure
 from trainer.tasks.likeness import Likeness
+from trainer.tasks.likening import Ruler
 from trainer.tasks.process import At, Process, process
+from trainer.tasks.repainting import PairMeasure
 from trainer.tasks.sampler import Plan, sample, scheduler
-from trainer.tasks.told import Classes, Texts, Told
+from trainer.tasks.told import Classes, Silence, Texts, Told
 
 NOISE, TIMES, DROP, LATENT = 1, 2, 3, 4  # streams of draws
 MEASURED = 16  # the first stream of an evaluation's
@@ -49,13 +51,19 @@ class Denoised:
 
 
 class Diffusion:
-    """Noise is added to images, and the network says what it was; all draws are functions of (seed, epoch, sample)."""
+    """Noise is added to images, and the network says what it was; all draws are functions of (seed, epoch, sample).
+
+    Of pairs, the channels of a batch are the source picture's, then the image's, both in [-1, 1]; the network is given the source
+    as it is, on latents their mean.
+    """
 
     def __init__(self, config: Config, classes: Sequence[str], counts: Sequence[int]) -> None:
         self._config = config
         self._classes, self._counts = tuple(classes), tuple(counts)
         self.told = _told(config, self._classes)
         self._likeness: Likeness | None = None
+        self.ruler = Ruler(config.lpips)
+        self.perceives: dict[str, nn.Module] = {}
         self._seed = 0
         self._beside: Beside | None = None
         self._process: Process | None = None
@@ -69,7 +77,8 @@ class Diffusion:
     def generator(self) -> Generator:
         """What the network is told, and what it makes."""
         dropped = bool(self._classes) and self._config.drop > 0
-        return Generator(self._classes, dropped, self._config.vae, self._config.condition == "text")
+        text, source = self._config.condition == "text", self._config.pairs is not None
+        return Generator(self._classes, dropped, self._config.vae, text, source)
 
     def bind(self, beside: Beside, seed: int) -> None:
         """Take what stands beside the network that was built. Raises UserError where it does not go with the settings."""
@@ -81,6 +90,10 @@ class Diffusion:
                 f"task.samples.steps is {asked}, more than the {steps} time steps of the noise; write {steps} or less"
             )
         scheduler(self._process.settings, self._config.samples.sampler)
+        if self._config.figures:
+            self.ruler.fits(*beside.image)
+        if beside.text is not None and not isinstance(self.told, Texts):
+            self.told = Silence()
         if isinstance(self.told, Texts):
             self.told.encoder = beside.text
 
@@ -110,6 +123,11 @@ class Diffusion:
         assert self._config.fidelity is not None
         self._likeness = Likeness(self._config.fidelity, judge, self._counts)
 
+    def gauge(self, lpips: Perceives | None) -> None:
+        """Measure translations by LPIPS as well, where the run file asks for it."""
+        self.ruler = Ruler(self._config.lpips, lpips)
+        self.perceives = {} if lpips is None else {"lpips": lpips.network}
+
     @property
     def beside(self) -> Beside:
         if self._beside is None:
@@ -136,6 +154,11 @@ class Diffusion:
         asked = samples or self._config.samples
         return Plan(self.process.settings, asked.sampler, asked.steps, asked.guidance, self.told.nothing)
 
+    @property
+    def first_seed(self) -> int:
+        """Of the noise that the first picture is made of."""
+        return self._config.samples.seed
+
     def run(self, module: nn.Module, batch: Keyed) -> Denoised:
         """Add the noise of each sample's own key, at the time of its own key, and ask the network."""
         device = batch.images.device
@@ -145,8 +168,19 @@ class Diffusion:
         if self.told.nothing is not None:
             dropped = draws.uniform(draws.keys(self._seed, DROP, *place)) < self._config.drop
             classes = torch.where(dropped, self.told.nothing, classes)
-        images = self._clean(batch.images, draws.keys(self._seed, LATENT, *place))
-        return self._denoise(module, images, classes, at, draws.keys(self._seed, NOISE, *place))
+        source, images = self._cut(batch.images)
+        images = self._clean(images, draws.keys(self._seed, LATENT, *place))
+        return self._denoise(module, images, self.told(classes) | source, at, draws.keys(self._seed, NOISE, *place))
+
+    def _cut(self, images: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """What the network is told of a source picture, of pairs, and what noise is to be added to."""
+        if not self.beside.source:
+            return {}, images
+        given, images = images.chunk(2, dim=1)
+        return self._source(given), images
+
+    def _source(self, given: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"source": given if self.beside.vae is None else self.beside.vae.encode(given)[0]}
 
     def _clean(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """What noise is added to: the images, or latents drawn by these keys from what the autoencoder says of them.
@@ -160,22 +194,26 @@ class Diffusion:
         mean, deviation = images.chunk(2, dim=1) if kept else beside.vae.encode(images)
         return mean + deviation * draws.normal(keys, mean.shape[1:])
 
-    def _denoise(self, module: nn.Module, images: torch.Tensor, classes: torch.Tensor, at: At, keys: torch.Tensor) -> Denoised:
+    def _denoise(
+        self, module: nn.Module, images: torch.Tensor, told: Mapping[str, torch.Tensor], at: At, keys: torch.Tensor
+    ) -> Denoised:  # fmt: skip
         """What the network says of images with the noise of these keys."""
         noise = draws.normal(keys, images.shape[1:])
-        said = self.beside.call(module, at.alpha * images + at.sigma * noise, at.times, self.told(classes))
+        said = self.beside.call(module, at.alpha * images + at.sigma * noise, at.times, told)
         return Denoised(said[:, : self.beside.channels], self.process.target(images, noise, at), at)
 
     def measured(self, network: nn.Module, batch: Batch) -> Iterator[Denoised]:
         """Like `run` with noise that is the same at every evaluation, at several times of each sample: one in each of as many
         parts of equal probability. No class is dropped."""
         count, indices = self._config.draws, batch.indices.to(batch.images.device)
-        images = self._clean(batch.images, draws.keys(self._seed, MEASURED + LATENT, indices))
+        source, images = self._cut(batch.images)
+        images = self._clean(images, draws.keys(self._seed, MEASURED + LATENT, indices))
+        told = self.told(batch.labels) | source
         for draw in range(count):
             place = torch.full_like(indices, draw), indices
             within = draws.uniform(draws.keys(self._seed, MEASURED + TIMES, *place))
             keys = draws.keys(self._seed, MEASURED + NOISE, *place)
-            yield self._denoise(network, images, batch.labels, self.process.at((draw + within) / count), keys)
+            yield self._denoise(network, images, told, self.process.at((draw + within) / count), keys)
 
     def logits(self, output: Denoised) -> torch.Tensor:
         """What the network said: no loss compares it with that of another network."""
@@ -205,9 +243,17 @@ class Diffusion:
         untold = None if nothing is None or plan.guidance == 1 else self.told(torch.full_like(numbers, nothing))
         return sample(network, self.beside, plan, seeds, self.told(numbers), untold, device, step)
 
+    def translate(
+        self, network: nn.Module, given: torch.Tensor, seeds: Sequence[int], plan: Plan, step: Callable[[], None] = lambda: None
+    ) -> torch.Tensor:  # fmt: skip
+        """Images, uint8 [n, c, h, w] on the CPU, of source pictures in [-1, 1] and of the seeds of their noise."""
+        given = given.to(next(network.parameters()).device)
+        told = self.told(torch.zeros(len(given), dtype=torch.int64, device=given.device)) | self._source(given)
+        return sample(network, self.beside, plan, seeds, told, None, given.device, step)
+
     def predictions(self, logits: torch.Tensor, top: int) -> list[dict[str, Any]]:
         """Raises UserError: it says nothing of images."""
-        raise UserError("this run makes images and says nothing of any; write `graft sample`")
+        raise UserError("this run makes images and says nothing of any; write `graft sample`, or `graft translate`")
 
     @property
     def scale(self) -> torch.Tensor | None:
@@ -215,5 +261,7 @@ class Diffusion:
         return None
 
     def measure(self, samples: int, device: torch.device) -> DenoisingMeasure:
-        """The loss, and images of fixed seeds."""
+        """The loss, and images of fixed seeds, or of source pictures."""
+        if self._config.pairs is not None:
+            return PairMeasure(self, self._config, device, samples)
         return DenoisingMeasure(self, self._config, device, self._likeness)

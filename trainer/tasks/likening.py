@@ -9,13 +9,16 @@ import torch
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from trainer.tasks.base import Batch, Evaluation, Sheet
+from trainer.config import UserError
+from trainer.config.lpips import LEAST, Lpips, named
+from trainer.tasks.base import Batch, Evaluation, Perceives, Sheet
 
 if TYPE_CHECKING:
     from trainer.tasks.pictures import Pictures
 
 _EXACT = 1e-10  # the mean squared error below which PSNR is said as 100 dB
 _REACH = 5  # pixels from the middle of a window to its edge
+_WINDOW = 2 * _REACH + 1
 _FIGURES = ("psnr", "ssim", "mae")
 
 
@@ -38,14 +41,48 @@ def figures(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.stack([psnr, whole, (one - other).abs().flatten(1).mean(dim=1)], dim=1)
 
 
+class Ruler:
+    """The figures of pictures: those of `figures`, and LPIPS by its network where there is one."""
+
+    def __init__(self, network: Lpips | None = None, lpips: Perceives | None = None) -> None:
+        self.names = (*_FIGURES, *named(network))
+        self._network, self._lpips = network, lpips
+
+    def fits(self, channels: int, side: int) -> None:
+        """Raises UserError for pictures that cannot be measured."""
+        if side < _WINDOW:
+            raise UserError(
+                f"model.adapt.image_size is {side}, and SSIM is measured in windows of {_WINDOW} pixels; write {_WINDOW} or more"
+            )
+        if self._network is None:
+            return
+        if channels not in (1, 3):
+            raise UserError(f"task.lpips takes grey pictures and colours, and these have {channels} channels; leave it out")
+        if side < LEAST[self._network]:
+            raise UserError(
+                f"model.adapt.image_size is {side}, and task.lpips: {self._network} takes pictures of {LEAST[self._network]} "
+                "pixels and more; leave it out, or write larger ones"
+            )
+
+    def __call__(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Of uint8 pictures [n, c, h, w], float64 [n, names]."""
+        found = figures(made, target)
+        if self._network is None:
+            return found
+        if self._lpips is None:
+            raise RuntimeError("the network of LPIPS was not read")
+        distance = self._lpips(made.float() / 127.5 - 1, target.float() / 127.5 - 1)
+        return torch.cat([found, distance.double()[:, None]], dim=1)
+
+
 class PictureMeasure:
     """A row for each sample, so that the figures are the same to the bit on any number of ranks; and pictures of some."""
 
     def __init__(self, task: Pictures, shown: int, samples: int, device: torch.device) -> None:
-        self._task = task
+        self._task, self._figures = task, task.ruler.names
         self._names = [name for name in task.loss_names if name != "adversarial"]  # that of a critic is no measure
         # whether it was seen, its loss, the figures of what was made, those of the input itself, each loss, further figures
-        columns = 2 + 2 * len(_FIGURES) + len(self._names) + len(task.more_names)
+        columns = 2 + 2 * len(self._figures) + len(self._names) + len(task.more_names)
         self._rows = torch.zeros(samples, columns, dtype=torch.float64, device=device)
         count = min(shown, samples)
         self._shown = [place * samples // count for place in range(count)] if count else []
@@ -63,8 +100,8 @@ class PictureMeasure:
         columns = [
             torch.ones(len(made), 1, dtype=torch.float64, device=made.device),
             self._task.weighted(losses)[:, None].double(),
-            figures(seen, wanted),
-            figures(plain, wanted),
+            self._task.ruler(seen, wanted),
+            self._task.ruler(plain, wanted),
             torch.stack([value.double() for value in (*losses.values(), *self._task.more(output).values())], dim=1),
         ]
         self._rows[rows] = torch.cat(columns, dim=1)
@@ -115,8 +152,8 @@ class PictureMeasure:
         rows = self._rows.cpu()
         seen = rows[rows[:, 0] > 0]
         means = (seen.sum(dim=0) / max(1, len(seen))).tolist()
-        count = len(_FIGURES)
-        metrics = {"loss": means[1], **dict(zip(_FIGURES, means[2 : 2 + count], strict=True))}
+        count = len(self._figures)
+        metrics = {"loss": means[1], **dict(zip(self._figures, means[2 : 2 + count], strict=True))}
         details: dict[str, Any] = {
             "kind": self._task.kind, "samples": len(seen),
             "losses": dict(zip(self._names, means[2 + 2 * count :], strict=False)),
@@ -127,7 +164,7 @@ class PictureMeasure:
             spread = max(0.0, more["latent_square"] - more["latent"] ** 2) ** 0.5
             details["latents"] = {"mean": more["latent"], "std": spread}
         if self._task.pairs:
-            details["input"] = dict(zip(_FIGURES, means[2 + count : 2 + 2 * count], strict=True))
+            details["input"] = dict(zip(self._figures, means[2 + count : 2 + 2 * count], strict=True))
         sheet = None
         if self._made is not None:
             words = ("input", "output", "target") if self._task.pairs else ("input", "output")

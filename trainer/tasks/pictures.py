@@ -15,12 +15,10 @@ from trainer.config.pictures import Pictures as Config
 from trainer.spec import Critic, InputSpec, Output
 from trainer.tasks.adversary import Opponent
 from trainer.tasks.base import Batch, LossFunction, Perceives
-from trainer.tasks.likening import PictureMeasure
+from trainer.tasks.likening import PictureMeasure, Ruler
 
 # (what was made, what should have been), both [n, c, h, w] in [-1, 1] -> the distance of each, [n]
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-LEAST = 11  # pixels of a side
 
 
 def _l1(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -42,7 +40,8 @@ class Pictures(ABC):
         self._weights: Mapping[str, float] = {}
         self._spec: InputSpec | None = None
         self._opponent: Opponent | None = None
-        self.perceives: nn.Module | None = None
+        self.perceives: dict[str, nn.Module] = {}
+        self.ruler = Ruler(config.lpips)
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -86,11 +85,7 @@ class Pictures(ABC):
 
     def fit(self, spec: InputSpec, network: nn.Module, seed: int) -> None:
         """Take what the network that was built takes. Raises UserError for sizes that cannot be measured."""
-        if spec.image_size < LEAST:
-            raise UserError(
-                f"model.adapt.image_size is {spec.image_size}, and SSIM is measured in windows of {LEAST} pixels; "
-                f"write {LEAST} or more"
-            )
+        self.ruler.fits(self.channels if self.pairs else spec.in_channels, spec.image_size)
         self._spec, self.seed = spec, seed
 
     @property
@@ -99,11 +94,11 @@ class Pictures(ABC):
             raise RuntimeError("the task has no network yet")
         return self._spec
 
-    def perceive(self, distance: Perceives | None, weights: Mapping[str, float]) -> None:
-        """Take the distance of features, where there is one, and what each loss weighs."""
-        if distance is not None:
-            self._distances["perceptual"] = distance
-            self.perceives = distance.network
+    def perceive(self, distances: Mapping[str, Perceives], weights: Mapping[str, float]) -> None:
+        """Take the distances of features that there are, and what each loss weighs."""
+        self._distances |= distances
+        self.perceives = {name: distance.network for name, distance in distances.items()}
+        self.ruler = Ruler(self._config.lpips, distances.get("lpips"))
         self._weights = weights
 
     @abstractmethod

@@ -54,7 +54,7 @@ class Classes(Told):
 class Texts(Told):
     """Any text; those of the data come first. The empty text says that nothing is told."""
 
-    nothing = NOTHING
+    nothing: int | None = NOTHING
 
     def __init__(self, captions: Sequence[str], template: str) -> None:
         super().__init__([template.replace("{}", caption) for caption in captions])
@@ -110,3 +110,14 @@ class Texts(Told):
         for number in [held for held in self._held if held != NOTHING and held not in numbers][: max(0, over)]:
             del self._held[number]
         self._held |= dict(zip(new, found, strict=True))
+
+
+class Silence(Texts):
+    """The empty text, whatever the number: of a network that is told texts, and learns from pictures without any."""
+
+    def __init__(self) -> None:
+        super().__init__((), "{}")
+        self.nothing = None
+
+    def __call__(self, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
+        return super().__call__(torch.full_like(numbers, NOTHING))

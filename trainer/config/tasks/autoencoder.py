@@ -15,7 +15,7 @@ class Config(Pictures):
     kind: Literal["autoencoder"] = "autoencoder"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "psnr", "ssim", "mae", "kl")
     reconstructs: ClassVar[bool] = True
-    losses: list[Literal["l1", "mse", "perceptual", "kl", "adversarial"]] = Field(
+    losses: list[Literal["l1", "mse", "perceptual", "lpips", "kl", "adversarial"]] = Field(
         ["l1", "kl"], min_length=1, description="weighted by losses.weights, balanced by losses.balance"
     )
 

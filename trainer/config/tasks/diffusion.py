@@ -8,19 +8,26 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trainer.config.fidelity import Fidelity
+from trainer.config.lpips import WHAT, Lpips, named
 from trainer.config.model import Model
 from trainer.config.noise import Noise, Samples, Times, Uniform
+from trainer.config.pairs import Pairs, fit
 from trainer.config.targets import Facts, Known, LooksAt, only
 from trainer.config.task import Task
 
 
 class Config(Task):
-    """Learn to take noise out of images, and make new ones of noise alone."""
+    """Learn to take noise out of images, and make new ones of noise alone, or of noise and a source picture."""
 
     kind: Literal["diffusion"] = "diffusion"
     metrics: ClassVar[tuple[str, ...]] = ("loss",)
     generates: ClassVar[bool] = True
     condition: Literal["class", "text", "none"] = Field("class", description="what the network is told of an image")
+    pairs: Pairs | None = Field(
+        None,
+        description="make pictures of pictures: the network is given a source picture by further input channels (Saharia et al. "
+        "2022, Palette); given (of a source `pairs:`), side, or made of a photo: grey, small, edges, masked; none: of noise",
+    )
     template: str = Field("{}", description="of text: what a caption (or the name of a class) is put into, at {}")
     drop: float = Field(
         0.1, ge=0, lt=1, description="share of the images whose class is not told, for guidance (Ho and Salimans 2022)"
@@ -48,9 +55,24 @@ class Config(Task):
     samples: Samples = Field(default_factory=Samples)
     fidelity: Fidelity | None = Field(None, description="how like the data the images are; none: not measured")
 
+    lpips: Lpips | None = Field(None, description=f"of pairs: {WHAT}")
+
     def measured(self, facts: Facts | None = None) -> tuple[str, ...]:
-        """The loss, and how like the data the images are."""
-        return (*self.metrics, *(self.fidelity.names if self.fidelity is not None else ()))
+        """The loss, and how like the data the images are, or how near their targets."""
+        return (*self.metrics, *(self.fidelity.names if self.fidelity is not None else ()), *self.figures)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """What is measured of pictures that are made of pictures."""
+        return ("psnr", "ssim", "mae", *named(self.lpips)) if self.pairs is not None and self.samples.count else ()
+
+    def goes_with(self, run: Any) -> None:
+        """Sources of pairs with pairs, augmentations of the whole pair alone."""
+        if self.pairs is None:
+            return
+        fit(self.pairs, run.data)
+        if run.data.cache.kind == "features":
+            raise ValueError("data.cache: the latents of pairs are not kept; leave it out")
 
     @property
     def networks(self) -> dict[str, Model]:
@@ -95,6 +117,17 @@ class Config(Task):
             )
         if self.template != "{}" and (self.condition != "text" or "{}" not in self.template):
             raise ValueError("template goes with condition: text, and has a {} where the caption comes in")
+        if self.pairs is not None and self.condition != "none":
+            raise ValueError(
+                f"pairs: what the network is told of a picture is the source beside it, and condition is {self.condition}; write "
+                "condition: none (a network that is told texts is told the empty one)"
+            )
+        if self.pairs is not None and self.fidelity is not None:
+            raise ValueError("fidelity is of images made of noise alone, and pairs are compared with their targets; leave it out")
+        if self.pairs is None and self.lpips is not None:
+            raise ValueError("lpips compares pictures with their targets, and there are no pairs; leave it out")
+        if self.pairs is not None and self.lpips is not None and not self.samples.count:
+            raise ValueError("lpips is of the pictures that samples.count says, which is 0; write samples.count: 16")
         if self.samples.prompts and self.condition != "text":
             raise ValueError(f"samples.prompts are texts, and condition is {self.condition}; leave them out")
         if self.samples.guidance != 1 and (self.condition == "none" or not self.drop):

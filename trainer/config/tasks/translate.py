@@ -7,10 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from trainer.config.base import Section
-from trainer.config.pairs import Given, Pairs
+from trainer.config.pairs import Given, Pairs, fit
 from trainer.config.pictures import Pictures
-
-_ONE_PICTURE = ("color", "grey", "blur", "solarize", "auto", "erase")  # augmentations that are no change of place
 
 
 class Decoder(Section):
@@ -30,7 +28,7 @@ class Config(Pictures):
         description="given (of a source `pairs:`), side, or made of a photo: grey, small, edges, masked",
     )
     channels: Literal[1, 3] = Field(3, description="of the picture that is made")
-    losses: list[Literal["l1", "mse", "perceptual", "adversarial"]] = Field(
+    losses: list[Literal["l1", "mse", "perceptual", "lpips", "adversarial"]] = Field(
         ["l1"], min_length=1, description="weighted by losses.weights, balanced by losses.balance"
     )
     decoder: Decoder = Field(default_factory=Decoder, description="of a classifier's trunk")
@@ -42,24 +40,4 @@ class Config(Pictures):
     def goes_with(self, run: Any) -> None:
         """Sources of pairs with pairs, augmentations of the whole pair alone."""
         super().goes_with(run)
-        for key in ("train", "val"):
-            source = getattr(run.data, key)
-            if source is None or source.startswith(("split:", "fold:")):
-                continue
-            if source.startswith("pairs:") != (self.pairs.kind == "given"):
-                raise ValueError(
-                    f"data.{key} is '{source}', and task.pairs: given takes pairs:FOLDER or pairs:FILE.csv; or say how a pair "
-                    "comes of one picture: task.pairs: side, grey, small, edges or masked"
-                    if self.pairs.kind == "given"
-                    else f"data.{key}: {source} says pairs itself; leave task.pairs out"
-                )
-        if not self.pairs.derived:
-            plain = type(run.data.augment)()
-            for name in _ONE_PICTURE:
-                if getattr(run.data.augment, name) != getattr(plain, name):
-                    raise ValueError(
-                        f"data.augment.{name} would change the two pictures of a pair, which have to show the same; leave it "
-                        "out (crop, flip and rotate are the same for both)"
-                    )
-        if run.data.classes is not None and self.pairs.kind == "given":
-            raise ValueError("data.classes chooses among classes, and pairs have none; leave it out")
+        fit(self.pairs, run.data)
