@@ -27,8 +27,8 @@ from trainer.progress import Clock, Progress
 from trainer.rundir import Lease, LeaseLostError, RunDir, Sizes
 from trainer.rundir.metric import lower_is_better
 from trainer.runtime import Runtime
-from trainer.sizes import settle, shrunk
 from trainer.signals import StopFlag
+from trainer.sizes import settle, shrunk
 from trainer.spec import Piece
 from trainer.straggler import Stragglers
 from trainer.track.tracker import Pictures, Tracker

@@ -78,6 +78,24 @@ def test_in_the_midst_of_a_training_both_ranks_shrink_and_none_waits(trainers: Z
     assert ends == ["REQUEUE", "REQUEUE", "REQUEUE", "DONE"]
 
 
+def test_where_ranks_meet_in_every_pass_the_attempt_ends_as_well(trainers: Zygote, tmp_path: Path) -> None:
+    """Nothing is tried before, though memory is limited; rank 0 waits in a gathering of FSDP."""
+    args = {"forward": 6, "address_space": 4096 * MIB}
+    found, written = tmp_path / "found", tmp_path / "written"
+    train: dict[str, Any] = {"steps": 6, "ema": None}
+    run, more = file(found, train=train, **args), ("parallel.kind=fsdp",)
+    ranks = trainers.start(run, found, world=2, args=more)
+    assert [rank.wait(timeout=25) for rank in ranks] == [1, 75]
+    assert (
+        "which the first step tries: under parallel.kind: fsdp the ranks meet"
+        in (found / "run" / "log" / "rank-00000.log").read_text()
+    )
+    assert trainers.run(run, found, world=2, args=more) == [0, 0]
+    assert trainers.run(file(written, train={**train, "micro_batch": 6}, **args), written, world=2, args=more) == [0, 0]
+    for one, other in zip(points(found / "run"), points(written / "run"), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
 def test_a_micro_batch_that_is_written_out_ends_with_what_to_write(trainers: Zygote, tmp_path: Path) -> None:
     run = file(tmp_path, train={"micro_batch": 6}, backward=4)
     assert trainers.run(run, tmp_path, world=2) == [1, 1]

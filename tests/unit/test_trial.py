@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,9 +94,11 @@ def test_the_training_that_follows_is_the_same_to_the_bit(tmp_path: Path, name: 
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand more")
 
         monkeypatch.setattr(parts.engine, "backward", failing)
+        drawn = [*torch.get_rng_state().tolist(), *random.getstate()[1], *np.random.get_state()[1]]
         assert lacks(parts, 10) == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
         monkeypatch.setattr(parts.engine, "backward", backward)
         assert lacks(parts, 10) == ""
+        assert drawn == [*torch.get_rng_state().tolist(), *random.getstate()[1], *np.random.get_state()[1]]
         found = after(parts, heart)
     finally:
         heart.close()
@@ -156,4 +160,6 @@ def test_the_advice_is_what_this_run_can_do(tmp_path: Path) -> None:
     said = advice(error, one, "forward") or ""
     assert "one sample at a time: write train.precision=bf16, or strategy.kind=lora, or parallel.kind=fsdp on more GPUs" in said
     evaluated = load(run_file(tmp_path), ["evaluate.batch=8"])
-    assert "8 samples at a time in an evaluation: write evaluate.batch=4, or leave it out" in (advice(error, evaluated, "gather") or "")
+    assert "8 samples at a time in an evaluation: write evaluate.batch=4, or leave it out" in (
+        advice(error, evaluated, "gather") or ""
+    )
