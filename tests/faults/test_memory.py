@@ -45,11 +45,12 @@ def test_what_is_tried_before_the_first_step_changes_nothing(trainers: Zygote, t
     summary = json.loads((found / "run" / "summary.json").read_text())
     assert summary["micro_batch"] == 4
     assert len(summary["did_not_fit"]) == 2
-    assert "6 did not fit" in trainers.started[-3].text() + trainers.started[-4].text()
+    said = "".join(rank.text() for rank in trainers.started)
+    assert "4 at a time (train.micro_batch: auto); too many: 12 on rank 1, 6 on rank 1" in said
 
 
 def test_in_the_midst_of_a_training_both_ranks_shrink_and_none_waits(trainers: Zygote, tmp_path: Path) -> None:
-    """Rank 1 runs out in a forward pass, with less in a backward pass, while rank 0 is in the all-reduce, then in an evaluation."""
+    """Rank 1 runs out in a forward pass, with less in a backward pass while rank 0 is in the all-reduce, then evaluating."""
     found, written = tmp_path / "found", tmp_path / "written"
     run, folder = file(found, forward=6, backward=4, evaluation=5), RunDir(found / "run")
     sizes: list[Any] = []

@@ -38,7 +38,7 @@ def parts_of(run: Run) -> Parts:
 
 
 def after(parts: Parts, heart: Heartbeat) -> tuple[list[float], list[list[float]], dict[str, torch.Tensor], torch.Tensor]:
-    """What three steps come to: losses, the columns of the record, all that a checkpoint holds, and where the random numbers are."""
+    """What three steps come to: losses, columns of the record, all that a checkpoint holds, and the state of random numbers."""
     job, progress = assemble(parts.run, parts, Progress(), None, None, StopFlag(), heart, None), Progress()
     parts.train_mode()
     taking = Step(job)
