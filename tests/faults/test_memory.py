@@ -17,18 +17,18 @@ SHORT = {"steps": 12, "ema": 0.9}
 BROKEN = f"python:{ROOT / 'tests' / 'broken.py'}:hungry"
 
 
-def file(folder: Path, *, train: dict[str, Any] | None = None, more: dict[str, Any] | None = None, **args: Any) -> Path:
+def file(folder: Path, *, train: dict[str, Any] | None = None, **args: Any) -> Path:
     """Two ranks take 12 samples each; rank 1 is the one that has too little."""
     return run_file(
         folder, model={"source": BROKEN, "args": args}, train={**SHORT, **(train or {})}, checkpoint={"every": "2 steps"},
-        evaluate={"every": "6 steps"}, **(more or {}),
+        evaluate={"every": "6 steps"},
     )  # fmt: skip
 
 
 def test_what_is_tried_before_the_first_step_changes_nothing(trainers: Zygote, tmp_path: Path) -> None:
     """An allocation that fails in truth (the address space is limited), with BatchNorm, dropout and an average; killed while it
     tries, and later: to the bit the run with that micro-batch written out, which is never tried."""
-    hungry = {"each": 256 * MIB, "address_space": 1450 * MIB, "norm": True, "dropout": 0.3}
+    hungry: dict[str, Any] = {"each": 256 * MIB, "address_space": 1450 * MIB, "norm": True, "dropout": 0.3}
     found, written = tmp_path / "found", tmp_path / "written"
     run = file(found, **hungry)
     assert KILLED in trainers.run(run, found, world=2, fault="trial@6:1=kill")
@@ -81,7 +81,7 @@ def test_in_the_midst_of_a_training_both_ranks_shrink_and_none_waits(trainers: Z
 
 def test_where_ranks_meet_in_every_pass_the_attempt_ends_as_well(trainers: Zygote, tmp_path: Path) -> None:
     """Nothing is tried before, though memory is limited; rank 0 waits in a gathering of FSDP."""
-    args = {"forward": 6, "address_space": 4096 * MIB}
+    args: dict[str, Any] = {"forward": 6, "address_space": 4096 * MIB}
     found, written = tmp_path / "found", tmp_path / "written"
     train: dict[str, Any] = {"steps": 6, "ema": None}
     run, more = file(found, train=train, **args), ("parallel.kind=fsdp",)

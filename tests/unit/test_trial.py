@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ def after(parts: Parts, heart: Heartbeat) -> tuple[list[float], list[list[float]
     return progress.losses, progress.parts, tensors, torch.get_rng_state()
 
 
+def drawn_so_far() -> tuple[Any, ...]:
+    """The states of all that draws."""
+    return torch.get_rng_state().tolist(), random.getstate(), pickle.dumps(np.random.get_state())
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "scaled": {"train": {"precision": "fp16"}},
@@ -94,11 +100,11 @@ def test_the_training_that_follows_is_the_same_to_the_bit(tmp_path: Path, name: 
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand more")
 
         monkeypatch.setattr(parts.engine, "backward", failing)
-        drawn = [*torch.get_rng_state().tolist(), *random.getstate()[1], *np.random.get_state()[1]]
+        drawn = drawn_so_far()
         assert lacks(parts, 10) == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
         monkeypatch.setattr(parts.engine, "backward", backward)
         assert lacks(parts, 10) == ""
-        assert drawn == [*torch.get_rng_state().tolist(), *random.getstate()[1], *np.random.get_state()[1]]
+        assert drawn == drawn_so_far()
         found = after(parts, heart)
     finally:
         heart.close()

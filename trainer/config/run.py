@@ -57,7 +57,7 @@ class Train(Compute):
     steps: int | None = Field(None, ge=1, description="instead of epochs: so many optimizer steps")
     global_batch: int = Field(64, ge=1, description="samples an optimizer step sees over all ranks")
     micro_batch: int | Literal["auto"] = Field(
-        "auto", description="samples in one forward pass; auto: a rank's whole share of a step, or as much of it as is found to fit"
+        "auto", description="samples in one forward pass; auto: a rank's whole share, or as much of it as is found to fit"
     )
     seed: int = Field(0, ge=0, lt=2**32)
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
