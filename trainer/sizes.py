@@ -115,7 +115,8 @@ def _try(parts: Parts, sizes: Sizes, step: int) -> None:
 
 def _nothing(parts: Parts, size: int, why: str) -> UserError:
     most = "one sample does not" if size == 1 else f"{size} samples do not, and a rank has no more of a step to cut"
-    return UserError(f"train.micro_batch: auto found nothing that fits the memory: {most} ({why}); {sparing(parts.run)}")
+    made = "; images are made task.samples.batch at a time" if parts.run.task.generates else ""
+    return UserError(f"train.micro_batch: auto found nothing that fits the memory: {most} ({why}); {sparing(parts.run)}{made}")
 
 
 def _shares(parts: Parts) -> tuple[int, ...]:
