@@ -43,7 +43,8 @@ class Detail:
         return {
             **self.status.as_json(), "checkpoint": self.checkpoint, "best_step": self.best_step, "evaluation": self.evaluation,
             "ranks": self.ranks, "attempts": self.attempts, "stragglers": self.stragglers, "bad_nodes": self.bad_nodes,
-            "ettr": self.summary.get("ettr"), "sizes": self.sizes.told() if self.sizes else None, "problem": self.problem, "next": [command for command, _ in self.next],
+            "ettr": self.summary.get("ettr"), "sizes": self.sizes.told() if self.sizes else None, "problem": self.problem,
+            "next": [command for command, _ in self.next],
         }  # fmt: skip
 
     def text(self) -> str:

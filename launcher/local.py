@@ -49,6 +49,7 @@ def train(rundir: RunDir, options: list[str], *, world_size: int, threads: int, 
 def _attempt(
     rundir: RunDir, options: list[str], signals: _Signals, *, world_size: int, threads: int, quiet_stdout: bool
 ) -> int:  # fmt: skip
+    """One start of the ranks, to the end of their last process; the exit code."""
     log = rundir.logs / f"launch-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     failure = rundir.logs / "failure.json"
     failure.unlink(missing_ok=True)

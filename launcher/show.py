@@ -38,7 +38,8 @@ def plan_rows(plan: Plan, happens: str) -> list[tuple[str, str]]:
     share = " or ".join(str(s) for s in shares)
     batch = f"{plan.global_batch} a step = {plan.world_size} x {share}" if plan.world_size > 1 else f"{plan.global_batch} a step"
     batch += f", in {plan.accumulation} micro-batches of {plan.micro_batch}" if plan.accumulation > 1 else ""
-    batch += "; in smaller ones, if the GPU has no room for so many (train.micro_batch: auto)" * (plan.tries and plan.device != "cpu")
+    if plan.tries and plan.device != "cpu":
+        batch += "; in smaller ones, if the GPU has no room for so many (train.micro_batch: auto)"
     tail = f"; the last batch is full and takes {plan.tail:,} from the next epoch" if plan.tail else ""
     val = f"{plan.val_samples:,} for validation" if plan.val_samples is not None else "no validation"
     rows = [

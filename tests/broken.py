@@ -104,8 +104,8 @@ class Lacking(torch.autograd.Function):
 
 class Hungry(Small):
     """The small network, for which one rank has too little memory with more samples at a time than so many: in a forward pass of
-    the training from the fifth on, in a backward pass, in an evaluation (0: any number fits). `each`: bytes that a sample takes in
-    truth in a training."""
+    the training from the fifth on, in a backward pass, in an evaluation (0: any number fits). `each`: bytes that a sample of a
+    training takes in truth."""
 
     def __init__(self, forward: int, backward: int, evaluation: int, each: int, norm: bool, dropout: float) -> None:
         super().__init__(5, norm, dropout, -1, 0, 1, False, 0.0, None)

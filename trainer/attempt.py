@@ -164,7 +164,7 @@ class Attempt:
             return self._broken(text)
         if self.world > 1 and collective and self._folder is not None:
             log.info("%s", traceback.format_exc())
-            if self._folder.marker() is not None:
+            if _said(self._folder):
                 return text  # another rank said why, and left
             from trainer.watch import suspects
 
@@ -204,8 +204,7 @@ class Attempt:
         folder = self._folder
         drawn_in = False  # by another rank, which said why
         if folder is not None and self._owned and self._ours(folder):
-            before = folder.marker()
-            drawn_in = before is not None and before.state != "DONE"
+            drawn_in = _said(folder)
             again = isinstance(error, TooLargeError)
             if isinstance(error, TooLargeError):
                 try:
@@ -234,6 +233,12 @@ class Attempt:
         if self._lease is not None:
             with contextlib.suppress(OSError):
                 self._lease.release()
+
+
+def _said(folder: RunDir) -> bool:
+    """Whether a rank of this attempt left the reason why it goes no further."""
+    marker = folder.marker()
+    return marker is not None and marker.state != "DONE"
 
 
 def _cause(error: BaseException) -> str | None:

@@ -86,7 +86,8 @@ def start(
     if not parts.open_features(heart.at, lambda: bool(stop)):
         return leave(folder, runtime, journal, lease, progress, stop, done=False)
     sizes = settle(folder, parts, progress.step)
-    memory.restart()  # what was tried is no part of it
+    if sizes.refused:
+        memory.restart()  # what was tried in vain is no part of it
     tracker = _tracker(folder, parts, progress, journal, memory, sizes) if runtime.main else None
     saver = _saver(store, tracker, parts) if tracker or runtime.savers else None
     try:

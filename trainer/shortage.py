@@ -6,7 +6,7 @@ import torch
 
 from trainer.config import Run
 
-# torch has a type for CUDA's allocator alone; these are of its allocator on a CPU, of C++, and of libraries that allocate themselves
+# torch has a type for CUDA's allocator alone; so do they speak on a CPU, C++, and the libraries that allocate by themselves
 _SAID = (
     "can't allocate memory", "std::bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED", "Cuda failure 2 'out of memory'",

@@ -25,7 +25,7 @@ from dataclasses import asdict
 import torch
 
 from trainer.config import GraftError, UserError
-from trainer.config.arithmetic import micro_batches, rank_shares, smaller
+from trainer.config.arithmetic import rank_shares, smaller
 from trainer.faultpoints import reached
 from trainer.parts import Parts
 from trainer.rundir import RunDir, Sizes, TooLargeError, read_sizes
@@ -43,11 +43,13 @@ def settle(folder: RunDir, parts: Parts, step: int) -> Sizes:
     """
     run, runtime = parts.run, parts.runtime
     if run.train.micro_batch != "auto":
+        if runtime.main:
+            folder.sizes.unlink(missing_ok=True)  # of an earlier attempt, which left it open
         return Sizes(parts.micro_batch)
     sizes: Sizes = runtime.from_main(_known(folder, parts) if runtime.main else None)
     before = asdict(sizes)
-    why_not = hindrance(parts)
-    if not sizes.sure and limited(runtime.device):
+    if not sizes.sure and limited(runtime.device) and step < parts.steps:
+        why_not = hindrance(parts)
         if why_not is None:
             _try(parts, sizes, step)
         else:
@@ -56,13 +58,9 @@ def settle(folder: RunDir, parts: Parts, step: int) -> Sizes:
     if runtime.main and asdict(sizes) != before:
         sizes.write(folder)
     if sizes.refused:
-        passes = len(micro_batches(_shares(parts)[0], sizes.micro_batch))
-        log.warning(
-            "train.micro_batch: auto is %d, in %d passes a step: %d did not fit", sizes.micro_batch, passes,
-            sizes.refused[-1]["samples"],
-        )  # fmt: skip
-        if normalises(parts.phase.network):
-            log.warning("BatchNorm's statistics are those of a micro-batch: its size is part of what is learnt")
+        log.warning("%s", sizes.words())
+    if any(one["what"] == "micro_batch" for one in sizes.refused) and normalises(parts.phase.network):
+        log.warning("BatchNorm's statistics are those of a micro-batch: its size is part of what is learnt")
     return sizes
 
 
@@ -117,7 +115,8 @@ def _try(parts: Parts, sizes: Sizes, step: int) -> None:
 
 def _nothing(parts: Parts, size: int, why: str) -> UserError:
     most = "one sample does not" if size == 1 else f"{size} samples do not, and a rank has no more of a step to cut"
-    return UserError(f"train.micro_batch: auto found nothing that fits the memory: {most} ({why}); {sparing(parts.run)}")
+    made = "; images are made task.samples.batch at a time" if parts.run.task.generates else ""
+    return UserError(f"train.micro_batch: auto found nothing that fits the memory: {most} ({why}); {sparing(parts.run)}{made}")
 
 
 def _shares(parts: Parts) -> tuple[int, ...]:

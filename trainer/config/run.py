@@ -56,7 +56,9 @@ class Train(Compute):
     epochs: float = Field(10, gt=0)
     steps: int | None = Field(None, ge=1, description="instead of epochs: so many optimizer steps")
     global_batch: int = Field(64, ge=1, description="samples an optimizer step sees over all ranks")
-    micro_batch: int | Literal["auto"] = Field("auto", description="samples in one forward pass; auto: a rank's whole share")
+    micro_batch: int | Literal["auto"] = Field(
+        "auto", description="samples in one forward pass; auto: a rank's whole share, or as much of it as is found to fit"
+    )
     seed: int = Field(0, ge=0, lt=2**32)
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     ema: float | None = Field(None, gt=0, lt=1, description="decay a step of an average of the weights, which is then evaluated")

@@ -42,7 +42,9 @@ class Sizes:
         """For people: what is taken at a time, and what was too much."""
         text = f"{self.micro_batch} at a time"
         text += f", {self.evaluation} in an evaluation" if self.evaluation is not None else ""
-        gone = [f"{one['samples']} on rank {one['rank']}" for one in self.refused]
+        gone = [
+            f"{one['samples']}{' in an evaluation' * (one['what'] == 'evaluation')} on rank {one['rank']}" for one in self.refused
+        ]
         return f"{text} (train.micro_batch: auto)" + (f"; too many: {', '.join(gone)}" if gone else "")
 
     def write(self, folder: RunDir) -> None:
