@@ -73,10 +73,14 @@ def test_killed_and_started_again_it_ends_the_same(trainers: Zygote, whole: RunD
     assert one.keys() == other.keys() == {f"step-{step:08d}.png" for step in (5, 10, 12)}
     assert all(np.array_equal(one[name], other[name]) for name in one)
     newest = whole.checkpoints / "step-00000012"
-    assert {"critic.safetensors", "critic-optimizer.safetensors", "model-average.safetensors"} <= {f.name for f in newest.iterdir()}
+    assert {"critic.safetensors", "critic-optimizer.safetensors", "model-average.safetensors"} <= {
+        f.name for f in newest.iterdir()
+    }
     critic = load_file(newest / "critic.safetensors")
     assert 0 < float(critic["augment_share"]) < 1
-    assert float(critic["augment_share"]) == pytest.approx([p["critic/share"] for p in points(whole.path) if "critic/share" in p][-1])
+    assert float(critic["augment_share"]) == pytest.approx(
+        [p["critic/share"] for p in points(whole.path) if "critic/share" in p][-1]
+    )
     before = load_file(min(whole.checkpoints.glob("step-*")) / "critic.safetensors")
     still = {name for name in critic if torch.equal(critic[name], before[name])}
     assert {name.partition(".")[0] for name in still} == {"from_image"}, "the first block alone stays as it is"

@@ -15,7 +15,9 @@ from trainer.spec import Output
 
 FOLDER = Path(__file__).parents[2] / "configs" / "classify"
 FILES = sorted(FOLDER.glob("*.yaml"))
-OTHERS = sorted(file for kind in ("autoencoder", "diffusion", "gan", "translate") for file in (FOLDER.parent / kind).glob("*.yaml"))
+OTHERS = sorted(
+    file for kind in ("autoencoder", "diffusion", "gan", "translate") for file in (FOLDER.parent / kind).glob("*.yaml")
+)
 
 
 @pytest.fixture

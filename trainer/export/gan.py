@@ -22,7 +22,7 @@ from trainer.export.place import graft_version, new_folder
 from trainer.export.snippet import make
 from trainer.models.class_tables import class_tables
 from trainer.models.gan import FILES, described
-from trainer.models.resnet_gan import GROUPS, MOST, ResnetGenerator, ToldNorm, Up
+from trainer.models.resnet_gan import GROUPS, MOST, ResnetGenerator, ToldNorm, Up, begun
 from trainer.models.run import root
 from trainer.restored import Restored
 from trainer.tasks.duel import SHARE
@@ -76,7 +76,7 @@ def _build(network: nn.Module, source: str, args: dict[str, Any], file: str | No
     if isinstance(network, ResnetGenerator):
         known = inspect.signature(ResnetGenerator.__init__).parameters
         given = "".join(f", {key}={value!r}" for key, value in args.items() if key in known)
-        parts = [f"GROUPS, MOST = {GROUPS}, {MOST}", *map(inspect.getsource, (ToldNorm, Up, ResnetGenerator))]
+        parts = [f"GROUPS, MOST = {GROUPS}, {MOST}", *map(inspect.getsource, (begun, ToldNorm, Up, ResnetGenerator))]
         classes = len(task.generator.classes)
         body = [f"network = ResnetGenerator({restored.spec.in_channels}, {restored.spec.image_size}, {classes}{given})"]
     else:

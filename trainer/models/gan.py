@@ -248,26 +248,31 @@ def _tried(networks: Networks, shape: Shape, name: str) -> None:
     """Two latents sent through both. Raises UserError where that fails, or images or numbers are of another shape."""
     generator: Any = networks[0]
     classes = (torch.zeros(2, dtype=torch.int64),) if shape.rows else ()
-    also = " and classes [n]" if classes else ""
     wanted = [2, shape.channels, shape.size, shape.size]
-    modes = [network.training for network in networks]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            made = generator.eval()(torch.zeros(2, generator.latent), *classes)
-            said = networks[1].eval()(torch.zeros(wanted), *classes)
-    except Exception as error:  # the networks may be the user's: anything can come
-        text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
-        raise UserError(
-            f"{name}: a generator is called with latents [n, {generator.latent}]{also}, a critic with images {wanted}{also}, and "
-            f"that fails: {text}"
-        ) from error
-    finally:
-        for network, mode in zip(networks, modes, strict=True):
-            network.train(mode)
+    made = _called(
+        generator, torch.zeros(2, generator.latent), classes, f"{name}: a generator", f"latents [n, {generator.latent}]"
+    )
     if list(made.shape) != wanted:
         raise UserError(
             f"{name}: makes images of shape {list(made.shape[1:])}, and the task is about {wanted[1:]}; set "
             "model.adapt.in_channels and image_size to what it makes"
         )
+    said = _called(networks[1], made, classes, f"{name}: a critic", f"images [n, {', '.join(map(str, wanted[1:]))}]")
     if said.dim() < 1 or len(said) != 2:
         raise UserError(f"{name}: its critic gives a tensor of shape {list(said.shape)} of 2 images; give numbers [n, …]")
+
+
+def _called(network: nn.Module, given: torch.Tensor, classes: tuple[torch.Tensor, ...], what: str, takes: str) -> torch.Tensor:
+    """What it gives in eval mode."""
+    mode = network.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            found: torch.Tensor = network.eval()(given, *classes)
+    except Exception as error:  # the network may be the user's: anything can come
+        text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+        raise UserError(
+            f"{what} is called with {takes}{' and classes [n]' if classes else ''}, and that fails: {text}"
+        ) from error
+    finally:
+        network.train(mode)
+    return found

@@ -16,6 +16,16 @@ from torch.nn import functional
 GROUPS, MOST = 8, 8  # groups of a normalisation; channels at the coarsest resolution, in those of the finest
 
 
+def begun(network: nn.Module, slope: float) -> None:
+    """Convolutions that keep the size of what goes through them (He et al. 2015), those of one pixel without a rectifier before
+    them; `slope`: of the rectifiers below 0.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            nn.init.kaiming_normal_(layer.weight, a=1.0 if layer.kernel_size == (1, 1) else slope)
+            nn.init.zeros_(layer.bias)
+
+
 class ToldNorm(nn.Module):
     """Group normalisation with gain and bias that a condition [n, latent] says."""
 
@@ -63,6 +73,8 @@ class ResnetGenerator(nn.Module):
         self.blocks = nn.ModuleList(Up(widths[stage], widths[stage + 1], latent) for stage in range(doublings))
         self.norm = nn.GroupNorm(GROUPS, widths[-1])
         self.to_image = nn.Conv2d(widths[-1], channels, 3, padding=1)
+        begun(self, 0.0)
+        nn.init.orthogonal_(self.from_latent.weight)
 
     def forward(self, latents: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
         condition = self.from_latent(latents)
@@ -104,11 +116,12 @@ class ResnetCritic(nn.Module):
         self.class_embedding = nn.Embedding(classes, widths[-1]) if classes else None
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=widths[-1] ** -0.5)
+        begun(self, 0.2)
 
     def forward(self, images: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
         found = self.from_image(images)
         for block in self.blocks:
             found = block(found)
-        features = functional.leaky_relu(found, 0.2).mean(dim=(2, 3))
+        features = functional.leaky_relu(found, 0.2).sum(dim=(2, 3))
         said: torch.Tensor = self.judge(features)[:, 0]
         return said if self.class_embedding is None else said + (self.class_embedding(classes) * features).sum(dim=1)

@@ -14,6 +14,7 @@ from trainer.tasks.augment import augmented
 from trainer.tasks.base import Keyed
 
 SHARE = "augment_share"  # the name of a buffer of the critic
+_GAMMA = 0.0002  # of the penalty, for each pixel of an image and over the samples of a step
 _DECEIVE, _REAL, _MADE = 100, 200, 300  # the first streams of the draws of changes
 
 
@@ -57,8 +58,11 @@ class Duel:
 
     def __call__(self, module: nn.Module, batch: Keyed) -> torch.Tensor:
         """The critic's loss, then `columns`; both kinds of images go through it at once."""
-        made, real, penalty = self._made.popleft(), batch.images, self._config.r1
-        penalised = penalty.weight > 0 and self._step % penalty.every == 0
+        made, real, every = self._made.popleft(), batch.images, self._config.r1.every
+        weight = self._config.r1.weight
+        if weight is None:
+            weight = _GAMMA * real.shape[2] * real.shape[3] / self._batch
+        penalised = weight > 0 and self._step % every == 0
         if penalised:
             real = real.detach().requires_grad_()
         shown = [self._changed(real, batch, _REAL), self._changed(made.to(real.dtype), batch, _MADE)]
@@ -67,7 +71,7 @@ class Duel:
         loss = CRITIC[self._config.loss](of_real, of_made).mean(dim=1)
         if penalised:
             (slope,) = torch.autograd.grad(of_real.mean(dim=1).sum(), real, create_graph=True)
-            loss = loss + penalty.weight / 2 * penalty.every * slope.float().square().flatten(1).sum(dim=1)
+            loss = loss + weight / 2 * every * slope.float().square().flatten(1).sum(dim=1)
         told = [of_real.detach().mean(dim=1), of_made.detach().mean(dim=1)]
         if self._adaptive is not None:
             self._signs += torch.stack([told[0].sign().double().sum(), torch.ones_like(told[0]).double().sum()])

@@ -26,7 +26,12 @@ class Critic(Section):
 class Penalty(Section):
     """The squared gradient of what the critic says of real images: R1 (Mescheder, Geiger and Nowozin 2018, equation 9)."""
 
-    weight: float = Field(1.0, ge=0, description="gamma of the paper, of images from -1 to 1; 0: none")
+    weight: float | None = Field(
+        None,
+        ge=0,
+        description="gamma of the paper, of images from -1 to 1; none: 0.0002 times the pixels of an image over the global batch "
+        "(Karras et al. 2020, appendix C); 0: no penalty",
+    )
     every: int = Field(16, ge=1, description="steps between two of it, each of which counts so often (Karras et al. 2020)")
 
 
@@ -117,7 +122,7 @@ class Config(Task):
 
     def goes_with(self, run: Any) -> None:
         """Gradients of gradients, which fp16 has no room for; nothing that is kept of another network."""
-        if run.train.precision == "fp16" and self.r1.weight:
+        if run.train.precision == "fp16" and self.r1.weight != 0:
             raise ValueError("train.precision: fp16 has no room for the squared gradients of task.r1; write bf16")
         if run.data.cache.kind == "features":
             raise ValueError("data.cache: a generator does not look at the images, so that nothing of them is kept; leave it out")
