@@ -68,7 +68,7 @@ def curves(views: Sequence[View]) -> str:
         _card("Validation", shares, runs, percent=True),
         _card("Validation errors", errors, runs),
         _card("Likeness to the targets", likeness, runs),
-        _card("Distance of what it makes from the data", distances, runs),
+        _card("Distance of what it makes from what it should be like", distances, runs),
     ]
     if not many:
         cards += [_card("Losses, each by itself", parts(views[0], "loss"), None)]
@@ -98,8 +98,8 @@ def _likeness(view: View) -> list[str]:
 
 
 def _distances(view: View) -> list[str]:
-    """Those of one kind, as each has a scale of its own: Fréchet's, else the kernels'."""
-    for kinds in (("fid", "fd"), ("kid", "kd")):
+    """Those of one kind, as each has a scale of its own: Fréchet's, else the kernels', else LPIPS."""
+    for kinds in (("fid", "fd"), ("kid", "kd"), ("lpips",)):
         found = [metric for metric in view.measured() if distance(metric) in kinds]
         if found:
             return found
