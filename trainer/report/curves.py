@@ -68,7 +68,7 @@ def curves(views: Sequence[View]) -> str:
         _card("Validation", shares, runs, percent=True),
         _card("Validation errors", errors, runs),
         _card("Likeness to the targets", likeness, runs),
-        _card("Distance of what it makes from what it should be like", distances, runs),
+        _card("Distance of what it makes from the data", distances, runs),
     ]
     if not many:
         cards += [_card("Losses, each by itself", parts(views[0], "loss"), None)]
