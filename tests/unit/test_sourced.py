@@ -8,11 +8,14 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as lpips_of
+from torchvision import models
 
 from tests.faults.test_repainting import file
-from tests.painter import photographs
-from tests.unit.test_generators import HERE, UNET, VAE, latent_pipeline, unet
+from tests.painter import painter, photographs
+from tests.unit.test_generators import HERE, UNET, latent_pipeline, own, unet
 from tests.unit.test_texts import text_pipeline
 from trainer import judges
 from trainer.config import UserError, load
@@ -21,14 +24,17 @@ from trainer.config.model import Model
 from trainer.config.strategies.lora import Config as Lora
 from trainer.config.targets import Facts
 from trainer.config.tasks.diffusion import Config
+from trainer.config.tasks.translate import Config as Translation
 from trainer.data.batch import Batch
 from trainer.export import pipeline
-from trainer.forecast import Forecast, prepare
+from trainer.lpips import Lpips
 from trainer.models import Built, build_model
-from trainer.spec import Generator
+from trainer.spec import Generator, InputSpec
 from trainer.strategies import apply
 from trainer.tasks import draws
 from trainer.tasks.diffusion import Diffusion, build
+from trainer.tasks.likening import Ruler, figures
+from trainer.tasks.translate import build as translation
 
 CPU = torch.device("cpu")
 
@@ -62,10 +68,6 @@ def test_a_pretrained_network_goes_on_as_if_nothing_were_beside(kind: str, tmp_p
         source = unet(tmp_path)
     elif kind == "of one's own":
         source, more = HERE, {"args": {"classes": 0}, "weights": str(tmp_path / "own.safetensors")}
-        from safetensors.torch import save_file
-
-        from tests.unit.test_generators import own
-
         save_file(own(0).state_dict(), tmp_path / "own.safetensors")
     else:
         source, more = latent_pipeline(tmp_path), {"vae": "pipeline"}
@@ -191,29 +193,9 @@ def test_what_is_refused_before_anything_starts(tmp_path: Path) -> None:
     assert load(grey, ["task.pairs=given", *(f"data.{key}={value}" for key, value in given.items())]).task.looks_at == "nothing"
 
 
-def test_the_memory_of_it_is_foretold(tmp_path: Path) -> None:
-    """More than without the source: the first layer, what is given to it, and the network that measures."""
-    photographs(tmp_path / "train", 4, 0, 20)
-    photographs(tmp_path / "val", 4, 0, 20)
-    model = {"source": "diffusers:UNet2DModel", "args": {**UNET, "block_out_channels": [8, 16]}, "adapt": {"image_size": 20}}
-    path = file(tmp_path, tmp_path, model=model)
-    found, plain = (
-        Forecast(prepare(load(path, more), 1), gpu=False)(4, 12) for more in ([], ["task.pairs=null", "task.lpips=null"])
-    )
-    assert found.weights - plain.weights == 3 * 8 * 9 * 4
-    assert found.other > plain.other + 2 * 10**6, "the network of LPIPS"
-    assert found.peak - found.other > plain.peak - plain.other
-
-
 @pytest.mark.parametrize(("name", "trunk"), [("squeeze", "squeezenet1_1"), ("alex", "alexnet")])
 def test_lpips_is_that_of_torchmetrics(name: Any, trunk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its trunk from a file with other values, in the published one's place; as a loss it has a gradient."""
-    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as expected_of
-    from torchvision import models
-
-    from trainer.lpips import Lpips
-    from trainer.tasks.likening import Ruler, figures
-
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (need,) = judges.all_needs(Config.model_validate({"condition": "none", "pairs": "grey", "lpips": name}))
     assert need.file.parent == tmp_path / "hub" / "checkpoints"
@@ -226,7 +208,7 @@ def test_lpips_is_that_of_torchmetrics(name: Any, trunk: str, tmp_path: Path, mo
     made = torch.randint(0, 256, (3, 3, 40, 36), dtype=torch.uint8)
     target = (made.float() * 0.6 + 30).to(torch.uint8)
     one, other = (value.float() / 127.5 - 1 for value in (made, target))
-    expected = expected_of(one, other, net_type=name, reduction="none")
+    expected = lpips_of(one, other, net_type=name, reduction="none")
     found = Ruler(name, lpips)(made, target)
     torch.testing.assert_close(found[:, 3].float(), expected, rtol=1e-5, atol=1e-7)
     assert float(expected.min()) > 1e-4
@@ -243,12 +225,30 @@ def test_lpips_is_that_of_torchmetrics(name: Any, trunk: str, tmp_path: Path, mo
         Lpips(name, CPU)
 
 
-def test_lpips_as_a_loss(tmp_path: Path) -> None:
-    from tests.unit.test_pairs import run
-
+def test_lpips_as_a_loss_and_over_exactly_the_pairs() -> None:
+    """Of a network that makes a picture in one pass; cut over two ranks anyhow."""
     with pytest.raises(ValueError, match="write lpips: vgg, or alex"):
-        run("folder:x", {"pairs": "grey", "losses": ["l1", "lpips"]})
-    found = run("folder:x", {"pairs": "grey", "losses": ["l1", "lpips"], "lpips": "vgg"})
-    assert found.task.measured() == ("loss", "psnr", "ssim", "mae", "lpips_vgg")
-    assert VAE
-    assert run("folder:x", {"pairs": "grey", "lpips": "alex"}).task.measured()[-1:] == ("lpips",)  # type: ignore[index]
+        Translation.model_validate({"pairs": "grey", "losses": ["l1", "lpips"]})
+    config = Translation.model_validate({"pairs": "grey", "losses": ["l1", "lpips"], "lpips": "squeeze"})
+    assert config.measured() == ("loss", "psnr", "ssim", "mae", "lpips_squeeze")
+    made, lpips, network = translation(config, Facts(())), Lpips("squeeze", CPU, load_weights=False), painter()
+    made.perceive({"lpips": lpips}, {"l1": 1.0, "lpips": 0.5})
+    made.fit(InputSpec(1, 20, (0.5,), (0.5,)), network, 0)
+    images = (torch.randint(0, 256, (7, 4, 20, 20)) / 127.5 - 1).float()
+    nothing = torch.zeros(7, dtype=torch.int64)
+    with torch.no_grad():
+        pictures = ((network(images[:, :1]) + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+        expected = float(lpips(pictures, images[:, 1:]).mean())
+    ranks = []
+    for rows in ([0, 3], [1, 2, 4, 5, 6]):
+        measure = made.measure(7, CPU)
+        measure.update(network, Batch(images[rows], nothing[rows], torch.tensor(rows)))
+        ranks.append(measure)
+    for one, other in zip(ranks[0].tensors(), ranks[1].tensors(), strict=True):
+        one += other
+    found = ranks[0].result()
+    assert found.metrics["lpips_squeeze"] == pytest.approx(expected, rel=1e-5)
+    assert found.details["losses"]["lpips"] == pytest.approx(expected, rel=0.05), "of what is not yet rounded"
+    losses = made.losses(made.run(network, Batch(images, nothing, nothing)), Batch(images, nothing, nothing))
+    torch.autograd.backward(losses["lpips"].sum())
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())

@@ -53,9 +53,7 @@ Sampler = Literal["auto", "ddim", "ddpm", "dpm++", "unipc", "euler", "heun", "pn
 class Samples(Section):
     """How images are made at each evaluation, and by `graft sample` and `graft translate` where they are not told otherwise."""
 
-    count: int = Field(
-        16, ge=0, le=1024, description="images at each evaluation, in whole rows of up to ten, classes in turn; pairs, if translated"
-    )
+    count: int = Field(16, ge=0, le=1024, description="images at each evaluation, whole rows of the classes in turn; or pairs")
     prompts: list[str] = Field(default_factory=list, description="of text: what they show; none: the first captions of the data")
     sampler: Sampler = Field("auto", description="auto: ddim (Song et al. 2021), of flow euler")
     steps: int = Field(50, ge=1, le=10_000, description="passes through the network an image")

@@ -43,6 +43,8 @@ class TranslationPipeline(DiffusionPipeline):
         """A picture as the network is given it, [1, channels, size, size] in [-1, 1]."""
         config = self.config
         image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":
+            raise ValueError("more than 8 bits a channel; save it in 8 bits")
         if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -98,8 +98,8 @@ def _likeness(view: View) -> list[str]:
 
 
 def _distances(view: View) -> list[str]:
-    """Those of one kind, as each has a scale of its own: Fréchet's, else the kernels'."""
-    for kinds in (("fid", "fd"), ("kid", "kd")):
+    """Those of one kind, as each has a scale of its own: Fréchet's, else the kernels', else LPIPS."""
+    for kinds in (("fid", "fd"), ("kid", "kd"), ("lpips",)):
         found = [metric for metric in view.measured() if distance(metric) in kinds]
         if found:
             return found
