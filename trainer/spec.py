@@ -67,11 +67,14 @@ class Generator:
 class Translator:
     """A network that makes pictures [n, channels, h, w] in [-1, 1] of pictures of the same size.
 
-    `width`: of the decoder that a trunk without one gets, in channels at full resolution.
+    `width`: of the decoder that a trunk without one gets, in channels at full resolution. `residual`: whether what it gives is
+    added to its input; none: `alike` says it of a new decoder, and any other network is what it was.
     """
 
     channels: int
     width: int
+    residual: bool | None = None
+    alike: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -22,6 +22,7 @@ class Task(Kind):
 
     metrics: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[str] = "loss"
+    before: ClassVar[Mapping[str, Any]] = {}  # what settings were that resolved run files of earlier versions lack
     generates: ClassVar[bool] = False
     translates: ClassVar[bool] = False
     reconstructs: ClassVar[bool] = False
@@ -33,6 +34,10 @@ class Task(Kind):
 
     def moved(self, change: Callable[[Model], Model]) -> Task:
         """The task with those changed."""
+        return self
+
+    def resumed(self, old: Task) -> Task:
+        """The task as it goes on from its own run with the task `old`: what is chosen by itself stays as it was."""
         return self
 
     @property

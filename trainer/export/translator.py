@@ -18,7 +18,7 @@ from trainer.export.folder import check, copy_factory
 from trainer.export.heads import line
 from trainer.export.place import graft_version, new_folder, take_samples
 from trainer.export.snippet import changed, construction, make, reading, replacement
-from trainer.models.decoder import Decoder, Translating, Untimed, stage
+from trainer.models.decoder import Decoder, Residual, Translating, Untimed, stage
 from trainer.models.run import root
 from trainer.restored import Restored
 from trainer.spec import InputSpec
@@ -59,6 +59,18 @@ def export_translator(restored: Restored, out: Path, summary: dict[str, Any], ev
 
 def _build(run: Run, network: nn.Module, spec: InputSpec, new: Path) -> str:
     """Source of `build()`. Raises UserError for a network that cannot be written down."""
+    imports, before, body, own = _lines(run, network, spec, new)
+    return _code(imports, before, body, own)
+
+
+def _lines(
+    run: Run, network: nn.Module, spec: InputSpec, new: Path
+) -> tuple[list[str], list[str], list[str], tuple[Any, ...]]:  # fmt: skip
+    """The imports, the definitions and the lines of `build()`, and the classes and functions of graft's own that it needs."""
+    if isinstance(network, Residual):
+        imports, before, body, own = _lines(run, network.network, spec, new)
+        added = f"network = Residual(network, {network.channels}, {list(spec.mean)}, {list(spec.std)})"
+        return imports, before, [*body, added], (*own, Residual)
     if isinstance(network, Untimed):
         inner: Any = network.network
         (new / UNET).write_text(inner.to_json_string(), encoding="utf-8")
@@ -67,11 +79,11 @@ def _build(run: Run, network: nn.Module, spec: InputSpec, new: Path) -> str:
             f'settings = json.loads((FOLDER / "{UNET}").read_text(encoding="utf-8"))',
             f"network = Untimed({type(inner).__name__}.from_config(settings), {network.channels})",
         ]
-        return _code(imports, [], body, (Untimed,))
+        return imports, [], body, (Untimed,)
     file = copy_factory(run, new)
     if not isinstance(network, Translating):
         imports, before, body = construction(run, network, spec, 2, file, new)
-        return _code(imports, before, body, ())
+        return imports, before, body, ()
     trunk, decoder = network.trunk, network.decoder
     assert isinstance(decoder, Decoder)
     imports, before, body = construction(run, trunk, spec, 2, file, new)
@@ -84,7 +96,7 @@ def _build(run: Run, network: nn.Module, spec: InputSpec, new: Path) -> str:
     body += [replacement(name, trunk, reference) for name in changed(trunk, reference, ())]
     arguments = ", ".join(f"{key}={value!r}" for key, value in decoder.arguments.items())
     body.append(f"network = Translating(network, {network.levels!r}, Decoder({arguments}))")
-    return _code(imports, before, body, (stage, Decoder, Translating))
+    return imports, before, body, (stage, Decoder, Translating)
 
 
 def _code(imports: list[str], before: list[str], body: list[str], own: tuple[Any, ...]) -> str:
@@ -123,7 +135,7 @@ def _card(
         f"ones in {run.task.channels}. How the inputs of its training came: {run.task.pairs.kind}.\n",
         *(["![input, output, target](samples.png)\n\nValidation pairs: input, output, target.\n"] if shown else []),
         "## How to use it\n\nWith torch, torchvision, pillow and safetensors"
-        + (", and diffusers" if isinstance(restored.network, Untimed) else "")
+        + (", and diffusers" if "from diffusers" in code else "")
         + f", without graft: `python translate.py FOLDER PICTURE …` in this folder. That file is:\n\n```python\n{code}```\n",
         measured(summary, evaluation), beside,
         training(run, manifest, summary),
