@@ -36,12 +36,11 @@ def give(run: Run, task: Task, device: torch.device, *, load_weights: bool = Tru
 
     Without `load_weights` nothing is judged, and the distance is that of a network without its values. Raises UserError.
     """
-    if isinstance(task, Translates) and isinstance(run.task, Pictures):
+    if isinstance(task, Translates):
         channels = getattr(run.task, "channels", run.model.adapt.in_channels)
-        distance = None if run.task.perceptual is None else Perceptual(
-            run.task.perceptual, channels, device, load_weights=load_weights
-        )  # fmt: skip
-        task.perceive(distance, run.losses.weights)
+        asked = run.task.perceptual if isinstance(run.task, Pictures) else None
+        distance = None if asked is None else Perceptual(asked, channels, device, load_weights=load_weights)
+        task.perceive(distance, run.weights)
     fidelity = getattr(run.task, "fidelity", None)
     if isinstance(task, Generates) and fidelity is not None and load_weights:
         task.compare(judge(fidelity, device))

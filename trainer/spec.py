@@ -85,6 +85,20 @@ class Reconstructor:
 
 
 @dataclass(frozen=True)
+class Cyclic:
+    """Two networks that make pictures of each other's: called with pictures of both kinds in [-1, 1], and whether each is also to
+    be given what it should make, they give what each makes, what the other makes of that again, and what each made of what it
+    should make, if that was asked for.
+
+    `forth`: the first one; the way back is a network like it that makes the channels which this one takes. `back`: the settings
+    of that network (`trainer.config.model.Model`), where it is another one.
+    """
+
+    forth: Translator
+    back: Any = None
+
+
+@dataclass(frozen=True)
 class Critic:
     """A network that tells pictures [n, channels, h, w] that are real from others, by patches.
 
@@ -97,7 +111,7 @@ class Critic:
     rate: float
 
 
-Wanted = tuple[Output, ...] | Generator | Translator | Reconstructor  # what a task asks of a network
+Wanted = tuple[Output, ...] | Generator | Translator | Reconstructor | Cyclic  # what a task asks of a network
 # (the network as it is called, noised images, times, what it is told besides, each [n, …]) -> what it makes of them
 Call = Callable[[nn.Module, torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 

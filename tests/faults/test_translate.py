@@ -168,7 +168,8 @@ def test_a_run_goes_on_as_another_one(whole: RunDir, trainers: Zygote, photograp
     assert trainers.run(path, tmp_path) == [0]
     begun, *_, ended = [p["val/psnr"] for p in points(tmp_path / "run") if "val/psnr" in p]
     assert ended > begun
-    assert "network.decoder.out.weight" in load_file(max(RunDir(tmp_path / "run").checkpoints.glob("step-*")) / "model.safetensors")
+    newest = max(RunDir(tmp_path / "run").checkpoints.glob("step-*"))
+    assert "network.decoder.out.weight" in load_file(newest / "model.safetensors")
     path = file(tmp_path / "not", photographs, task={**task, "residual": False}, model=model, **more)
     (rank,) = trainers.start(path, tmp_path / "not")
     assert rank.wait() == 2

@@ -32,6 +32,11 @@ class Task(Kind):
         """The networks that the task reads beside the one that learns, by their keys."""
         return {}
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """What its losses weigh where `losses.weights` says nothing; 1 where this says nothing either."""
+        return {}
+
     def moved(self, change: Callable[[Model], Model]) -> Task:
         """The task with those changed."""
         return self

@@ -19,11 +19,13 @@ from trainer.config.errors import UserError
 from trainer.config.pairs import Edges, Given, Grey, Masked, Side, Small
 from trainer.config.run import Data, Run
 from trainer.config.sources import Listing
+from trainer.config.tasks.cycle import Config as Cycle
 from trainer.config.tasks.translate import Config
 from trainer.data import images, readers, transforms
 from trainer.data.batch import Batch
 from trainer.data.dataset import ImageDataset
 from trainer.data.order import Key, Order, mix
+from trainer.data.unpaired import UnpairedDataset
 from trainer.spec import InputSpec
 
 Way = Given | Side | Grey | Small | Edges | Masked
@@ -33,16 +35,20 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 _GREY = 128
 
 
-def dataset_of(run: Run, listing: Listing, spec: InputSpec, *, train: bool) -> ImageDataset | PairDataset:
+def dataset_of(
+    run: Run, listing: Listing, spec: InputSpec, *, train: bool
+) -> ImageDataset | PairDataset | UnpairedDataset:  # fmt: skip
     """The samples of a run as they are loaded, for a network that takes `spec`. Raises UserError."""
+    if isinstance(run.task, Cycle):
+        return UnpairedDataset(listing, run.data, run.task, spec, train=train, seed=run.train.seed)
     if isinstance(run.task, Config):
         return PairDataset(listing, run.data, run.task, spec, train=train, seed=run.train.seed)
     return ImageDataset(listing, run.data, spec, train=train, seed=run.train.seed)
 
 
 def loaded(run: Run, spec: InputSpec) -> InputSpec:
-    """How what is loaded is normalised: of pairs the input as the network takes it, the target to [-1, 1]."""
-    if not isinstance(run.task, Config):
+    """How what is loaded is normalised: of two pictures the first as the network takes it, the second to [-1, 1]."""
+    if not isinstance(run.task, Config | Cycle):
         return spec
     half = (0.5,) * run.task.channels
     return replace(spec, in_channels=spec.in_channels + run.task.channels, mean=spec.mean + half, std=spec.std + half)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import nn
 from trainer.config import UserError
 from trainer.config.run import Model
 from trainer.models.adapt import seeded
-from trainer.models.base import Built, Checkpoint, LoadReport, first_few
+from trainer.models.base import Built, LoadReport
 from trainer.models.decoder import Decoder, Residual, Translating, Untimed
+from trainer.models.filling import fill
 from trainer.models.generator import build_generator, denoiser_of
 from trainer.models.pyramid import cut, pyramid
 from trainer.models.sizes import nearest_working
@@ -129,7 +130,7 @@ def _whole(rest: str, config: Model, wanted: Translator, seed: int, *, load_weig
         )
     report = LoadReport(f"{source.name}, no checkpoint read")
     if source.read is not None and load_weights:
-        report = _fill(network, source.read())
+        report = fill(network, source.read())
     half = (_HALF,) * channels
     last = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
     return Built(network.train(), tuple(last[-1:]), tuple(report.fresh), InputSpec(channels, size, half, half), report)
@@ -157,6 +158,8 @@ def _of_run(
 
     source = runs.Source(rest, config)
     task: Any = source.run.task
+    if task.kind == "cycle":
+        raise UserError(f"run:{source.folder.name} has two networks, one for each way; write task: {{kind: cycle}}")
     if not task.translates:
         return None
     if task.channels != wanted.channels or source.spec.in_channels != config.adapt.in_channels:
@@ -181,29 +184,5 @@ def _of_run(
     if isinstance(built.network, Residual):
         built.network.normalised(spec.mean, spec.std)
     if config.weights != "none" and load_weights:
-        built.report = _fill(built.network, source.read())
+        built.report = fill(built.network, source.read())
     return Built(built.network, built.head, tuple(built.report.fresh), spec, built.report)
-
-
-def _fill(network: nn.Module, checkpoint: Checkpoint) -> LoadReport:
-    """Copy the tensors of the same names. Raises UserError where shapes differ, or fewer than half are there."""
-    own: Mapping[str, torch.Tensor] = network.state_dict()
-    given = checkpoint.tensors
-    wrong = [
-        f"{name} {list(given[name].shape)} in the file, {list(value.shape)} in the network"
-        for name, value in own.items()
-        if name in given and given[name].shape != value.shape
-    ]
-    if wrong:
-        raise UserError(f"{checkpoint.source}: a checkpoint of another shape: {first_few(wrong, 3)}")
-    matched = [name for name in own if name in given]
-    fresh = [name for name in own if name not in given]
-    if 2 * len(matched) < len(own) or not matched:
-        raise UserError(
-            f"{checkpoint.source}: {len(matched)} of the network's {len(own)} tensors are in it, so it is the checkpoint of "
-            f"another network; the network has {first_few(fresh, 3)}"
-        )
-    with torch.no_grad():
-        for name in matched:
-            own[name].copy_(given[name])
-    return LoadReport(checkpoint.source, matched=matched, fresh=fresh, left_over=[name for name in given if name not in own])

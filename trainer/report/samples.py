@@ -21,7 +21,10 @@ _QUARTERS = ("least noise", "less", "more", "most noise")
 
 def of_samples(view: View, found: Json, title: str) -> str:
     """HTML of the sheets of a run, and of its loss by quarters of the time or its figures beside those of the inputs."""
-    words = {"translate": "the same validation pairs", "autoencoder": "the same validation pictures"}
+    words = {
+        "translate": "the same validation pairs", "autoencoder": "the same validation pictures",
+        "cycle": "the same validation pictures",
+    }  # fmt: skip
     of = words.get(str(found.get("kind")), "fixed seeds")
     files = sorted(view.folder.samples.glob("step-*.png"))
     sheets = [(int(path.stem.partition("-")[2]), *read) for path in files if (read := sheet.read(path)) is not None]
@@ -44,7 +47,9 @@ def of_samples(view: View, found: Json, title: str) -> str:
             '<div class="card wide"><table>'
             f"<tr><th>quarter of the time</th>{head}</tr><tr><td>loss</td>{cells}</tr></table></div>"
         )
-    if found.get("kind") in words:
+    if "ways" in found:
+        blocks.append(_ways(found, title))
+    elif found.get("kind") in words:
         blocks.append(_figures(found, title))
     return "".join(blocks)
 
@@ -61,6 +66,22 @@ def _figures(found: Json, title: str) -> str:
         f"<h2>{title}How near the targets</h2>"
         f'<p class="soft">Means over {int(found.get("samples") or 0):,} validation pairs, values from 0 to 1.</p>'
         f'<div class="card wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
+    )
+
+
+def _ways(found: Json, title: str) -> str:
+    """How near pictures of each class come to themselves again."""
+    names = {"samples": "pictures", "cycle_psnr": "PSNR, dB", "cycle_mae": "mean error"}
+    ways = found["ways"] if isinstance(found["ways"], dict) else {}
+    body = "".join(
+        f"<tr><td>{escape(str(word))}</td>{''.join(f'<td>{_number(of.get(name))}</td>' for name in names)}</tr>"
+        for word, of in ways.items()
+    )
+    head = "".join(f"<th>{word}</th>" for word in names.values())
+    return (
+        f"<h2>{title}How near themselves again</h2>"
+        '<p class="soft">Validation pictures sent to the other class and back, values from 0 to 1.</p>'
+        f'<div class="card wide"><table><tr><th>from</th>{head}</tr>{body}</table></div>'
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 import torch
 from torch import nn
 
-from trainer.spec import Beside, Critic, Generator, InputSpec, Judge, Output, Reconstructor, Translator, Wanted
+from trainer.spec import Beside, Critic, Cyclic, Generator, InputSpec, Judge, Output, Reconstructor, Translator, Wanted
 
 
 class Batch(Protocol):
@@ -239,7 +239,7 @@ class Translates(Task, Protocol):
     """A task whose network makes pictures of pictures, other ones or the same; its `outputs` are none."""
 
     @property
-    def wanted(self) -> Translator | Reconstructor:
+    def wanted(self) -> Translator | Reconstructor | Cyclic:
         """What the network has to be."""
 
     @property
@@ -255,8 +255,9 @@ class Translates(Task, Protocol):
     def measured(self, network: nn.Module, batch: Batch) -> Any:
         """What a network gives in an evaluation."""
 
-    def critic(self) -> Critic | None:
-        """A second network, which its pictures have to deceive; none without an adversarial loss. Comes after `fit`."""
+    def critic(self) -> Critic | tuple[Critic, ...] | None:
+        """A second network, which its pictures have to deceive, or one of several critics that is called with pictures for each
+        of them; none without an adversarial loss. Comes after `fit`."""
 
     def oppose(self, network: nn.Module) -> LossFunction:
         """Learn against this network; returns that one's own loss."""
