@@ -19,7 +19,11 @@ from tests import painter
 from tests.trainers import Zygote, points, run_file, same
 from trainer import sheet
 from trainer.commands import main
+from trainer.config import UserError
+from trainer.config.model import Model
+from trainer.models import build_model
 from trainer.rundir import RunDir
+from trainer.spec import Translator
 
 KILLED = -9
 OWN = Path(painter.__file__)
@@ -170,21 +174,5 @@ def test_a_run_goes_on_as_another_one(whole: RunDir, trainers: Zygote, photograp
     assert ended > begun
     newest = max(RunDir(tmp_path / "run").checkpoints.glob("step-*"))
     assert "network.decoder.out.weight" in load_file(newest / "model.safetensors")
-    path = file(tmp_path / "not", photographs, task={**task, "residual": False}, model=model, **more)
-    (rank,) = trainers.start(path, tmp_path / "not")
-    assert rank.wait() == 2
-    assert "run:run has a network that adds its output to its input; leave residual out" in rank.text()
-
-
-def test_a_run_that_is_older_than_the_residual_goes_on_without(trainers: Zygote, photographs: Path, tmp_path: Path) -> None:
-    """Its resolved run file says nothing of it, and then what was not there is not there."""
-    path = file(tmp_path, photographs, task={"kind": "translate", "pairs": "grey", "residual": False}, losses={})
-    assert trainers.run(path, tmp_path, fault="step@6=kill") == [KILLED]
-    folder = RunDir(tmp_path / "run")
-    kept = folder.config.read_text()
-    assert kept.count("residual: false") == 1
-    folder.config.write_text("\n".join(line for line in kept.splitlines() if "residual" not in line) + "\n")
-    path = file(tmp_path, photographs, task={"kind": "translate", "pairs": "grey"}, losses={})
-    assert trainers.run(path, tmp_path) == [0]
-    assert folder.config.read_text() == kept
-    assert main(["evaluate", str(folder.path), "--device", "cpu"]) == 0
+    with pytest.raises(UserError, match="run:run has a network that adds its output to its input; leave residual out"):
+        build_model(Model.model_validate(model), "auto", Translator(3, 8, residual=False), 0)

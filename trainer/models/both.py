@@ -69,7 +69,9 @@ def build_both(config: Model, wanted: Cyclic, seed: int, build: Build, *, load_w
         way = replace(wanted.forth, channels=forth.spec.in_channels)
         back = build(model.model_copy(update={"adapt": adapt}), way, seed + 1)
     except UserError as error:
-        raise UserError(f"the way back (task.back): {error}") from error
+        hint = "" if wanted.back is not None else ". Another network for it is named as task.back"
+        told = f"the way back, from {wanted.forth.channels} channels to {forth.spec.in_channels}"
+        raise UserError(f"{told}: {error}{hint}") from error
     ways = {"forth": forth, "back": back}
     report = LoadReport(" and ".join(dict.fromkeys(way.report.source for way in ways.values())))
     for name, built in ways.items():
