@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests import painter
 from tests.trainers import Zygote, points, run_file, same
@@ -35,6 +35,7 @@ def file(folder: Path, pictures: Path) -> Path:
     run["task"] = {
         "kind": "cycle", "losses": ["adversarial", "cycle", "identity"], "decoder": {"width": 8},
         "adversary": {"width": 8, "layers": 1}, "samples": {"count": 4},
+        "fidelity": {"measure": ["fid"], "features": {**run["model"], "weights": str(pictures / "features.safetensors")}},
     }  # fmt: skip
     run["data"] = {
         "train": f"folder:{pictures / 'train'}", "val": f"folder:{pictures / 'val'}", "classes": ["warm", "cold"], "workers": 0,
@@ -52,6 +53,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for number, (name, count) in enumerate({"train/warm": 11, "train/cold": 7, "val/warm": 5, "val/cold": 4}.items()):
         painter.photographs(folder / name, count, number, size=8)
+    torch.manual_seed(0)
+    save_file(painter.trunk(4).state_dict(), folder / "features.safetensors")
     return folder
 
 
@@ -106,7 +109,8 @@ def test_both_ways_by_graft_and_by_the_export_alone(
     out = tmp_path / "export"
     assert main(["export", str(whole.path), "--device", "cpu", "--out", str(out)]) == 0
     assert "`forth/` makes cold of warm, `back/` warm of cold" in (out / "README.md").read_text()
-    for name, of, more in (("forth", "warm", []), ("back", "cold", ["--back"])):
+    for name, of in (("forth", "warm"), ("back", "cold")):
+        more = ["--back"] * (name == "back")
         ask = ["translate", str(whole.path), str(pictures / "val" / of), *more, "--device", "cpu", "--out", str(tmp_path / name)]
         assert main(ask) == 0
     program = [sys.executable, str(out / "back" / "translate.py"), str(tmp_path / "plain"), str(pictures / "val/cold/002.png")]
@@ -115,8 +119,8 @@ def test_both_ways_by_graft_and_by_the_export_alone(
     assert np.abs(one - other).max() <= 1
     assert np.abs(one - forth).max() > 1
     capsys.readouterr()
-    for more, message in (("--derive", "run learnt without pairs; leave it out"), ("--checkpoint=7", "7")):
-        assert main(["translate", str(whole.path), str(pictures / "val"), more, "--out", str(tmp_path / "no")]) != 0
+    for wrong, message in (("--derive", "run learnt without pairs; leave it out"), ("--checkpoint=7", "7")):
+        assert main(["translate", str(whole.path), str(pictures / "val"), wrong, "--out", str(tmp_path / "no")]) != 0
         assert message in capsys.readouterr().err
 
 

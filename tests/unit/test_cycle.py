@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from trainer.data import Batch
 from trainer.data.pairs import dataset_of, loaded
 from trainer.data.unpaired import UnpairedDataset
 from trainer.models import build_model
+from trainer.models.both import Both
 from trainer.models.critic import Several, build_critic
 from trainer.spec import Cyclic, InputSpec, Translator
 from trainer.tasks.cycle import Cycle, build
+from trainer.tasks.likeness import distances
+from trainer.tasks.likening import pixels
 
 OWN = Path(painter.__file__)
 SPEC = InputSpec(3, 8, (0.5,) * 3, (0.5,) * 3)
@@ -115,8 +119,6 @@ class Half(nn.Module):
 
 @pytest.mark.parametrize("kind", ["lsgan", "hinge"])
 def test_the_losses_are_those_of_the_paper(kind: str) -> None:
-    from trainer.models.both import Both
-
     config = Config.model_validate({"kind": "cycle", "losses": ["adversarial", "cycle", "identity"], "adversary": {"loss": kind}})
     task = build(config, Facts.plain(("a", "b"), (3, 3)))
     task.fit(SPEC, nn.Identity(), 0)
@@ -137,7 +139,7 @@ def test_the_losses_are_those_of_the_paper(kind: str) -> None:
     said = [critic(made) for critic, made in zip(critics, (second * 3, first * 0.5), strict=True)]
     maker = [-answer if kind == "hinge" else (answer - 1).square() for answer in said]
     assert torch.allclose(found["adversarial"], sum(loss.mean(dim=(1, 2, 3)) for loss in maker), atol=1e-5)
-    torch.autograd.backward(sum(loss.sum() for loss in found.values()))
+    torch.autograd.backward(torch.stack(list(found.values())).sum())
     assert all(parameter.grad is not None for parameter in network.parameters())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in critics.parameters())
 
@@ -155,9 +157,50 @@ def test_the_losses_are_those_of_the_paper(kind: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True)), "the critics' loss is theirs alone"
 
 
-def small(task: Cycle) -> list[Any]:
-    from dataclasses import replace
+class Colours:
+    """A judge whose features are the means of the channels."""
 
+    name, widths, layers = "colours", {"mean": 3}, {"fid": "mean", "kid": "mean"}
+
+    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """[n, 3]."""
+        return {"mean": images.float().mean(dim=(2, 3)) / 255}
+
+
+def test_what_is_made_is_compared_with_the_other_class() -> None:
+    fidelity = {"measure": ["kid", "fid"], "features": {"source": "torchvision:resnet18", "weights": "DEFAULT"}}
+    config = Config.model_validate({"kind": "cycle", "fidelity": fidelity})
+    task = build(config, Facts.plain(("a", "b"), (6, 4)))
+    task.liken(Colours())
+    names = ["kd_resnet18_forth", "fd_resnet18_forth", "kd_resnet18_back", "fd_resnet18_back"]
+    assert list(task.measure(0, CPU).result().metrics)[3:] == names
+    assert list(config.measured())[3:] == names
+    task.fit(SPEC, nn.Identity(), 0)
+    network = Both(Half(0.5), Half(-1.0))
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 1, 0, 0, 1, 0, 1, 0, 1, 0])
+    real = torch.rand(10, 3, 1, 1).expand(-1, -1, 8, 8) * 2 - 1
+    images = torch.zeros(10, 6, 8, 8)
+    images[labels == 0, :3], images[labels == 1, 3:] = real[labels == 0], real[labels == 1]
+    judge = Colours()
+    assert config.fidelity is not None
+    for scale in (1.0, 0.5):  # another network, against the features that are kept of the classes
+        measure = task.measure(10, CPU)
+        network.get_parameter("forth.part").data.fill_(0.5 * scale)
+        for rows in (torch.arange(0, 7), torch.arange(7, 10)):
+            measure.update(network, Batch(images[rows], labels[rows], rows))
+        found = measure.result().metrics
+        for way, own, factor in (("forth", 0, 0.5 * scale), ("back", 1, -1.0)):
+            made, other = judge(pixels(real[labels == own] * factor)), judge(pixels(real[labels != own]))
+            wanted = distances(config.fidelity, made, other, judge.layers)
+            for name, value in wanted.items():
+                assert found[f"{name}_{way}"] == pytest.approx(value, abs=1e-9)
+    with pytest.raises(ValueError, match=r"task\.fidelity is measured at evaluations"):
+        run("folder:x", {"fidelity": fidelity})
+    assert run("folder:x", {"fidelity": fidelity}, data={"val": "folder:y"}).models.keys() == {"model", "task.fidelity.features"}
+
+
+def small(task: Cycle) -> list[Any]:
     return [replace(one, width=8, layers=1) for one in task.critic()]
 
 

@@ -28,7 +28,7 @@ MAKER: dict[str, Callable[[Said], torch.Tensor]] = {
 
 @contextmanager
 def still(network: nn.Module) -> Iterator[None]:
-    """Its parameters take no gradient of what is done inside."""
+    """Within it the parameters of a network take no gradient, and what goes through it does."""
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)

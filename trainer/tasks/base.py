@@ -267,6 +267,14 @@ class Translates(Task, Protocol):
         """The network whose features are compared, which never learns."""
 
 
+@runtime_checkable
+class Likens(Protocol):
+    """A task that can measure how like those of a kind its pictures are, by features."""
+
+    def liken(self, judge: Judge) -> None:
+        """Take the features."""
+
+
 def wanted(task: Task) -> Wanted:
     """What a task asks of a network."""
     if isinstance(task, Generates):

@@ -13,10 +13,10 @@ from torch import nn
 from trainer.config import UserError
 from trainer.config.targets import Facts
 from trainer.config.tasks.cycle import Config
-from trainer.spec import Critic, Cyclic, InputSpec, Output, Translator
+from trainer.spec import Critic, Cyclic, InputSpec, Judge, Output, Translator
 from trainer.tasks.adversary import CRITIC, MAKER, still
 from trainer.tasks.base import Batch, LossFunction, Perceives
-from trainer.tasks.returning import ReturnMeasure
+from trainer.tasks.returning import Likeness, ReturnMeasure
 
 
 def build(config: Config, facts: Facts) -> Cycle:
@@ -50,6 +50,7 @@ class Cycle:
         self._critics: nn.Module | None = None
         self._made: deque[tuple[torch.Tensor, torch.Tensor]] = deque()  # micro-batches that the critics have yet to see
         self.perceives: nn.Module | None = None
+        self.likeness: Likeness | None = None
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -86,6 +87,11 @@ class Cycle:
     def channels(self) -> tuple[int, int]:
         """Of a picture of the first kind, and of the second."""
         return self.spec.in_channels, self._config.channels
+
+    def liken(self, judge: Judge) -> None:
+        """Measure how like each class what is made of the other is, by these features, as `fidelity` says."""
+        assert self._config.fidelity is not None
+        self.likeness = Likeness(self._config.fidelity, judge)
 
     def perceive(self, distance: Perceives | None, weights: Mapping[str, float]) -> None:
         """Take what each loss weighs; no features are compared."""

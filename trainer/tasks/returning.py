@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from trainer.config.fidelity import Distances
+from trainer.spec import Judge
 from trainer.tasks.base import Batch, Evaluation, Sheet
+from trainer.tasks.likeness import distances
 from trainer.tasks.likening import pixels
 
 if TYPE_CHECKING:
@@ -16,6 +21,15 @@ if TYPE_CHECKING:
 
 _EXACT = 1e-10  # the mean squared error below which PSNR is said as 100 dB
 _WORDS = ("input", "output", "back")
+
+
+@dataclass
+class Likeness:
+    """What is compared: features of what is made with features of pictures of that class; those are computed once."""
+
+    config: Distances
+    judge: Judge
+    real: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None
 
 
 class ReturnMeasure:
@@ -33,6 +47,13 @@ class ReturnMeasure:
         self._shown = [place * samples // count for place in range(count)] if count else []
         channels, side = (max(task.channels), task.spec.image_size) if samples else (1, 1)
         self._made = torch.zeros(len(self._shown), len(_WORDS), channels, side, side, dtype=torch.uint8)
+
+        likeness = self._likeness = task.likeness
+        widths = {} if likeness is None else likeness.judge.widths
+        self._of_made, self._of_real = (
+            {layer: torch.zeros(samples, width) for layer, width in widths.items() if wanted}
+            for wanted in (True, likeness is not None and likeness.real is None)
+        )
 
     def update(self, network: nn.Module, batch: Batch) -> None:
         """Add a batch: of each class its own way there and back."""
@@ -56,6 +77,11 @@ class ReturnMeasure:
             *(losses[name].double() for name in self._names),
         ]  # fmt: skip
         self._rows[indices.to(self._rows.device)] = torch.stack(columns, dim=1)
+        if self._likeness is not None:
+            for found, of in ((self._of_made, made), (self._of_real, images)):
+                if found:
+                    for layer, value in self._likeness.judge(pixels(of)).items():
+                        found[layer][indices] = value
         for row, index in enumerate(indices.tolist()):
             if index in self._shown:
                 for place, picture in enumerate((images, made, again)):
@@ -67,7 +93,7 @@ class ReturnMeasure:
 
     def tensors(self) -> Sequence[torch.Tensor]:
         """What is to be summed over the ranks, in place."""
-        return [self._rows, *([self._made] if self._shown else [])]
+        return [self._rows, *([self._made] if self._shown else []), *self._of_made.values(), *self._of_real.values()]
 
     def result(self) -> Evaluation:
         """The means over the samples, and of each class in the details."""
@@ -89,7 +115,29 @@ class ReturnMeasure:
         sheet = None
         if self._shown:
             sheet = Sheet(self._made.flatten(0, 1), _WORDS * len(self._made), len(_WORDS))
-        return Evaluation({"loss": loss, "cycle_psnr": psnr, "cycle_mae": mae}, details, sheet)
+        metrics = {"loss": loss, "cycle_psnr": psnr, "cycle_mae": mae, **self._like(rows[:, 0])}
+        if self._likeness is not None:
+            details["fidelity"] = {"features": self._likeness.judge.name}
+        return Evaluation(metrics, details, sheet)
+
+    def _like(self, labels: torch.Tensor) -> dict[str, float]:
+        """How like the second class is what was made of the first, and the other way round; `labels`: the class and 1, or 0."""
+        likeness = self._likeness
+        if likeness is None:
+            return {}
+        first, second = labels == 1, labels == 2
+        there = bool(first.any()) and bool(second.any())
+        if self._of_real and there:
+            one, other = ({layer: found[of] for layer, found in self._of_real.items()} for of in (first, second))
+            likeness.real = (one, other)
+        if likeness.real is None or not there:
+            return {f"{name}_{way}": math.nan for way in ("forth", "back") for name in likeness.config.names}
+        metrics: dict[str, float] = {}
+        for way, of, real in (("forth", first, likeness.real[1]), ("back", second, likeness.real[0])):
+            made = {layer: found[of] for layer, found in self._of_made.items()}
+            found = distances(likeness.config, made, real, likeness.judge.layers)
+            metrics |= {f"{name}_{way}": value for name, value in found.items()}
+        return metrics
 
 
 def _l1(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

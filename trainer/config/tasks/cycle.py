@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.config.errors import UserError
+from trainer.config.fidelity import Distances
 from trainer.config.model import Model
 from trainer.config.pictures import Critics as Common
 from trainer.config.pictures import Painting
@@ -32,6 +33,7 @@ class Config(Painting):
         ["adversarial", "cycle"], description="cycle weighs 10 and identity 5, unless losses.weights says otherwise"
     )
     adversary: Critics = Critics()
+    fidelity: Distances | None = Field(None, description="how like each class what is made of the other is; none: not measured")
     back: Model | None = Field(None, description="the network of the way back; left out: another one like model")
     decoder: Decoder = Field(default_factory=Decoder, description="of classifiers' trunks")
     residual: Literal["auto"] | bool = Field(
@@ -45,10 +47,22 @@ class Config(Painting):
 
     @property
     def networks(self) -> dict[str, Model]:
-        return {} if self.back is None else {"back": self.back}
+        features = None if self.fidelity is None else self.fidelity.features
+        found = {"back": self.back, "fidelity.features": features}
+        return {key: model for key, model in found.items() if model is not None}
 
     def moved(self, change: Callable[[Model], Model]) -> Self:
-        return self if self.back is None else self.model_copy(update={"back": change(self.back)})
+        found: dict[str, Any] = {}
+        if self.back is not None:
+            found["back"] = change(self.back)
+        if self.fidelity is not None and self.fidelity.features is not None:
+            found["fidelity"] = self.fidelity.model_copy(update={"features": change(self.fidelity.features)})
+        return self.model_copy(update=found)
+
+    def measured(self, facts: Facts | None = None) -> tuple[str, ...]:
+        """Those of the way there and back, and the distances of each way."""
+        named = () if self.fidelity is None else self.fidelity.names
+        return (*self.metrics, *(f"{name}_{way}" for way in ("forth", "back") for name in named))
 
     @property
     def looks_at(self) -> LooksAt:
@@ -69,6 +83,8 @@ class Config(Painting):
     def goes_with(self, run: Any) -> None:
         """What looks at one network, or at pairs, is refused."""
         super().goes_with(run)
+        if self.fidelity is not None and run.data.val is None:
+            raise ValueError("task.fidelity is measured at evaluations, which need validation data; set data.val")
         if run.losses.balance.kind != "fixed":
             raise ValueError(
                 f"losses.balance: {run.losses.balance.kind} goes by the layers of one network, and task cycle trains two against "
