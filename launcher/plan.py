@@ -128,15 +128,16 @@ def _mix(run: Run) -> str | None:
 def _losses(run: Run) -> str | None:
     """The losses beside the task's own, with their weights, and how they are balanced."""
     losses = run.losses
-    if losses.plain:
+    weights = run.weights
+    if losses.plain and not weights:
         return None
 
     def weighed(name: str, told: str) -> str:
-        factor = losses.weights.get(name, 1.0)
+        factor = weights.get(name, 1.0)
         return f"{told} x {factor:g}" if factor != 1 else told
 
     named = {name: f"{name} ({loss.kind})" for name, loss in losses.add.items()}
-    own = [weighed(name, name) for name in losses.weights if name not in named and name != "task"]
+    own = [weighed(name, name) for name in weights if name not in named and name != "task"]
     shown = [*(own or [weighed("task", "the task's")]), *(weighed(name, told) for name, told in named.items())]
     taught = f"; taught by {losses.teacher.source}" if losses.teacher is not None else ""
     balance = f"; balanced by {losses.balance.kind}" if losses.balance.kind != "fixed" else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from launcher.machine import Machine, here
 from launcher.plan import Counts, Plan, plan
 from launcher.runs import find, last_checkpoint, status
-from trainer.config import EXIT_DONE, RefusedError, Run, UserError, load, nearest
+from trainer.config import EXIT_DONE, RefusedError, Run, UserError, load, nearest, resolved
 from trainer.config.load import SAVED
 from trainer.rundir import RunDir
 from trainer.rundir.lease import refused_by
@@ -62,7 +62,7 @@ def locate(target: str, overrides: list[str], runs: Path) -> tuple[Run, RunDir]:
         return run, RunDir((runs / run.name).resolve())
     if path.exists() or (runs / target).exists():
         rundir = find(target, runs)
-        return load(rundir.config, overrides), rundir
+        return resolved(rundir.config, overrides), rundir
     raise UserError(f"{target}: no such run file, and no run folder of that path or of that name in {runs}")
 
 

@@ -226,7 +226,7 @@ def export(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from trainer.export import export as write
-    from trainer.export import export_autoencoder, export_gan, export_generator, export_translator, fold
+    from trainer.export import export_autoencoder, export_cycle, export_gan, export_generator, export_translator, fold
     from trainer.restored import restore
 
     folder = RunDir(arguments.run.resolve())
@@ -234,8 +234,10 @@ def export(argv: list[str]) -> int:
     evaluation: dict[str, Any] = folder.read_json(folder.samples / "evaluation.json")
     if evaluation.get("step") != restored.step and restored.run.data.val is not None:
         evaluation = _again(restored, arguments.device)
-    if restored.run.task.translates or restored.run.task.reconstructs:
-        pictures = export_translator if restored.run.task.translates else export_autoencoder
+    pictures = {"translate": export_translator, "cycle": export_cycle, "autoencoder": export_autoencoder}.get(
+        restored.run.task.kind
+    )
+    if pictures is not None:
         out = pictures(restored, arguments.out or folder.export, folder.read_json(folder.summary), evaluation)
         print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")
         return EXIT_DONE

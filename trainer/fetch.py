@@ -54,7 +54,7 @@ def _needs(run: Run, key: str, model: Model) -> list[Need]:
     if key == "model" and run.task.duels:
         return pair_needs(model)
     scheme, _, rest = model.source.partition(":")
-    if key == "model" and run.task.translates and scheme == "diffusers":
+    if key in ("model", "task.back") and run.task.translates and scheme == "diffusers":
         return denoisers.needs(rest, model)
     if key == "model" and run.task.generates:
         return generator_needs(model, getattr(run.task, "vae", None))

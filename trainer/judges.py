@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer.config import Run, UserError
-from trainer.config.fidelity import Fidelity
+from trainer.config.fidelity import Distances
 from trainer.config.model import Model
 from trainer.config.pictures import Pictures
 from trainer.config.task import Task as Config
@@ -21,7 +21,7 @@ from trainer.models.base import Need
 from trainer.models.file import read_checkpoint
 from trainer.perceptual import Perceptual
 from trainer.spec import Judge, Output
-from trainer.tasks.base import Makes, Perceives, Task, Translates
+from trainer.tasks.base import Likens, Makes, Perceives, Task, Translates
 from trainer.tasks.diffusion import Diffusion
 
 INCEPTION = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -29,7 +29,7 @@ VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 _AT_ONCE = 64  # images in one pass
 
 
-def judge(config: Fidelity, device: torch.device) -> Judge:
+def judge(config: Distances, device: torch.device) -> Judge:
     """The judge that is asked for, on a device. Raises UserError where its weights are not there: nothing is downloaded."""
     return Standard(config, device) if config.features is None else Other(config.features, device)
 
@@ -41,17 +41,19 @@ def give(run: Run, task: Task, device: torch.device, *, load_weights: bool = Tru
     """
     asked = getattr(run.task, "lpips", None)
     lpips = None if asked is None else Lpips(asked, device, load_weights=load_weights)
-    if isinstance(task, Translates) and isinstance(run.task, Pictures):
+    if isinstance(task, Translates):
         channels = getattr(run.task, "channels", run.model.adapt.in_channels)
         distances: dict[str, Perceives] = {} if lpips is None else {"lpips": lpips}
-        if run.task.perceptual is not None:
+        if isinstance(run.task, Pictures) and run.task.perceptual is not None:
             distances["perceptual"] = Perceptual(run.task.perceptual, channels, device, load_weights=load_weights)
-        task.perceive(distances, run.losses.weights)
+        task.perceive(distances, run.weights)
     if isinstance(task, Diffusion):
         task.gauge(lpips)
     fidelity = getattr(run.task, "fidelity", None)
     if isinstance(task, Makes) and fidelity is not None and load_weights:
         task.compare(judge(fidelity, device))
+    if isinstance(task, Likens) and isinstance(fidelity, Distances) and load_weights:
+        task.liken(judge(fidelity, device))
 
 
 def all_needs(task: Config) -> list[Need]:
@@ -60,7 +62,7 @@ def all_needs(task: Config) -> list[Need]:
     return [*(needs(fidelity) if fidelity is not None else []), *(trunk_needs(lpips) if lpips is not None else [])]
 
 
-def needs(config: Fidelity) -> list[Need]:
+def needs(config: Distances) -> list[Need]:
     """The files of torch-fidelity's own networks, as far as they are used."""
     if config.features is not None:
         return []
@@ -78,7 +80,7 @@ class Standard:
 
     name = "torch-fidelity"
 
-    def __init__(self, config: Fidelity, device: torch.device) -> None:
+    def __init__(self, config: Distances, device: torch.device) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 

@@ -101,7 +101,7 @@ def build_objective(
             f"losses.add.{held[0]} holds the trunk to what it was, and no layer of the trunk learns; leave it out, or choose "
             "another strategy"
         )
-    made = objective(run.losses, task, ground, seed)
+    made = objective(run.losses.model_copy(update={"weights": run.weights}), task, ground, seed)
     first = {parameter for group in groups if group.start == 0 for _, parameter in group.parameters}
     ordered = [(name, parameter) for name, parameter in network.named_parameters() if parameter in first]
     if run.losses.balance.kind == "adatask":

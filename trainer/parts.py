@@ -16,6 +16,7 @@ from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import Samples, eval_batches, train_batches
 from trainer.data.order import mix
 from trainer.data.pairs import PairDataset, dataset_of, loaded
+from trainer.data.unpaired import UnpairedDataset
 from trainer.evaluate import evaluate, refer
 from trainer.features.choose import Choice
 from trainer.features.kept import Features
@@ -90,7 +91,7 @@ class Parts:
         """What dropout is seeded with: a pure function of (seed, step, rank, micro-batch)."""
         return mix(self.run.train.seed, DROPOUT, step, rank, index)
 
-    def dataset(self, listing: Listing, *, train: bool) -> ImageDataset | PairDataset:
+    def dataset(self, listing: Listing, *, train: bool) -> ImageDataset | PairDataset | UnpairedDataset:
         return dataset_of(self.run, listing, self.built.spec, train=train)
 
     def open_features(self, at: Callable[[str], None], stop: Callable[[], bool], *, val: bool = True) -> bool:

@@ -12,7 +12,7 @@ from trainer.config import Run, UserError
 from trainer.config.tasks.gan import Config as Gan
 from trainer.data.order import mix
 from trainer.models import Built
-from trainer.models.critic import build_critic
+from trainer.models.critic import Several, build_critic
 from trainer.optim import build_optimizer
 from trainer.runtime import Engine, Runtime
 from trainer.spec import ParamGroup, Piece
@@ -39,8 +39,11 @@ def rivals(run: Run, runtime: Runtime, task: Task, built: Built) -> tuple[Rival,
     wanted = task.critic() if isinstance(task, Translates) else None
     if wanted is None or not isinstance(task, Translates):
         return ()
-    network = build_critic(wanted, built.spec.image_size, mix(run.train.seed, CRITIC)).to(runtime.device)
-    groups = [ParamGroup(list(network.named_parameters()), wanted.rate)]
+    several, size = (wanted if isinstance(wanted, tuple) else (wanted,)), built.spec.image_size
+    seeds = [mix(run.train.seed, CRITIC, *([place] if place else [])) for place in range(len(several))]
+    critics = [build_critic(one, size, drawn) for one, drawn in zip(several, seeds, strict=True)]
+    network = (Several(critics) if isinstance(wanted, tuple) else critics[0]).to(runtime.device)
+    groups = [ParamGroup(list(network.named_parameters()), several[0].rate)]
     make = partial(build_optimizer, run.optimizer, apart=None, fused=runtime.computing.fused)
     engine = runtime.engine(network, network, groups, make, list(network.children()))
     return (Rival(Phase("critic", network, engine, task.oppose(network)), engine),)

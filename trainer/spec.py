@@ -75,11 +75,14 @@ class Pair(Generator):
 class Translator:
     """A network that makes pictures [n, channels, h, w] in [-1, 1] of pictures of the same size.
 
-    `width`: of the decoder that a trunk without one gets, in channels at full resolution.
+    `width`: of the decoder that a trunk without one gets, in channels at full resolution. `residual`: whether what it gives is
+    added to its input; none: `alike` says it of a new decoder, and any other network is what it was.
     """
 
     channels: int
     width: int
+    residual: bool | None = None
+    alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,20 @@ class Reconstructor:
     """A network that makes pictures again of latents: called with images and noise [n, *latents], or without noise, it gives
     pictures, means and logarithms of the variances of the latents. Its `latents`: their channels, and how much smaller they are.
     """
+
+
+@dataclass(frozen=True)
+class Cyclic:
+    """Two networks that make pictures of each other's: called with pictures of both kinds in [-1, 1], and whether each is also to
+    be given what it should make, they give what each makes, what the other makes of that again, and what each made of what it
+    should make, if that was asked for.
+
+    `forth`: the first one; the way back is a network like it that makes the channels which this one takes. `back`: the settings
+    of that network (`trainer.config.model.Model`), where it is another one.
+    """
+
+    forth: Translator
+    back: Any = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +119,7 @@ class Critic:
     rate: float
 
 
-Wanted = tuple[Output, ...] | Generator | Translator | Reconstructor  # what a task asks of a network
+Wanted = tuple[Output, ...] | Generator | Translator | Reconstructor | Cyclic  # what a task asks of a network
 # (the network as it is called, noised images, times, what it is told besides, each [n, …]) -> what it makes of them
 Call = Callable[[nn.Module, torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 

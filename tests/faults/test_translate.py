@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests import painter
 from tests.trainers import Zygote, points, run_file, same
 from trainer import sheet
 from trainer.commands import main
+from trainer.config import UserError
+from trainer.config.model import Model
+from trainer.models import build_model
 from trainer.rundir import RunDir
+from trainer.spec import Translator
 
 KILLED = -9
 OWN = Path(painter.__file__)
@@ -96,7 +100,7 @@ def test_figures_are_over_every_pair_on_any_number_of_ranks(
     for name, value in told["metrics"].items():
         assert last[f"val/{name}"] == pytest.approx(value, abs=1e-5), name
     assert told["input"]["psnr"] > 5
-    assert last["val/psnr"] > 8
+    assert last["val/psnr"] > told["input"]["psnr"], "what begins with the input itself, without a residual far below it"
     shown = sheet.read(whole.samples / "step-00000016.png")
     assert shown is not None
     image, layout = shown
@@ -168,3 +172,7 @@ def test_a_run_goes_on_as_another_one(whole: RunDir, trainers: Zygote, photograp
     assert trainers.run(path, tmp_path) == [0]
     begun, *_, ended = [p["val/psnr"] for p in points(tmp_path / "run") if "val/psnr" in p]
     assert ended > begun
+    newest = max(RunDir(tmp_path / "run").checkpoints.glob("step-*"))
+    assert "network.decoder.out.weight" in load_file(newest / "model.safetensors")
+    with pytest.raises(UserError, match="run:run has a network that adds its output to its input; leave residual out"):
+        build_model(Model.model_validate(model), "auto", Translator(3, 8, residual=False), 0)

@@ -313,3 +313,26 @@ def test_a_point_is_in_the_file_at_once_and_is_strict_json(tmp_path: Path) -> No
     assert path.read_text().count("\n") == 1
     record.close()
     assert read_points(tmp_path / "missing.jsonl") == []
+
+
+def test_a_run_that_is_older_than_the_residual_goes_on_without(tmp_path: Path) -> None:
+    """Its resolved run file says nothing of it, so that it was not there; a run file that leaves it to graft agrees."""
+
+    def translating(**task: object) -> Run:
+        return Run.model_validate({
+            "name": "r", "task": {"kind": "translate", "pairs": "grey", **task}, "model": {"source": "torchvision:resnet18"},
+            "strategy": {"kind": "full"}, "data": {"train": "folder:/x"}, "optimizer": {"kind": "adam", "lr": 1e-3},
+        })  # fmt: skip
+
+    folder = RunDir(tmp_path / "r")
+    folder.prepare(translating(residual=False), accept_changes=False)
+    kept = folder.config.read_text()
+    assert kept.count("residual: false") == 1
+    folder.config.write_text("\n".join(line for line in kept.splitlines() if "residual" not in line) + "\n")
+    folder.metrics.write_text("{}\n")
+    assert getattr(folder.load().task, "residual", None) is False
+    assert folder.difference(translating()) == []
+    folder.prepare(translating(), accept_changes=False)
+    assert folder.config.read_text() == kept
+    with pytest.raises(RefusedError, match=r"task\.residual: false -> true"):
+        folder.prepare(translating(residual=True), accept_changes=False)

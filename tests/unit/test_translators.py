@@ -34,10 +34,13 @@ CPU = torch.device("cpu")
 VQ = inspect.signature(diffusers.VQModel.__init__).parameters
 
 
-def built(source: str, size: int = 32, *, channels: int = 3, made: int = 3, weights: str | None = None, **args: Any) -> Built:
+def built(
+    source: str, size: int = 32, *, channels: int = 3, made: int = 3, weights: str | None = None,
+    residual: bool | None = None, alike: bool = False, **args: Any,
+) -> Built:  # fmt: skip
     given = {} if weights is None else {"weights": weights}
     config = Model(source=source, args=args, adapt=Adapt(in_channels=channels, image_size=size), **given)
-    return build_model(config, "auto", Translator(made, 8), 0)
+    return build_model(config, "auto", Translator(made, 8, residual, alike), 0)
 
 
 def test_a_classifier_becomes_an_encoder_with_its_weights(tmp_path: Path) -> None:
@@ -58,6 +61,25 @@ def test_a_classifier_becomes_an_encoder_with_its_weights(tmp_path: Path) -> Non
     assert all(parameter.grad is not None for parameter in network.parameters()), "nothing is left that would not learn"
     groups = apply(head_strategy.Config(), network, found.head, found.fresh, lambda amount: 0)
     assert {name.partition(".")[0] for group in groups for name, _ in group.parameters} == {"decoder"}
+
+
+@pytest.mark.parametrize(("channels", "made"), [(3, 3), (1, 3), (3, 1)])
+def test_the_output_is_added_to_the_input(channels: int, made: int) -> None:
+    """A new decoder begins with the input itself, of whatever channels and normalisation, and all of it learns from there."""
+    found = built("torchvision:resnet18", channels=channels, made=made, alike=True)
+    assert found.head == ("network.decoder",)
+    assert all(name in dict(found.network.named_parameters()) for name in found.fresh)
+    pixels = torch.rand(2, channels, 32, 32)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (found.spec.mean, found.spec.std))
+    grey = (pixels * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True) if channels > made else pixels
+    output = found.network((pixels - mean) / std)
+    assert torch.allclose(output, (grey * 2 - 1).expand(-1, made, -1, -1), atol=1e-5)
+    torch.autograd.backward((output - torch.rand_like(output)).square().sum())
+    last = found.network.get_parameter("network.decoder.out.weight")
+    assert last.grad is not None
+    assert float(last.grad.abs().max()) > 0
+    assert type(built("torchvision:resnet18", alike=True, residual=False).network).__name__ == "Translating"
+    assert type(built("torchvision:resnet18").network).__name__ == "Translating", "nor for pairs that are not alike"
 
 
 @pytest.mark.parametrize("source", ["torchvision:vgg11_bn", "torchvision:mobilenet_v3_small", "timm:regnety_002"])
@@ -83,18 +105,22 @@ def test_networks_of_ones_own(tmp_path: Path) -> None:
     hook.remove()
     assert trunk.levels == ("3", "5")
     assert sides == {16}, "for a classifier no size is looked for that would give pictures"
-    unet = built(
-        "diffusers:UNet2DModel", 16, block_out_channels=[8, 8], norm_num_groups=4, layers_per_block=1,
-        down_block_types=["DownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "UpBlock2D"],
-    )  # fmt: skip
+    small: dict[str, Any] = {
+        "block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1,
+        "down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    }  # fmt: skip
+    unet = built("diffusers:UNet2DModel", 16, alike=True, **small)
     assert unet.network(torch.zeros(1, 3, 16, 16)).shape == (1, 3, 16, 16)
     assert unet.head == ("network.conv_out", "network.conv_norm_out")
+    image = torch.rand(1, 3, 16, 16)
+    assert torch.allclose(built("diffusers:UNet2DModel", 16, residual=True, **small).network(image), image, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("source", "size", "more", "message"),
     [
         (f"python:{OWN}:painter", 15, {"channels": 1}, "the nearest sizes that it does are 14 and 16"),
+        (f"python:{OWN}:painter", 16, {"channels": 1, "residual": True}, "add the input to the output in its own file"),
         (f"python:{OWN}:painter", 16, {"channels": 1, "made": 1}, r"it makes \[2, 3, 16, 16\]"),
         ("torchvision:vit_b_16", 32, {}, "only maps of one size"),
         ("torchvision:vit_b_16", 40, {}, "write 32 or 48"),

@@ -11,7 +11,7 @@ from trainer.config.errors import (
     UserError,
     nearest,
 )
-from trainer.config.load import changes, dump, explain, load, schema
+from trainer.config.load import changes, dump, explain, load, resolved, resumed, schema
 from trainer.config.run import Run
 
 __all__ = [
@@ -29,5 +29,7 @@ __all__ = [
     "explain",
     "load",
     "nearest",
+    "resolved",
+    "resumed",
     "schema",
 ]

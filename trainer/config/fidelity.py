@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,15 +17,13 @@ def _usual() -> list[Measured]:
     return ["fid", "kid"]
 
 
-class Fidelity(Section):
+class Distances(Section):
     """Distances between features of images that are made and of images of the data, as the torch-fidelity library works them out.
 
     With its own networks (Inception v3 of 2015; VGG16 for precision and recall) they bear their names; with another network `fid`
     is called `fd_NAME`, `kid` `kd_NAME`, and the others likewise: such numbers compare with no published ones.
     """
 
-    samples: int = Field(ge=2, description="images that are made for it at each evaluation, over all ranks")
-    against: Literal["val", "train"] = Field("val", description="the images of the data, as an evaluation reads them")
     measure: list[Measured] = Field(
         default_factory=_usual,
         description="fid: Heusel et al. 2017; kid: Bińkowski et al. 2018; precision_recall: Kynkäänniemi et al. 2019; "
@@ -50,7 +48,7 @@ class Fidelity(Section):
         return tuple(f"{name}{self.suffix}" for asked in self.measure for name in plain.get(asked, (asked,)))
 
     @model_validator(mode="after")
-    def _fits(self) -> Fidelity:
+    def _known(self) -> Self:
         if not self.measure or len(set(self.measure)) < len(self.measure):
             raise ValueError("measure: name each of fid, kid, precision_recall and is at most once, and one at least")
         if self.features is not None:
@@ -58,6 +56,17 @@ class Fidelity(Section):
                 raise ValueError("measure: 'is' asks Inception v3 for its classes; leave it out with other features")
             if self.features.weights == "none":
                 raise ValueError("features: weights: none, and what was never trained tells nothing apart; name its weights")
+        return self
+
+
+class Fidelity(Distances):
+    """How like the data the images of a generator are."""
+
+    samples: int = Field(ge=2, description="images that are made for it at each evaluation, over all ranks")
+    against: Literal["val", "train"] = Field("val", description="the images of the data, as an evaluation reads them")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
         least = {"is": 10, "precision_recall": 4}
         for name, count in least.items():
             if name in self.measure and self.samples < count:

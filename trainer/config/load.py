@@ -10,10 +10,11 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from trainer.config.base import Kind
+from trainer.config.base import Kind, kinds
 from trainer.config.errors import UserError, nearest
 from trainer.config.model import Model
 from trainer.config.run import Run
+from trainer.config.task import Task
 from trainer.config.yamlfile import Document, Loc, override, read, unparse
 
 _TYPES = {
@@ -32,6 +33,18 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Run:
     Raises UserError that names the file, the line, the key and the nearest valid name.
     """
     document = read(path)
+    for assignment in overrides:
+        override(document, assignment)
+    return check(document)
+
+
+def resolved(path: Path, overrides: Iterable[str] = ()) -> Run:
+    """`load` of a run file that `dump` wrote, maybe in an earlier version: what it does not say is as it was then."""
+    document = read(path)
+    task = document.value.get("task")
+    known = kinds("trainer.config.tasks").get(str(task.get("kind"))) if isinstance(task, dict) else None
+    if isinstance(task, dict) and known is not None and issubclass(known, Task):
+        document.value["task"] = {**known.before, **task}
     for assignment in overrides:
         override(document, assignment)
     return check(document)
@@ -266,8 +279,14 @@ def free(key: str) -> bool:
     return f"{key}.".startswith(_FREE)
 
 
+def resumed(old: Run, new: Run) -> Run:
+    """The run file of a run that goes on: what is chosen by itself stays as it was."""
+    return new.model_copy(update={"task": new.task.resumed(old.task)})
+
+
 def changes(old: Run, new: Run) -> list[str]:
     """`key: old -> new` for each setting that would change what is learnt; the rest may change freely between attempts."""
+    new = resumed(old, new)
     before, after = (flat(run.model_dump(mode="json")) for run in (old, new))
     return [
         f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"

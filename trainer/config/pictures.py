@@ -24,13 +24,18 @@ class Perceptual(Section):
     )
 
 
-class Adversary(Section):
-    """The adversarial loss: a critic of patches (PatchGAN) that learns to tell what is made from the targets."""
+class Critics(Section):
+    """Critics of patches (PatchGAN), which learn to tell what is made from what is real."""
 
     loss: Literal["hinge", "lsgan", "non_saturating"] = "hinge"
     width: int = Field(64, ge=8, le=512, multiple_of=8, description="channels of its first layer; twice as many at each further")
     layers: int = Field(3, ge=1, le=8, description="layers that halve the size")
     rate: float = Field(1.0, gt=0, description="factor on the learning rate")
+
+
+class Adversary(Critics):
+    """The adversarial loss: a critic that learns to tell what is made from the targets."""
+
     shown_input: bool = Field(True, description="it sees the input beside the picture (Isola et al. 2017)")
 
 
@@ -40,14 +45,32 @@ class Samples(Section):
     count: int = Field(8, ge=0, le=64, description="pairs, evenly spread over the validation samples")
 
 
-class Pictures(Task):
+class Painting(Task):
+    """A task whose network makes pictures of pictures."""
+
+    samples: Samples = Field(default_factory=Samples)
+
+    def goes_with(self, run: Any) -> None:
+        """Nothing that only classifiers have."""
+        if run.losses.teacher is not None or any(loss.kind != "l2_sp" for loss in run.losses.add.values()):
+            raise ValueError(f"losses: of the further losses only l2_sp goes with task {self.kind}; leave the others out")
+        if run.data.cache.kind == "features":
+            raise ValueError(
+                f"data.cache: features are not kept for task {self.kind}, which needs all of the network; leave it out"
+            )
+        if run.evaluate.source is not None:
+            raise ValueError(
+                f"evaluate.source: what task {self.kind} forgets is not measured by samples of classes; leave it out"
+            )
+
+
+class Pictures(Painting):
     """A task with distances of pictures as losses; a subclass has them as `losses`."""
 
     best: ClassVar[str] = "psnr"
     perceptual: Perceptual | None = Field(None, description="of the loss perceptual")
     adversary: Adversary | None = Field(None, description="of the loss adversarial; left out: its defaults")
     lpips: Lpips | None = Field(None, description=f"{WHAT}; of the loss lpips as well")
-    samples: Samples = Field(default_factory=Samples)
 
     def measured(self, facts: Facts | None = None) -> tuple[str, ...]:
         return (*self.metrics, *named(self.lpips))
@@ -76,23 +99,14 @@ class Pictures(Task):
         return ()
 
     def goes_with(self, run: Any) -> None:
-        """Losses that look at pictures, and nothing that only classifiers have."""
-        if run.losses.teacher is not None or any(loss.kind != "l2_sp" for loss in run.losses.add.values()):
-            raise ValueError(f"losses: of the further losses only l2_sp goes with task {self.kind}; leave the others out")
-        if run.data.cache.kind == "features":
-            raise ValueError(
-                f"data.cache: features are not kept for task {self.kind}, which needs all of the network; leave it out"
-            )
+        """Losses that look at pictures, and balances that go with a critic."""
+        super().goes_with(run)
         balance = run.losses.balance.kind
         if "adversarial" in self.chosen and balance in ("dwa", "uncertainty", "gradnorm"):
             instead = "losses.weights" if "kl" in self.chosen else "balance: match, or weights"
             raise ValueError(
                 f"losses.balance: {balance} goes by how far losses fell, and one against a critic that learns as well says "
                 f"nothing of that; write {instead}"
-            )
-        if run.evaluate.source is not None:
-            raise ValueError(
-                f"evaluate.source: what task {self.kind} forgets is not measured by samples of classes; leave it out"
             )
 
     @model_validator(mode="after")

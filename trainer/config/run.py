@@ -174,6 +174,11 @@ class Run(Section):
         named |= {f"task.{key}": model for key, model in self.task.networks.items()}
         return {key: model for key, model in named.items() if model is not None}
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """What losses weigh, as far as it is not 1."""
+        return {**self.task.weights, **self.losses.weights}
+
     def moved(self, change: Callable[[Model], Model]) -> Run:
         """The run with its networks changed."""
         found: dict[str, Any] = {"model": change(self.model)}

@@ -23,6 +23,7 @@ class Task(Kind):
 
     metrics: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[str] = "loss"
+    before: ClassVar[Mapping[str, Any]] = {}  # what settings were that resolved run files of earlier versions lack
     generates: ClassVar[bool] = False
     translates: ClassVar[bool] = False
     reconstructs: ClassVar[bool] = False
@@ -38,8 +39,17 @@ class Task(Kind):
         """The networks that the task reads beside the one that learns, by their keys."""
         return {}
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """What its losses weigh where `losses.weights` says nothing; 1 where this says nothing either."""
+        return {}
+
     def moved(self, change: Callable[[Model], Model]) -> Task:
         """The task with those changed."""
+        return self
+
+    def resumed(self, old: Task) -> Task:
+        """The task as it goes on from its own run with the task `old`: what is chosen by itself stays as it was."""
         return self
 
     @property

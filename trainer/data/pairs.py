@@ -19,11 +19,13 @@ from trainer.config.errors import UserError
 from trainer.config.pairs import Edges, Given, Grey, Masked, Side, Small
 from trainer.config.run import Data, Run
 from trainer.config.sources import Listing
+from trainer.config.tasks.cycle import Config as Cycle
 from trainer.config.tasks.translate import Config
 from trainer.data import images, readers, transforms
 from trainer.data.batch import Batch
 from trainer.data.dataset import ImageDataset
 from trainer.data.order import Key, Order, mix
+from trainer.data.unpaired import UnpairedDataset
 from trainer.spec import InputSpec
 
 Way = Given | Side | Grey | Small | Edges | Masked
@@ -33,17 +35,21 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 _GREY = 128
 
 
-def dataset_of(run: Run, listing: Listing, spec: InputSpec, *, train: bool) -> ImageDataset | PairDataset:
+def dataset_of(
+    run: Run, listing: Listing, spec: InputSpec, *, train: bool
+) -> ImageDataset | PairDataset | UnpairedDataset:  # fmt: skip
     """The samples of a run as they are loaded, for a network that takes `spec`. Raises UserError."""
     way = way_of(run)
     if way is not None:
         return PairDataset(listing, run.data, way, made_by(run, spec), spec, train=train, seed=run.train.seed)
+    if isinstance(run.task, Cycle):
+        return UnpairedDataset(listing, run.data, run.task, spec, train=train, seed=run.train.seed)
     return ImageDataset(listing, run.data, spec, train=train, seed=run.train.seed)
 
 
 def loaded(run: Run, spec: InputSpec) -> InputSpec:
-    """How what is loaded is normalised: of pairs the input as the network takes it, the target to [-1, 1]."""
-    if way_of(run) is None:
+    """How what is loaded is normalised: of two pictures the first as the network takes it, the second to [-1, 1]."""
+    if way_of(run) is None and not isinstance(run.task, Cycle):
         return spec
     made = made_by(run, spec)
     half = (0.5,) * made
@@ -58,7 +64,7 @@ def way_of(run: Run) -> Way | None:
 
 def made_by(run: Run, spec: InputSpec) -> int:
     """Channels of the pictures that a run makes of pictures; a generator's are those that it is given."""
-    return run.task.channels if isinstance(run.task, Config) else spec.in_channels
+    return run.task.channels if isinstance(run.task, Config | Cycle) else spec.in_channels
 
 
 class PairDataset:

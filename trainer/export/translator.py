@@ -18,7 +18,8 @@ from trainer.export.folder import check, copy_factory
 from trainer.export.heads import line
 from trainer.export.place import graft_version, new_folder, take_samples
 from trainer.export.snippet import changed, construction, make, reading, replacement
-from trainer.models.decoder import Decoder, Translating, Untimed, stage
+from trainer.models.both import Normalising
+from trainer.models.decoder import Decoder, Residual, Translating, Untimed, stage
 from trainer.models.run import root
 from trainer.restored import Restored
 from trainer.spec import InputSpec
@@ -38,18 +39,7 @@ def export_translator(restored: Restored, out: Path, summary: dict[str, Any], ev
     ours = (out / "model.safetensors").is_file()
     with new_folder(out, ours=ours) as new:
         first = run.model_copy(update={"model": root(run.model)})
-        build = _build(first, network, spec, new)
-        settings = _settings(run, spec)
-        told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
-        save_model(network, str(new / "model.safetensors"), told)
-        check(build, new, network, spec, loaded=False)
-        shutil.rmtree(new / "__pycache__", ignore_errors=True)  # of the factory's file, which the check has just imported
-        (new / "config.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        grey = run.task.pairs.kind == "grey"
-        code = PROGRAM.format(
-            build=build.rstrip("\n"), mean=list(spec.mean), std=list(spec.std), read=reading(run, spec, grey=grey)
-        )
-        (new / "translate.py").write_text(code, encoding="utf-8")
+        code = write(new, first, network, spec, _settings(run, spec), grey=run.task.pairs.kind == "grey")
         shown = take_samples(restored.folder, restored.step, new)
         manifest = restored.folder.read_json(restored.folder.manifest)
         text = _card(restored, manifest, summary, evaluation, code, shown=shown)
@@ -57,8 +47,38 @@ def export_translator(restored: Restored, out: Path, summary: dict[str, Any], ev
     return out
 
 
+def write(new: Path, run: Run, network: nn.Module, spec: InputSpec, settings: dict[str, Any], *, grey: bool = False) -> str:
+    """Write model.safetensors, config.json and translate.py into `new`, and return the program; `grey`: it sees no colours.
+
+    `run` has the network's own source. Raises UserError when the network cannot be described.
+    """
+    build = _build(run, network, spec, new)
+    told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    save_model(network, str(new / "model.safetensors"), told)
+    check(build, new, network, spec, loaded=False)
+    shutil.rmtree(new / "__pycache__", ignore_errors=True)  # of the factory's file, which the check has just imported
+    (new / "config.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    code = PROGRAM.format(build=build.rstrip("\n"), mean=list(spec.mean), std=list(spec.std), read=reading(run, spec, grey=grey))
+    (new / "translate.py").write_text(code, encoding="utf-8")
+    return code
+
+
 def _build(run: Run, network: nn.Module, spec: InputSpec, new: Path) -> str:
     """Source of `build()`. Raises UserError for a network that cannot be written down."""
+    imports, before, body, own = _lines(run, network, spec, new)
+    return _code(imports, before, body, own)
+
+
+def _lines(
+    run: Run, network: nn.Module, spec: InputSpec, new: Path
+) -> tuple[list[str], list[str], list[str], tuple[Any, ...]]:  # fmt: skip
+    """The imports, the definitions and the lines of `build()`, and the classes and functions of graft's own that it needs."""
+    if isinstance(network, Residual | Normalising):
+        imports, before, body, own = _lines(run, network.network, spec, new)
+        values = ", ".join(str([round(value, 6) for value in of.flatten().tolist()]) for of in (network.mean, network.std))
+        channels = f"{network.channels}, " if isinstance(network, Residual) else ""
+        around = f"network = {type(network).__name__}(network, {channels}{values})"  # the weights have the exact values
+        return imports, before, [*body, around], (*own, type(network))
     if isinstance(network, Untimed):
         inner: Any = network.network
         (new / UNET).write_text(inner.to_json_string(), encoding="utf-8")
@@ -67,11 +87,11 @@ def _build(run: Run, network: nn.Module, spec: InputSpec, new: Path) -> str:
             f'settings = json.loads((FOLDER / "{UNET}").read_text(encoding="utf-8"))',
             f"network = Untimed({type(inner).__name__}.from_config(settings), {network.channels})",
         ]
-        return _code(imports, [], body, (Untimed,))
+        return imports, [], body, (Untimed,)
     file = copy_factory(run, new)
     if not isinstance(network, Translating):
         imports, before, body = construction(run, network, spec, 2, file, new)
-        return _code(imports, before, body, ())
+        return imports, before, body, ()
     trunk, decoder = network.trunk, network.decoder
     assert isinstance(decoder, Decoder)
     imports, before, body = construction(run, trunk, spec, 2, file, new)
@@ -84,7 +104,7 @@ def _build(run: Run, network: nn.Module, spec: InputSpec, new: Path) -> str:
     body += [replacement(name, trunk, reference) for name in changed(trunk, reference, ())]
     arguments = ", ".join(f"{key}={value!r}" for key, value in decoder.arguments.items())
     body.append(f"network = Translating(network, {network.levels!r}, Decoder({arguments}))")
-    return _code(imports, before, body, (stage, Decoder, Translating))
+    return imports, before, body, (stage, Decoder, Translating)
 
 
 def _code(imports: list[str], before: list[str], body: list[str], own: tuple[Any, ...]) -> str:
@@ -119,7 +139,7 @@ def _card(
         f"ones in {run.task.channels}. How the inputs of its training came: {run.task.pairs.kind}.\n",
         *(["![input, output, target](samples.png)\n\nValidation pairs: input, output, target.\n"] if shown else []),
         "## How to use it\n\nWith torch, torchvision, pillow and safetensors"
-        + (", and diffusers" if isinstance(restored.network, Untimed) else "")
+        + (", and diffusers" if "from diffusers" in code else "")
         + f", without graft: `python translate.py FOLDER PICTURE …` in this folder. That file is:\n\n```python\n{code}```\n",
         measured(summary, evaluation), of_inputs(evaluation),
         training(run, manifest, summary),

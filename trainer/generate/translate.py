@@ -9,14 +9,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
-from trainer.config import EXIT_DONE, EXIT_FAULT, GraftError, UserError
+from trainer.config import EXIT_DONE, EXIT_FAULT, GraftError, Run, UserError
 from trainer.config.noise import Sampler
+from trainer.config.tasks.cycle import Config as Cycle
 from trainer.data import Batch
 from trainer.data.pairs import Inputs, way_of
+from trainer.data.unpaired import Singles
+from trainer.export.cycle import way as spec_of
 from trainer.generate.images import changed
 from trainer.generate.progress import Progress
 from trainer.generate.share import prepare, share, side_by_side, write
@@ -44,6 +47,7 @@ def translate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     parser.add_argument(
         "--derive", action="store_true", help="the pictures are targets: make the inputs of them first, as the training does"
     )
+    parser.add_argument("--back", action="store_true", help="the way back, of a run with task cycle")
     parser.add_argument("--steps", type=int, help="passes through a diffusion model (default: as in the run file)")
     parser.add_argument("--sampler", choices=get_args(Sampler), help="of a diffusion model (default: as in the run file)")
     parser.add_argument(
@@ -63,15 +67,11 @@ def translate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder = RunDir(arguments.run.resolve())
     run = folder.load()
-    way = way_of(run)
-    if way is None:
-        raise UserError(f"{run.name} has task {run.task.kind}, which makes no pictures of pictures; name a run that translates")
-    if arguments.derive and not way.derived:
-        raise UserError(f"--derive: the pairs of {run.name} came as pairs ({way.kind}); leave it out")
+    _goes_with(run, derive=arguments.derive, back=arguments.back)
     restored = restore(folder, arguments.checkpoint)
-    maker = Maker(restored, arguments.sampler, arguments.steps, arguments.seed)
+    maker = Maker(restored, arguments)
     asked = asked_for(arguments.files)
-    out = arguments.out or folder.path / "translated" / f"step-{restored.step:08d}"
+    out = arguments.out or folder.path / "translated" / f"step-{restored.step:08d}{'-back' if arguments.back else ''}"
     batches = share(asked, arguments.batch, rank, world)
     prepare(out, [one.place for part in batches for one in part])
     if arguments.processes > 1 and world == 1:
@@ -80,7 +80,7 @@ def translate(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     else:
         device = device_of(arguments.device, rank if world > 1 else None)
         with precision(run.train.precision if device.type == "cuda" else "fp32", device):
-            bad = make(restored, maker, batches, out, device, derived=arguments.derive, show=rank == 0)
+            bad = make(maker, batches, out, device, show=rank == 0)
         failed = [one.source for one in bad]
     if world == 1:
         told = {
@@ -110,21 +110,44 @@ def asked_for(files: Sequence[Path]) -> list[Asked]:
     return asked
 
 
-class Maker:
-    """Makes pictures of pictures, by one pass through the network or, of a diffusion model, by many, which begin with noise."""
+def _goes_with(run: Run, *, derive: bool, back: bool) -> None:
+    """Raises UserError for what the run does not do."""
+    way, unpaired = way_of(run), isinstance(run.task, Cycle)
+    if way is None and not unpaired:
+        raise UserError(f"{run.name} has task {run.task.kind}, which makes no pictures of pictures; name a run that translates")
+    if derive and (way is None or not way.derived):
+        came = f"{run.name} learnt without pairs" if way is None else f"the pairs of {run.name} came as pairs ({way.kind})"
+        raise UserError(f"--derive: {came}; leave it out")
+    if back and not unpaired:
+        raise UserError(f"--back: {run.name} learnt one way; train with task: {{kind: cycle}} for both")
 
-    def __init__(self, restored: Restored, sampler: str | None, steps: int | None, seed: int | None) -> None:
+
+class Maker:
+    """Makes pictures of pictures, by one pass through the network or, of a diffusion model, by many, which begin with noise.
+
+    `read(file, its number)` gives a picture as `network` takes it, of the kind `spec`.
+    """
+
+    def __init__(self, restored: Restored, arguments: argparse.Namespace) -> None:
         """Raises UserError for what is said of noise where there is none."""
-        self._network, task = restored.network, restored.task
+        run, task = restored.run, restored.task
+        self.network, self.spec = restored.network, restored.spec
+        self.read: Callable[[Path, int], torch.Tensor]
+        if isinstance(run.task, Cycle):
+            both: Any = restored.network
+            self.network, self.spec = both.back if arguments.back else both.forth, spec_of(restored, back=arguments.back)
+            self.read = Singles(run, self.spec)
+        else:
+            self.read = Inputs(run, self.spec, derived=arguments.derive)
         self._task = task if isinstance(task, Diffusion) else None
         if self._task is not None:
-            self._plan = changed(self._task.plan(), sampler, steps, None)
-            self._first = self._task.first_seed if seed is None else seed
+            self._plan = changed(self._task.plan(), arguments.sampler, arguments.steps, None)
+            self._first = self._task.first_seed if arguments.seed is None else arguments.seed
             warn_of_changes(restored)
             return
-        for option, value in (("--sampler", sampler), ("--steps", steps), ("--seed", seed)):
-            if value is not None:
-                raise UserError(f"{option}: {restored.run.name} makes a picture in one pass, without noise; leave it out")
+        for option in ("sampler", "steps", "seed"):
+            if getattr(arguments, option) is not None:
+                raise UserError(f"--{option}: {run.name} makes a picture in one pass, without noise; leave it out")
 
     @property
     def passes(self) -> int:
@@ -134,17 +157,15 @@ class Maker:
     def __call__(self, images: torch.Tensor, numbers: Sequence[int], step: Callable[[], None]) -> torch.Tensor:
         """Pictures, uint8 on the CPU, of those of a batch as the network takes them; their noise belongs to their numbers."""
         if self._task is None:
-            return pixels(self._network(images)).cpu()
-        return self._task.translate(self._network, images, [self._first + number for number in numbers], self._plan, step)
+            return pixels(self.network(images)).cpu()
+        return self._task.translate(self.network, images, [self._first + number for number in numbers], self._plan, step)
 
 
 def make(
-    restored: Restored, maker: Maker, batches: Sequence[Sequence[Asked]], out: Path, device: torch.device,
-    *, derived: bool, show: bool,
+    maker: Maker, batches: Sequence[Sequence[Asked]], out: Path, device: torch.device, *, show: bool
 ) -> list[Asked]:  # fmt: skip
     """Make the pictures batch by batch and write them; those that cannot be read are told, and returned."""
-    inputs = Inputs(restored.run, restored.spec, derived=derived)
-    restored.network.to(device)
+    maker.network.to(device)
     bad: list[Asked] = []
     done = 0
     with Progress(sum(map(len, batches)), main=show) as progress:
@@ -153,14 +174,14 @@ def make(
             images, kept = [], []
             for one in part:
                 try:
-                    images.append(inputs(one.source, one.index))
+                    images.append(maker.read(one.source, one.index))
                     kept.append(one)
                 except (GraftError, OSError, ValueError) as error:
                     print(f"graft: {error}", file=sys.stderr)
                     bad.append(one)
             if kept:
                 nothing = torch.zeros(len(kept), dtype=torch.int64)
-                batch = Batch(torch.stack(images), nothing, nothing).to(device, restored.spec)
+                batch = Batch(torch.stack(images), nothing, nothing).to(device, maker.spec)
                 with torch.inference_mode():
                     made = maker(batch.images, [one.index for one in kept], step)
                 for one, image in zip(kept, made, strict=True):

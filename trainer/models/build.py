@@ -15,6 +15,7 @@ from trainer.config.adapt import Adapt
 from trainer.config.run import Model, Normalize
 from trainer.models.adapt import new_input, seeded
 from trainer.models.base import Built, LoadReport, Need, Origin, WrongSizeError
+from trainer.models.both import build_both
 from trainer.models.channels import normalisation
 from trainer.models.compare import compared
 from trainer.models.fit import fit
@@ -26,7 +27,7 @@ from trainer.models.probe import Anatomy, examine
 from trainer.models.reconstructor import build_reconstructor
 from trainer.models.sizes import nearest_size
 from trainer.models.translator import build_translator
-from trainer.spec import Generator, InputSpec, Output, Pair, Reconstructor, Translator, Wanted
+from trainer.spec import Cyclic, Generator, InputSpec, Output, Pair, Reconstructor, Translator, Wanted
 
 Norm = Literal["auto", "imagenet", "half", "none"] | Normalize
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -54,6 +55,12 @@ def build_model(config: Model, normalize: Norm, wanted: Wanted, seed: int, *, lo
             return build_model(model, normalize, (Output("", ("0", "1")),), seed, load_weights=load_weights)
 
         return build_translator(config, wanted, seed, sees, load_weights=load_weights)
+    if isinstance(wanted, Cyclic):
+
+        def one(model: Model, way: Translator, drawn: int) -> Built:
+            return build_model(model, normalize, way, drawn, load_weights=load_weights)
+
+        return build_both(config, wanted, seed, one, load_weights=load_weights)
     outputs = wanted
     check(outputs, config.adapt)
     classes = sum(len(output.labels) for output in outputs)

@@ -35,6 +35,14 @@ class Patches(nn.Module):
         return said
 
 
+class Several(nn.ModuleList):
+    """Critics of several kinds of pictures, called with a batch of each kind."""
+
+    def forward(self, *pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What each says, [n, 1, patches, patches]."""
+        return tuple(critic(images) for critic, images in zip(self, pictures, strict=True))
+
+
 def build_critic(wanted: Critic, size: int, seed: int) -> nn.Module:
     """The network for pictures of a size, drawn from `seed` alone. Raises UserError where they are too small for its layers."""
     most = size.bit_length() - 1

@@ -72,6 +72,35 @@ class Translating(nn.Module):
         return made
 
 
+class Residual(nn.Module):
+    """A network whose output is added to its input (Kim, Lee and Lee 2016, VDSR): it learns what is to be changed.
+
+    `mean` and `std` are what the input was normalised with; it is added as a picture in [-1, 1], grey repeated, colours as luma
+    where the output has one channel.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: nn.Module, channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network, self.channels = network, channels
+        self.normalised(mean, std)
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """The input is normalised with these."""
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[n, channels, h, w]."""
+        plain = (images * self.std + self.mean) * 2 - 1
+        if self.channels == 1 < plain.shape[1]:
+            plain = (plain * plain.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
+        changed: torch.Tensor = self.network(images)
+        return plain + changed
+
+
 class Untimed(nn.Module):
     """A network of diffusers that takes noise out of images, called without noise: at time 0."""
 

@@ -24,7 +24,7 @@ def evaluation(view: View, *, heading: str = "") -> str:
     if not found:
         return ""
     title = f"{escape(heading)}: " if heading else ""
-    if found.get("kind") in ("diffusion", "gan", "translate", "autoencoder"):
+    if found.get("kind") in ("diffusion", "gan", "translate", "cycle", "autoencoder"):
         from trainer.report.samples import of_samples  # opens images: the report of a classifier needs no library for that
 
         return of_samples(view, found, title)

@@ -44,7 +44,9 @@ def of_samples(view: View, found: Json, title: str) -> str:
             '<div class="card wide"><table>'
             f"<tr><th>quarter of the time</th>{head}</tr><tr><td>loss</td>{cells}</tr></table></div>"
         )
-    if compared:
+    if "ways" in found:
+        blocks.append(_ways(found, title))
+    elif compared:
         blocks.append(_figures(found, title))
     return "".join(blocks)
 
@@ -66,9 +68,25 @@ def _figures(found: Json, title: str) -> str:
     )
 
 
+def _ways(found: Json, title: str) -> str:
+    """How near pictures of each class come to themselves again."""
+    names = {"samples": "pictures", "cycle_psnr": "PSNR, dB", "cycle_mae": "mean error"}
+    ways = found["ways"] if isinstance(found["ways"], dict) else {}
+    body = "".join(
+        f"<tr><td>{escape(str(word))}</td>{''.join(f'<td>{_number(of.get(name))}</td>' for name in names)}</tr>"
+        for word, of in ways.items()
+    )
+    head = "".join(f"<th>{word}</th>" for word in names.values())
+    return (
+        f"<h2>{title}How near themselves again</h2>"
+        '<p class="soft">Validation pictures sent to the other class and back, values from 0 to 1.</p>'
+        f'<div class="card wide"><table><tr><th>from</th>{head}</tr>{body}</table></div>'
+    )
+
+
 def _compared(found: Json) -> str:
     """What was compared with what it should be; empty where images are made of nothing."""
-    if found.get("kind") == "autoencoder":
+    if found.get("kind") in ("autoencoder", "cycle"):
         return "pictures"
     return "pairs" if found.get("kind") == "translate" or "input" in found else ""
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.config import RefusedError, Run, UserError, changes, dump, load
+from trainer.config import RefusedError, Run, UserError, changes, dump, resolved, resumed
 from trainer.rundir.place import slurm_start
 
 State = Literal["DONE", "REQUEUE", "FAILED"]
@@ -170,7 +170,7 @@ class RunDir:
         """The resolved run file of this folder; UserError when there is none."""
         if not self.exists():
             raise UserError(f"{self.path}: not a run folder (it has no run.yaml)")
-        return load(self.config)
+        return resolved(self.config)
 
     def difference(self, run: Run) -> list[str]:
         """What a run would change in the settings here, line by line; nothing where there are none yet."""
@@ -208,6 +208,8 @@ class RunDir:
                 + "\n  ".join(difference)
                 + "\ngive the run another name, or pass --accept-changes to go on with the new settings"
             )
+        elif self.exists():
+            run = resumed(self.load(), run)
         text = dump(run)
         if not self.config.is_file() or self.config.read_text(encoding="utf-8") != text:
             write_atomically(self.config, text)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 import torch
 from torch import nn
 
-from trainer.spec import Beside, Critic, Generator, InputSpec, Judge, Output, Reconstructor, Translator, Wanted
+from trainer.spec import Beside, Critic, Cyclic, Generator, InputSpec, Judge, Output, Reconstructor, Translator, Wanted
 
 
 class Batch(Protocol):
@@ -248,7 +248,7 @@ class Translates(Task, Protocol):
     """A task whose network makes pictures of pictures, other ones or the same; its `outputs` are none."""
 
     @property
-    def wanted(self) -> Translator | Reconstructor:
+    def wanted(self) -> Translator | Reconstructor | Cyclic:
         """What the network has to be."""
 
     @property
@@ -264,8 +264,9 @@ class Translates(Task, Protocol):
     def measured(self, network: nn.Module, batch: Batch) -> Any:
         """What a network gives in an evaluation."""
 
-    def critic(self) -> Critic | None:
-        """A second network, which its pictures have to deceive; none without an adversarial loss. Comes after `fit`."""
+    def critic(self) -> Critic | tuple[Critic, ...] | None:
+        """A second network, which its pictures have to deceive, or one of several critics that is called with pictures for each
+        of them; none without an adversarial loss. Comes after `fit`."""
 
     def oppose(self, network: nn.Module) -> LossFunction:
         """Learn against this network; returns that one's own loss."""
@@ -273,6 +274,14 @@ class Translates(Task, Protocol):
     @property
     def perceives(self) -> Mapping[str, nn.Module]:
         """The networks whose features are compared, which never learn."""
+
+
+@runtime_checkable
+class Likens(Protocol):
+    """A task that can measure how like those of a kind its pictures are, by features."""
+
+    def liken(self, judge: Judge) -> None:
+        """Take the features."""
 
 
 def wanted(task: Task) -> Wanted:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.config.fidelity import Fidelity
+from trainer.config.fidelity import Distances, Fidelity
 from trainer.spec import Judge
 from trainer.tasks.base import Batch
 
@@ -86,7 +86,7 @@ class LikenessMeasure:
 
 
 def distances(
-    config: Fidelity, made: Mapping[str, torch.Tensor], real: Mapping[str, torch.Tensor], layers: Mapping[str, str]
+    config: Distances, made: Mapping[str, torch.Tensor], real: Mapping[str, torch.Tensor], layers: Mapping[str, str]
 ) -> dict[str, float]:
     """The metrics by name, of features [n, d] a layer; `layers` says which of them each is measured with."""
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc

@@ -25,7 +25,10 @@ class Translate(Pictures):
     @property
     def wanted(self) -> Translator:
         """What the network has to be."""
-        return Translator(self._translate.channels, self._translate.decoder.width)
+        asked = self._translate.residual
+        return Translator(
+            self.channels, self._translate.decoder.width, None if asked == "auto" else asked, alike=self._translate.alike
+        )
 
     @property
     def channels(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from pydantic import Field
 from trainer.config.base import Section
 from trainer.config.pairs import Given, Pairs, fit
 from trainer.config.pictures import Pictures
+from trainer.config.task import Task
 
 
 class Decoder(Section):
@@ -22,6 +24,7 @@ class Config(Pictures):
 
     kind: Literal["translate"] = "translate"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "psnr", "ssim", "mae")
+    before: ClassVar[Mapping[str, Any]] = {"residual": False}
     translates: ClassVar[bool] = True
     pairs: Pairs = Field(
         default_factory=Given,
@@ -32,10 +35,26 @@ class Config(Pictures):
         ["l1"], min_length=1, description="weighted by losses.weights, balanced by losses.balance"
     )
     decoder: Decoder = Field(default_factory=Decoder, description="of a classifier's trunk")
+    residual: Literal["auto"] | bool = Field(
+        "auto",
+        description="the network's output is added to the input, so that it begins as that (Kim et al. 2016, VDSR); auto: of a "
+        "new decoder for pairs grey, small and masked; a network of another run as it was there",
+    )
 
     @property
     def chosen(self) -> tuple[str, ...]:
         return tuple(self.losses)
+
+    @property
+    def alike(self) -> bool:
+        """Whether a target looks much like its input."""
+        return self.pairs.kind in ("grey", "small", "masked")
+
+    def resumed(self, old: Task) -> Task:
+        """`residual: auto` is what the run began with."""
+        if self.residual != "auto" or not isinstance(old, Config):
+            return self
+        return self.model_copy(update={"residual": old.residual})
 
     def goes_with(self, run: Any) -> None:
         """Sources of pairs with pairs, augmentations of the whole pair alone."""
