@@ -110,6 +110,8 @@ class Filled(Protocol):
     @property
     def spare(self) -> bool: ...
     @property
+    def source(self) -> bool: ...
+    @property
     def read(self) -> Callable[[], Checkpoint] | None: ...
 
 
@@ -302,7 +304,7 @@ def fill(
 
 
 def _taken(
-    value: torch.Tensor, target: torch.Tensor, source: Denoiser, shape: Shape, adapt: Adapt
+    value: torch.Tensor, target: torch.Tensor, source: Filled, shape: Shape, adapt: Adapt
 ) -> tuple[torch.Tensor, str | None] | None:  # fmt: skip
     """The weights of an input layer for the channels that it is to take, and what was done; none where they do not fit."""
     if source.channels is None and shape.source and value.shape == target.shape:

@@ -47,7 +47,7 @@ class PairMeasure(DenoisingMeasure):
         """Translate the pairs that this rank has seen."""
         task, asked = self._task, self._config.samples
         channels, side = task.beside.image
-        shown = self._shown
+        shown = self._pictured
         self._triples = torch.zeros(len(shown), len(_WORDS), channels, side, side, dtype=torch.uint8)
         plan = task.plan()
         for start in range(0, len(self._held), asked.batch):
@@ -69,7 +69,7 @@ class PairMeasure(DenoisingMeasure):
         self._held.clear()
 
     @property
-    def _shown(self) -> list[int]:
+    def _pictured(self) -> list[int]:
         count = min(SHOWN, len(self._rows))
         return [place * len(self._rows) // count for place in range(count)]
 
