@@ -60,6 +60,7 @@ class _One:
     table: Table | None
     read: Callable[[], Checkpoint]
     spare: bool = False
+    source: bool = False  # no picture beside what comes in
 
 
 def build_pair(config: Model, wanted: Pair, seed: int, *, load_weights: bool) -> Built:
