@@ -29,7 +29,7 @@ from trainer.data.batch import Batch
 from trainer.export import pipeline
 from trainer.lpips import Lpips
 from trainer.models import Built, build_model
-from trainer.spec import Generator, InputSpec
+from trainer.spec import Generator, InputSpec, Output
 from trainer.strategies import apply
 from trainer.tasks import draws
 from trainer.tasks.diffusion import Diffusion, build
@@ -103,6 +103,8 @@ def test_what_was_learnt_of_the_source_is_kept_or_left(tmp_path: Path) -> None:
     assert "no source picture any more" in "".join(alone.report.adapted)
     three = built(source, in_channels=3).network.state_dict()["conv_in.weight"]
     torch.testing.assert_close(three, made.conv_in.weight.repeat_interleave(3, dim=1) / 3)
+    trunk = build_model(Model(source=source, adapt=Adapt(in_channels=1, image_size=8)), "auto", (Output("", ("a", "b")),), 0)
+    assert torch.equal(trunk.network.state_dict()["conv_in.weight"], made.conv_in.weight[:, :1]), "a trunk sees a picture alone"
 
 
 def task(of: Built, **config: Any) -> Diffusion:

@@ -152,10 +152,9 @@ def of(rest: str, config: Model) -> Denoiser:
     if names is not None and graft.get("rows") == rows:  # an export with rows that nobody needs, but a pipeline counts on
         names += tuple(f"(unused {row})" for row in range(len(names), rows - 1))
     table = Table(rows, names, dropped) if rows else None
-    beside_it = settings.get("in_channels") == 2 * int(settings.get("out_channels") or 0)  # InstructPix2Pix, exports of graft's
     return Denoiser(
         f"diffusers:{rest}", partial(_make, source.model, settings), partial(_parts, kind), kind.call,
-        channels=source.channels // 2 if beside_it else source.channels, source=beside_it,
+        channels=source.channels, source=source.beside,
         size=max(size) if isinstance(size, list | tuple) else size,
         read=None if config.weights == "none" else partial(_read, source), table=table,
         schedule=source.place.json("scheduler/scheduler_config.json") if source.part else None, spare=kind.spare,

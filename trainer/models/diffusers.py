@@ -148,7 +148,13 @@ class Source:
 
     @property
     def channels(self) -> int:
-        return int(self.settings.get("in_channels") or 3)
+        """Those of a picture that it takes."""
+        return int(self.settings.get("in_channels") or 3) // (1 + self.beside)
+
+    @property
+    def beside(self) -> bool:
+        """Whether it takes a source picture behind the noised one, as many channels (InstructPix2Pix, exports of graft's)."""
+        return self.settings.get("in_channels") == 2 * int(self.settings.get("out_channels") or 0)
 
     def model(self, settings: dict[str, Any]) -> Any:
         library = importlib.import_module("diffusers")
@@ -180,6 +186,8 @@ class Source:
         with torch.device("meta"):
             plain = self.make(1, 64, self.channels).state_dict()
         tensors = self.tensors()
+        if self.beside and "conv_in.weight" in tensors:  # what sees a picture alone has no source beside it
+            tensors["conv_in.weight"] = tensors["conv_in.weight"][:, : self.channels]
         return Checkpoint(f"{self.name} ({self.config.weights})", {name: v for name, v in tensors.items() if name in plain})
 
 
