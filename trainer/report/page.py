@@ -90,6 +90,10 @@ def _header(view: View) -> str:
         tiles.append((duration(summary["productive_seconds"]), "of training"))
     if isinstance(summary.get("peak_bytes"), int):
         tiles.append((f"{summary['peak_bytes'] / 2**20:,.0f} MiB", "of memory at most"))
+    stalls, shadows = (view.series(f"checkpoint/{name}")[1] for name in ("stall_s", "shadow"))
+    if stalls:
+        slower = f"; steps {max(shadows):.2f} times as long while it is written" if shadows else ""
+        tiles.append((f"{1000 * max(stalls):,.0f} ms", f"held up by a checkpoint at most{slower}"))
     attempts = _attempts(view)
     if attempts:
         ettr = summary.get("ettr")
