@@ -27,20 +27,16 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from benchmarks import loop
 from benchmarks.frozen import pictures
-from benchmarks.loop import nothing
-from trainer.config.amounts import parse_amount
 from trainer.config.model import Model
-from trainer.config.run import Parallel, Train
 from trainer.config.tasks.diffusion import Config
 from trainer.data import Batch
-from trainer.data.order import mix
-from trainer.loop import Job, train
+from trainer.loop import train
 from trainer.losses.objective import Plain
 from trainer.models import Built, build_model
-from trainer.progress import Clock, Progress
+from trainer.progress import Progress
 from trainer.runtime import Runtime
-from trainer.session import Silent
 from trainer.spec import ParamGroup
 from trainer.tasks import draws
 from trainer.tasks.base import Phase
@@ -120,18 +116,9 @@ def graft(
     model = found.network
     groups = [ParamGroup(list(model.named_parameters()))]
     engine = runtime.engine(model, model, groups, lambda given: torch.optim.AdamW(model.parameters(), lr=LR))
-    clock = Clock(parse_amount("1 h", times=True), epoch_samples=10**9, step_samples=BATCH, now=time.monotonic())
-    job = Job(
-        momentum=None, react=lambda progress: None,
-        runtime=runtime, phases=[Phase("model", model, engine, Plain(task))], average=None,
-        batches=([batch] for batch in itertools.cycle(batches)),
-        prepare=lambda batch: batch, steps=steps, global_batch=BATCH, epoch_samples=10**9, schedule=lambda samples: 1.0,
-        seed=lambda step, rank, index: mix(0, step, rank, index),
-        train_mode=lambda: nothing(model.train()), evaluate=None, save=nothing, wants_retry=lambda: False, stop=lambda: False,
-        beat=nothing, at=heart.at,
-        listener=Silent(), log_every=10, evaluate_every=clock, checkpoint_every=clock, evaluate_at_start=False,
-        lower_is_better=True, best_metric="val/loss", patience=None, min_delta=0.0, clip=CLIP, max_skipped=10,
-    )  # fmt: skip
+    batched = ([batch] for batch in itertools.cycle(batches))
+    phases = [Phase("model", model, engine, Plain(task))]
+    job = loop.job(runtime, phases, batched, heart.at, steps=steps, batch=BATCH, clip=CLIP)
     began = time.perf_counter()
     assert train(job, Progress())
     return time.perf_counter() - began, found
@@ -144,7 +131,7 @@ def ratios(values: list[float]) -> str:
 
 def the_step() -> None:
     """Print how many times the bare loop's time a step takes."""
-    runtime = Runtime(Parallel(device="cpu", threads=1), Train(), planned=None, uncompiled=None)
+    runtime = loop.runtime()
     task = Diffusion(Config(condition="none"), (), ())
     batches = data()
     with tempfile.TemporaryDirectory() as folder:
