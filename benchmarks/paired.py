@@ -7,6 +7,7 @@ control (A/A) is of the two values of A of one pass. A difference under 3% is no
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -75,13 +76,14 @@ class Measured:
 def measure(contestants: Mapping[str, Callable[[], float]], passes: int, *, warm: bool = True) -> Measured:
     """Run every contestant twice a pass, there and back; `warm`: once before, for nothing."""
     names = list(contestants)
+    times: dict[str, list[float]] = {name: [] for name in names}
     if warm:
         for name in names:
             contestants[name]()
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(passes):
+    for number in range(passes):
         for name in [*names, *reversed(names)]:
             times[name].append(contestants[name]())
+            print(f"pass {number + 1} of {passes}: {name} {times[name][-1]:.4g}", file=sys.stderr, flush=True)
     return Measured(times)
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,19 @@ class Section:
         return "\n".join([f"## {self.number}. {self.title}", "", *self.lines, "", f"{goal}Again: `{self.command}`", ""])
 
 
-def options(module: str, doc: str | None, argv: Sequence[str] | None = None, *more: str) -> argparse.Namespace:
-    """`--quick`, `--full`, `--json` and the flags in `more`."""
+def options(
+    module: str,
+    doc: str | None,
+    argv: Sequence[str] | None = None,
+    more: Callable[[argparse.ArgumentParser], object] | None = None,
+) -> argparse.Namespace:
+    """`--quick`, `--full`, `--json`, and what `more` adds."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=(doc or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small settings: shows that it works, its figures mean little")
     parser.add_argument("--full", action="store_true", help="as many pairs as a claim under 3%% needs")
     parser.add_argument("--json", type=Path, help="write the sections there")
-    for flag in more:
-        parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    if more is not None:
+        more(parser)
     chosen = parser.parse_args(argv)
     if chosen.quick and chosen.full:
         parser.error("--quick and --full are opposites: give one of them")
