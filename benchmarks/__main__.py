@@ -28,8 +28,9 @@ ROWS = {
     "loop": "1", "frozen": "2", "loader": "3", "checkpoint": "4", "startup": "5", "sweep": "7", "kill": "8", "memory": "9",
     "gpu": "G1",
 }  # fmt: skip
-OTHERS = ("runs", "split", "stop", "diffusion")  # graft alone, or against a loop by hand: by name or with --full
+OTHERS = ("diffusion", "runs", "split", "stop")  # graft alone, or against a loop by hand: by name or with --full
 GPU = ("gpu",)
+TOLD = (*(name for name in ROWS if name != "loader"), "diffusion")
 
 
 def measure(name: str, flags: Sequence[str]) -> tuple[list[Section], bool]:
@@ -38,7 +39,7 @@ def measure(name: str, flags: Sequence[str]) -> tuple[list[Section], bool]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "sections.json"
         words = [sys.executable, "-m", f"benchmarks.{name}", *flags]
-        told = name in ROWS and name != "loader"
+        told = name in TOLD
         done = subprocess.run(
             [*words, "--json", str(out)] if told else [sys.executable, "-m", f"benchmarks.{name}"], cwd=HERE.parent,
             stdout=subprocess.PIPE, stderr=None, text=True, check=False,

@@ -32,11 +32,12 @@ EVERY, BATCH = 20, 8
 class Training:
     """Steps of a network of square layers, and their state."""
 
-    def __init__(self, width: int, layers: int) -> None:
+    def __init__(self, width: int, layers: int, device: torch.device | None = None) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
+        self.device = device or torch.device("cpu")
+        self.model = nn.Sequential(*(nn.Linear(width, width, bias=False, device=device) for _ in range(layers)))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
-        self.images = torch.randn(BATCH, width)
+        self.images = torch.randn(BATCH, width, device=device)
         self.step()
 
     def step(self) -> float:
@@ -45,7 +46,13 @@ class Training:
         self.model(self.images).square().mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.settle()
         return time.perf_counter() - began
+
+    def settle(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights and both moments by name."""
@@ -147,19 +154,20 @@ def nothing(_: Any) -> None:
     """Drop a value."""
 
 
-def once(way: Way, training: Training, copies: dict[str, torch.Tensor], number: int) -> None:
+def once(way: Way, training: Training, copies: dict[str, torch.Tensor], number: int, every: int) -> None:
     """The copy to compare with, one checkpoint, and the steps until the next."""
-    alone = [training.step() for _ in range(EVERY // 4)]
+    alone = [training.step() for _ in range(every // 4)]
     state = training.state()
     began = time.perf_counter()
     for name, tensor in state.items():
-        copies[name].copy_(tensor)
+        copies[name].copy_(tensor, non_blocking=True)
+    training.settle()
     way.copies.append(time.perf_counter() - began)
     began = time.perf_counter()
     way.save(number)
     way.stalls.append(time.perf_counter() - began)
     during, ended = list[float](), None
-    for _ in range(EVERY):
+    for _ in range(every):
         if way.done():
             ended = ended or time.perf_counter()
             training.step()
@@ -196,36 +204,41 @@ def ms(seconds: Sequence[float]) -> str:
     return Spread.of([1e3 * value for value in seconds]).text(".1f") + " ms"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    chosen = results.options("benchmarks.checkpoint", __doc__, argv)
-    warnings.filterwarnings("ignore", module="torch.distributed")  # it speaks of one process
-    torch.set_num_threads(1)
-    training = Training(results.pick(chosen, 512, 2048, 2048), results.pick(chosen, 8, 20, 20))
-    copies = {name: torch.zeros_like(tensor) for name, tensor in training.state().items()}
+WAYS: dict[str, Callable[[Training, Path], Way]] = {
+    "torch.save": torch_save, "dcp.save": dcp_save, "dcp.async_save": dcp_async, "Accelerate save_state": save_state,
+}  # fmt: skip
+
+
+def compare(
+    training: Training, every: int, turns: int, names: Sequence[str], number: str, goal: str, command: str
+) -> results.Section:  # fmt: skip
+    """Each way by turns, there and back, and what each wrote loaded in the end."""
+    pin = training.device.type == "cuda"
+    copies = {name: torch.zeros(tensor.shape, pin_memory=pin) for name, tensor in training.state().items()}
     size = sum(tensor.nbytes for tensor in copies.values())
     costs: list[Cost] = []
     home = Path(tempfile.mkdtemp(prefix="graft-benchmark-", dir=Path.cwd()))
     try:
-        for name in ("graft", "save", "dcp", "async", "state"):
-            (home / name).mkdir()
-        ways = {
-            "graft": graft(training, home / "graft", costs), "torch.save": torch_save(training, home / "save"),
-            "dcp.save": dcp_save(training, home / "dcp"), "dcp.async_save": dcp_async(training, home / "async"),
-            "Accelerate save_state": save_state(training, home / "state"),
-        }  # fmt: skip
-        number = 0
-        for turn in range(results.pick(chosen, 1, 2, 10)):
-            for name in [*ways, *reversed(ways)] if turn or not chosen.quick else ways:
-                number += 1
-                once(ways[name], training, copies, number)
+        ways = {}
+        for place, name in enumerate(names):
+            folder = home / str(place)
+            folder.mkdir()
+            ways[name] = graft(training, folder, costs) if name == "graft" else WAYS[name](training, folder)
+        saved = 0
+        for _ in range(turns):
+            for name in [*ways, *reversed(ways)]:
+                saved += 1
+                once(ways[name], training, copies, saved, every)
+                print(f"{name}: held up {ways[name].stalls[-1]:.4g} s", file=sys.stderr, flush=True)
         for name, way in ways.items():
-            number += 1
-            verify(name, way, training, number)
+            saved += 1
+            verify(name, way, training, saved)
     finally:
         shutil.rmtree(home)
+    first = next(iter(ways.values()))
     lines = [
-        f"{size / 1e9:.2f} GB in {len(copies)} tensors every {EVERY} steps, 1 thread; medians with quartiles of "
-        f"{len(ways['graft'].stalls)} checkpoints each. All load what was saved, to the bit.",
+        f"{size / 1e9:.2f} GB in {len(copies)} tensors; medians with quartiles of {len(first.stalls)} checkpoints each. All load "
+        "what was saved, to the bit. memcpy is the copy of the same tensors just before, into memory that was touched.",
         "",
         "| | held up, ms | over memcpy | a step meanwhile | written after, s | training lost, s |",
         "|---|---|---|---|---|---|",
@@ -234,15 +247,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"memcpy: {ms([copy for way in ways.values() for copy in way.copies])}. graft's own note of it: held up "
         f"{ms([cost.stall_s for cost in costs])}. Only graft's is hashed and on disk at the end.",
     ]
-    figures = {
-        "bytes": size,
-        "ways": {name: {key: value for key, value in vars(way).items() if isinstance(value, list)} for name, way in ways.items()},
-    }
-    title, goal = (
-        f"A checkpoint of {size / 1e9:.2f} GB every {EVERY} steps",
-        "held up at most 1.2 memcpy, steps at most 5% slower",
-    )
-    section = results.Section("4", title, lines, goal, results.command("benchmarks.checkpoint", chosen), figures)
+    figures = {name: {key: value for key, value in vars(way).items() if isinstance(value, list)} for name, way in ways.items()}
+    return results.Section(number, f"A checkpoint of {size / 1e9:.2f} GB every {every} steps", lines, goal, command, figures)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    chosen = results.options("benchmarks.checkpoint", __doc__, argv)
+    warnings.filterwarnings("ignore", module="torch.distributed")  # it speaks of one process
+    torch.set_num_threads(1)
+    training = Training(results.pick(chosen, 512, 2048, 2048), results.pick(chosen, 8, 20, 20))
+    goal = "held up at most 1.2 memcpy, steps at most 5% slower"
+    turns, names = results.pick(chosen, 1, 2, 10), ("graft", *WAYS)
+    section = compare(training, EVERY, turns, names, "4", goal, results.command("benchmarks.checkpoint", chosen))
     return results.finish([section], chosen)
 
 

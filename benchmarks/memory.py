@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen.full:
         every = every[:: len(BATCHES) + 1]  # learning whole, with the smaller micro-batch
     lines = [
-        "| network | pixels | learns | micro-batch | allocated MiB | graft | off | accelerate | off | DeepSpeed | off | grown MiB |",
+        "| network | pixels | learns | batch | allocated MiB | graft | off | accelerate | off | DeepSpeed | off | grown MiB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     off: dict[str, list[float]] = {"graft": [], "accelerate estimate-memory": [], "DeepSpeed": []}

@@ -1,7 +1,7 @@
 """1,000 members of a sweep planned, rendered and submitted as one array: `python -m benchmarks.sweep` (needs Slurm, and root).
 
 graft, submitit (map_array, which renders nothing) and hydra (compose and write, which submits nothing), each a command of
-its own, on the Slurm of the tests. Beside it the time of a second call of graft, which finds all of them queued, and of the table.
+its own, on the Slurm of the tests. Beside it a second call of graft, which finds all of them queued, and the table.
 """
 
 from __future__ import annotations
