@@ -100,32 +100,36 @@ def torch_save(training: Training, folder: Path) -> Way:
     return Way(lambda _: torch.save(training.state(), folder / "state.pt"), load)
 
 
-def _dcp_load(training: Training, folder: Path) -> dict[str, torch.Tensor]:
-    import torch.distributed.checkpoint as dcp
+def _dcp() -> Any:
+    import torch.distributed.checkpoint
 
+    return torch.distributed.checkpoint
+
+
+def _dcp_load(training: Training, folder: Path) -> dict[str, torch.Tensor]:
+    dcp = _dcp()
     into = {name: torch.zeros_like(tensor) for name, tensor in training.state().items()}
     dcp.load(into, checkpoint_id=folder)
     return into
 
 
 def dcp_save(training: Training, folder: Path) -> Way:
-    import torch.distributed.checkpoint as dcp
+    dcp = _dcp()
 
     def save(_: int) -> None:
-        dcp.save(training.state(), checkpoint_id=folder / "state")  # type: ignore[arg-type]
+        dcp.save(training.state(), checkpoint_id=folder / "state")
 
     return Way(save, lambda _: _dcp_load(training, folder / "state"))
 
 
 def dcp_async(training: Training, folder: Path) -> Way:
-    import torch.distributed.checkpoint as dcp
-
+    dcp = _dcp()
     pending: list[Any] = []
 
     def save(_: int) -> None:
         if pending:
             pending.pop().result()
-        pending.append(dcp.async_save(training.state(), checkpoint_id=folder / "state"))  # type: ignore[arg-type]
+        pending.append(dcp.async_save(training.state(), checkpoint_id=folder / "state"))
 
     def load(_: int) -> dict[str, torch.Tensor]:
         pending[-1].result()

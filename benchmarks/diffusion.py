@@ -142,7 +142,7 @@ def the_step(passes: int) -> tuple[list[str], dict[str, Any]]:
         heart.close()
     runtime.close()
     size = sum(p.numel() for p in one.parameters())
-    what = f"UNet2DModel of {size:,} parameters, {SIZE} pixels, batch {BATCH}, 1 thread; with the same noise weights within {most:.1g}."
+    what = f"UNet2DModel of {size:,} parameters, {SIZE} pixels, batch {BATCH}, 1 thread; same noise, weights within {most:.1g}."
     return [what, "", *paired.table(measured, "ms a step", scale=1e3)], {"seconds": measured.times}
 
 

@@ -1,4 +1,4 @@
-"""A head on a frozen ResNet-18 at 224 pixels: whole commands, with features kept, without, and the Hugging Face Trainer.
+"""A head on a frozen ResNet-18 at 224 pixels: whole commands, with features kept and without, a loop by hand, HF's Trainer.
 
 `python -m benchmarks.frozen` (`--full`: 512 images and 30 epochs, ten minutes to half an hour on two cores). The same weights,
 pixels, order of samples, optimizer, schedule and clipping in all; every loss is compared.
@@ -6,7 +6,6 @@ pixels, order of samples, optimizer, schedule and clipping in all; every loss is
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -15,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks import results
 
@@ -92,102 +90,26 @@ def order(count: int, epochs: int) -> list[list[int]]:
     return [[index for _, index in whole.slice(epoch * count, (epoch + 1) * count)] for epoch in range(epochs)]
 
 
-def hugging_face(folder: Path, epochs: int) -> tuple[float, list[float], float]:
-    """The same by the Hugging Face Trainer, in a process of its own."""
+def peer(kind: str, folder: Path, epochs: int) -> tuple[float, list[float], float]:
+    """The same by one of `frozen_peers`, in a process of its own."""
     files = sorted((folder / "pictures").glob("*/*.jpg"))
+    out = folder / kind
+    out.mkdir()
     told = {
         "files": [str(file) for file in files], "labels": [int(file.parent.name[6:]) for file in files],
-        "order": order(len(files), epochs), "weights": str(folder / "weights.pt"), "out": str(folder / "hf"), "epochs": epochs,
+        "order": order(len(files), epochs), "weights": str(folder / "weights.pt"), "out": str(out), "epochs": epochs,
+        "batch": BATCH, "lr": LR, "classes": CLASSES,
     }  # fmt: skip
-    (folder / "hf.json").write_text(json.dumps(told), encoding="utf-8")
+    (out / "told.json").write_text(json.dumps(told), encoding="utf-8")
     began = time.perf_counter()
-    command(["-m", "benchmarks.frozen", "--hf", str(folder / "hf.json")], {"PYTHONPATH": str(ROOT)})
+    command(["-m", "benchmarks.frozen_peers", kind, str(out / "told.json")], {"PYTHONPATH": str(ROOT)})
     took = time.perf_counter() - began
-    result = json.loads((folder / "hf" / "result.json").read_text())
+    result = json.loads((out / "result.json").read_text())
     return took, result["losses"], result["epoch"]
 
 
-def by_trainer(told: dict[str, Any]) -> None:
-    """The trunk frozen and its BatchNorm evaluating, as graft has it; all else by the Trainer's own defaults."""
-    import torch
-    import torchvision
-    from PIL import Image
-    from torch import nn
-    from torchvision.transforms import v2
-    from torchvision.transforms.functional import pil_to_tensor
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    transform = v2.Compose([v2.Resize(224, antialias=True), v2.CenterCrop(224)])
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-
-    class Pictures(torch.utils.data.Dataset[Any]):
-        def __len__(self) -> int:
-            return len(told["files"])
-
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            with Image.open(told["files"][index]) as image:
-                pixels = transform(pil_to_tensor(image.convert("RGB")))
-            return {"images": (pixels / 255 - mean) / std, "labels": told["labels"][index]}
-
-    class Frozen(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = torchvision.models.resnet18(weights=None, num_classes=CLASSES)
-            self.network.load_state_dict(torch.load(told["weights"], weights_only=True))
-            self.network.requires_grad_(False).fc.requires_grad_(True)
-
-        def train(self, mode: bool = True) -> Frozen:
-            super().train(False)
-            return self
-
-        def forward(self, images: Any, labels: Any) -> dict[str, Any]:
-            logits = self.network(images)
-            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
-
-    losses: list[Any] = []
-    ends: list[float] = []
-
-    class Sampler(torch.utils.data.Sampler[int]):
-        epoch = 0
-
-        def __len__(self) -> int:
-            return len(told["files"])
-
-        def __iter__(self) -> Any:
-            self.epoch += 1
-            return iter(told["order"][self.epoch - 1])
-
-    class Remembering(Trainer):  # type: ignore[misc]
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return Sampler()
-
-        def compute_loss(self, model: Any, inputs: Any, *rest: Any, **keys: Any) -> Any:
-            loss = super().compute_loss(model, inputs, *rest, **keys)
-            losses.append(loss.detach())
-            return loss
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_epoch_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.time())
-
-    settings = TrainingArguments(
-        told["out"], num_train_epochs=told["epochs"], per_device_train_batch_size=BATCH, learning_rate=LR, use_cpu=True,
-        remove_unused_columns=False, report_to="none",
-    )  # fmt: skip
-    trainer = Remembering(model=Frozen(), args=settings, train_dataset=Pictures(), callbacks=[Clock()])
-    trainer.train()
-    result = {"losses": torch.stack(losses).tolist(), "epoch": (ends[-1] - ends[0]) / (len(ends) - 1)}
-    (Path(told["out"]) / "result.json").write_text(json.dumps(result), encoding="utf-8")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    def more(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--hf", type=Path, help=argparse.SUPPRESS)
-
-    chosen = results.options("benchmarks.frozen", __doc__, argv, more)
-    if chosen.hf is not None:
-        by_trainer(json.loads(chosen.hf.read_text()))
-        return 0
+    chosen = results.options("benchmarks.frozen", __doc__, argv)
     count, epochs = results.pick(chosen, 64, 128, 512), results.pick(chosen, 3, 10, 30)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -198,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "graft, features kept": graft(run, "features", "kept"),
             "graft, features there": graft(run, "features", "there"),
             "graft, cache: none": graft(run, "none", "none"),
-            "Hugging Face Trainer": hugging_face(folder, epochs),
+            "a loop by hand": peer("hand", folder, epochs),
+            "Hugging Face Trainer": peer("trainer", folder, epochs),
         }
     lines = report(found, count, epochs)
     goal = "12 times end to end with 512 images and 30 epochs, the same losses within 1e-4"

@@ -1,7 +1,7 @@
 """On one GPU: training from memory, kept latents of a DiT-XL/2, and 10 GB of state: `python -m benchmarks.gpu`.
 
 G1: ViT-B/16, ResNet-50 and ConvNeXt-B in bf16, compiled whole, batches on the GPU: a bare loop, graft's, the step of timm's
-train.py, the Hugging Face Trainer and Lightning, all with one network, memory format, fused AdamW and clipping. G3: whole trainings
+train.py, the Hugging Face Trainer and Lightning, all with one network, memory format, fused AdamW and clipping. G3: trainings
 with latents kept and encoded anew. G5: a checkpoint every 100 steps. `--tiny` runs the same code on a CPU with small networks
 and shows only that it works.
 """
@@ -178,7 +178,8 @@ def hugging_face(work: Work) -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
             folder, max_steps=work.steps, per_device_train_batch_size=1, max_grad_norm=CLIP, bf16=True,
-            torch_compile=work.compile, use_cpu=work.device.type == "cpu", save_strategy="no", report_to="none", disable_tqdm=True,
+            torch_compile=work.compile, use_cpu=work.device.type == "cpu", save_strategy="no", report_to="none",
+            disable_tqdm=True,
             remove_unused_columns=False, dataloader_pin_memory=False, lr_scheduler_type="constant",
         )  # fmt: skip
         trainer = Ours(
@@ -232,14 +233,17 @@ def operations(work: Work) -> int:
     model = work.network().to("meta").train()
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(2, 3, work.size, work.size, device="meta")).sum().backward()
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def throughput(work: Work, passes: int, command: str) -> results.Section:
     """G1 of one network. Raises SystemExit where a contestant's losses are others."""
+    from accelerate.state import AcceleratorState
+
     curves: dict[str, float] = {}
 
     def timed(name: str) -> float:
+        AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, which Trainer and graft set differently
         taken = work.seconds(LOOPS[name])
         loss = torch.stack(work.losses).float().mean().item()
         if abs(loss / curves.setdefault("bare loop", loss) - 1) > 0.02:

@@ -101,7 +101,7 @@ def trainer(folder: Path, notes: Notes) -> None:
         str(folder / "out"), max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=LR, use_cpu=True, report_to="none",
         save_steps=EVERY, save_total_limit=2, disable_tqdm=True, remove_unused_columns=False, seed=0,
     )  # fmt: skip
-    samples = [{"images": images, "labels": label} for images, label in data()]
+    samples = [{"images": images, "labels": label} for images, label in zip(*data().tensors, strict=True)]
     model = network()
     ours = Ours(model=model, args=settings, train_dataset=samples)
     ours.remove_callback(PrinterCallback)

@@ -33,6 +33,10 @@ class Spread:
         low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(middle, low, high, len(values))
 
+    def times(self, factor: float) -> Spread:
+        """In another unit."""
+        return Spread(factor * self.median, factor * self.low, factor * self.high, self.count)
+
     def text(self, form: str = ".4g") -> str:
         """`1.02 (0.99 to 1.05)`."""
         return f"{self.median:{form}} ({self.low:{form}} to {self.high:{form}})"
@@ -98,10 +102,10 @@ def table(measured: Measured, unit: str, *, scale: float = 1.0, difference: bool
             continue
         against = measured.difference(name) if difference else measured.ratio(name)
         factor = scale if difference else 1.0
-        shown = Spread(*(factor * value for value in (against.median, against.low, against.high)), against.count)
+        shown = against.times(factor)
         lines.append(f"| {name} | {own.text()} | {shown.text()} | {shown.count} | {measured.verdict(name)} |")
     control = measured.control(difference=difference)
     factor = scale if difference else 1.0
-    shown = Spread(*(factor * value for value in (control.median, control.low, control.high)), control.count)
+    shown = control.times(factor)
     lines.append(f"| {measured.base} against itself (control) | | {shown.text()} | {shown.count} | |")
     return lines

@@ -62,7 +62,7 @@ def pick(chosen: argparse.Namespace, quick: int, usual: int, full: int) -> int:
 
 def command(module: str, chosen: argparse.Namespace) -> str:
     """What repeats a measurement."""
-    return f"python -m {module}" + " --quick" * chosen.quick + " --full" * chosen.full
+    return f"python -m {module}{' --quick' if chosen.quick else ''}{' --full' if chosen.full else ''}"
 
 
 def finish(sections: Sequence[Section], chosen: argparse.Namespace) -> int:

@@ -39,7 +39,7 @@ def main() -> None:
     loader: Any = torch.utils.data.DataLoader(pictures, batch_size=BATCH // world, sampler=sampler)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step, (images, labels) in enumerate(loader):
-        loss = functional.cross_entropy(model(images), labels)
+        loss: Any = functional.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -75,7 +75,7 @@ def helps(folder: Path, passes: int) -> tuple[list[str], dict[str, object]]:
         "`torchrun --help`": [*TORCHRUN, "--help"], "`accelerate launch --help`": [*ACCELERATE, "--help"],
         "`deepspeed --help`": [*DEEPSPEED, "--help"],
     }  # fmt: skip
-    timed = {name: lambda words=words: seconds(words) for name, words in commands.items()}  # type: ignore[misc]
+    timed = {name: lambda words=words: seconds(words) for name, words in commands.items()}
     measured = paired.measure(timed, passes, warm=passes > 1)
     for arguments in (["--help"], plan):
         if imports_torch(arguments):
@@ -96,7 +96,7 @@ def firsts(folder: Path, passes: int, world: int) -> tuple[list[str], dict[str, 
         "parallel": {"device": "cpu", "threads": 1, "processes": world},
     }  # fmt: skip
     (folder / "run.yaml").write_text(json.dumps(run), encoding="utf-8")
-    machine = {
+    machine: dict[str, object] = {
         "compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU" if world > 1 else "NO", "num_machines": 1,
         "num_processes": world, "use_cpu": True, "mixed_precision": "no", "main_process_port": 29612,
         "main_process_ip": "127.0.0.1", "rdzv_backend": "static", "machine_rank": 0, "dynamo_config": {},
