@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,35 +24,52 @@ from typing import Any
 from benchmarks import peers, results
 from benchmarks.results import HERE, Section
 
-# in the order of the table; of those that have no `--json` the lines that they print are kept
+# in the order of the table; of those that leave no sections the lines that they print are kept
 ROWS = {
     "loop": "1", "frozen": "2", "loader": "3", "checkpoint": "4", "startup": "5", "sweep": "7", "kill": "8", "memory": "9",
     "gpu": "G1",
 }  # fmt: skip
 OTHERS = ("diffusion", "runs", "split", "stop")  # graft alone, or against a loop by hand: by name or with --full
 GPU = ("gpu",)
-TOLD = (*(name for name in ROWS if name != "loader"), "diffusion")
+
+
+def tells(name: str) -> bool:
+    """Whether a measurement takes the common options and leaves sections."""
+    spec = importlib.util.find_spec(f"benchmarks.{name}")
+    assert spec is not None
+    assert spec.origin is not None
+    return "results.options(" in Path(spec.origin).read_text(encoding="utf-8")
+
+
+def run(command: Sequence[str]) -> tuple[int, str, list[str]]:
+    """Exit code, what was printed, and the last lines of the progress, which is shown while it comes."""
+    with tempfile.TemporaryFile("w+") as out:
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+        process = subprocess.Popen(command, cwd=HERE.parent, stdout=out, stderr=subprocess.PIPE, text=True, env=environment)
+        assert process.stderr is not None
+        last: deque[str] = deque(maxlen=20)
+        for line in process.stderr:
+            sys.stderr.write(line)
+            last.append(line.rstrip())
+        code = process.wait()
+        out.seek(0)
+        return code, out.read(), list(last)
 
 
 def measure(name: str, flags: Sequence[str]) -> tuple[list[Section], bool]:
     """The sections of a measurement, and whether it succeeded."""
-    command = f"python -m benchmarks.{name}" + "".join(f" {flag}" for flag in flags)
+    given = [f"benchmarks.{name}", *(flags if tells(name) else [])]
+    command, number = f"python -m {' '.join(given)}", ROWS.get(name, "–")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "sections.json"
-        words = [sys.executable, "-m", f"benchmarks.{name}", *flags]
-        told = name in TOLD
-        done = subprocess.run(
-            [*words, "--json", str(out)] if told else [sys.executable, "-m", f"benchmarks.{name}"], cwd=HERE.parent,
-            stdout=subprocess.PIPE, stderr=None, text=True, check=False,
-            env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
-        )  # fmt: skip
-        print(done.stdout, flush=True)
-        if done.returncode:
-            said = ["It failed:", "", "```", *done.stdout.splitlines()[-20:], f"exit code {done.returncode}", "```"]
-            return [Section(ROWS.get(name, "–"), name, said, "", command)], False
+        code, said, last = run([sys.executable, "-m", *given, *(["--json", str(out)] if tells(name) else [])])
+        print(said, flush=True)
+        if code:
+            lines = [f"It failed with exit code {code}:", "", "```", *said.splitlines()[-20:], *last, "```"]
+            return [Section(number, name, lines, "", command)], False
         if out.exists():
             return [Section(**section) for section in json.loads(out.read_text(encoding="utf-8"))], True
-        return [Section(ROWS.get(name, "–"), name, ["```", *done.stdout.splitlines(), "```"], "", command)], True
+        return [Section(number, name, ["```", *said.splitlines(), "```"], "", command)], True
 
 
 def chosen_names(names: Sequence[str], *, full: bool, gpu: bool) -> list[str]:

@@ -75,9 +75,8 @@ def graft(run: Path, cache: str, name: str) -> tuple[float, list[float], float]:
 
 
 def command(words: list[str], environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, *words], env={**os.environ, **environment}, capture_output=True, text=True, check=False, cwd=ROOT
-    )
+    own = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}  # all take the cores that there are
+    done = subprocess.run([sys.executable, *words], env=own | environment, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
 

@@ -243,7 +243,9 @@ def throughput(work: Work, passes: int, command: str) -> results.Section:
     curves: dict[str, float] = {}
 
     def timed(name: str) -> float:
-        AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, which Trainer and graft set differently
+        AcceleratorState._reset_state(
+            reset_partial_state=True
+        )  # one precision a process, which Trainer and graft set differently
         taken = work.seconds(LOOPS[name])
         loss = torch.stack(work.losses).float().mean().item()
         if abs(loss / curves.setdefault("bare loop", loss) - 1) > 0.02:
