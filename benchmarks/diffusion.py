@@ -14,33 +14,28 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from benchmarks import loop, paired, results
 from benchmarks.frozen import pictures
-from benchmarks.loop import nothing
-from trainer.config.amounts import parse_amount
 from trainer.config.model import Model
-from trainer.config.run import Parallel, Train
 from trainer.config.tasks.diffusion import Config
 from trainer.data import Batch
-from trainer.data.order import mix
-from trainer.loop import Job, train
+from trainer.loop import train
 from trainer.losses.objective import Plain
 from trainer.models import Built, build_model
-from trainer.progress import Clock, Progress
+from trainer.progress import Progress
 from trainer.runtime import Runtime
-from trainer.session import Silent
 from trainer.spec import ParamGroup
 from trainer.tasks import draws
 from trainer.tasks.base import Phase
@@ -120,31 +115,17 @@ def graft(
     model = found.network
     groups = [ParamGroup(list(model.named_parameters()))]
     engine = runtime.engine(model, model, groups, lambda given: torch.optim.AdamW(model.parameters(), lr=LR))
-    clock = Clock(parse_amount("1 h", times=True), epoch_samples=10**9, step_samples=BATCH, now=time.monotonic())
-    job = Job(
-        momentum=None, react=lambda progress: None,
-        runtime=runtime, phases=[Phase("model", model, engine, Plain(task))], average=None,
-        batches=([batch] for batch in itertools.cycle(batches)),
-        prepare=lambda batch: batch, steps=steps, global_batch=BATCH, epoch_samples=10**9, schedule=lambda samples: 1.0,
-        seed=lambda step, rank, index: mix(0, step, rank, index),
-        train_mode=lambda: nothing(model.train()), evaluate=None, save=nothing, wants_retry=lambda: False, stop=lambda: False,
-        beat=nothing, at=heart.at,
-        listener=Silent(), log_every=10, evaluate_every=clock, checkpoint_every=clock, evaluate_at_start=False,
-        lower_is_better=True, best_metric="val/loss", patience=None, min_delta=0.0, clip=CLIP, max_skipped=10,
-    )  # fmt: skip
+    batched = ([batch] for batch in itertools.cycle(batches))
+    phases = [Phase("model", model, engine, Plain(task))]
+    job = loop.job(runtime, phases, batched, heart.at, steps=steps, batch=BATCH, clip=CLIP)
     began = time.perf_counter()
     assert train(job, Progress())
     return time.perf_counter() - began, found
 
 
-def ratios(values: list[float]) -> str:
-    ordered = sorted(values)
-    return f"median {median(ordered):.3f}, quartiles {ordered[len(ordered) // 4]:.3f} to {ordered[-len(ordered) // 4]:.3f}"
-
-
-def the_step() -> None:
-    """Print how many times the bare loop's time a step takes."""
-    runtime = Runtime(Parallel(device="cpu", threads=1), Train(), planned=None, uncompiled=None)
+def the_step(passes: int) -> tuple[list[str], dict[str, Any]]:
+    """How many times the bare loop's time a step takes. Raises SystemExit where the weights are not the same."""
+    runtime = loop.runtime()
     task = Diffusion(Config(condition="none"), (), ())
     batches = data()
     with tempfile.TemporaryDirectory() as folder:
@@ -153,49 +134,75 @@ def the_step() -> None:
         most = max(float((a - b).detach().abs().max()) for a, b in zip(one.parameters(), other.parameters(), strict=True))
         if most > 1e-5:
             raise SystemExit(f"the same noise gives weights that differ by {most:.2g}: the comparison would mean nothing")
-        difference, control, plain = [], [], []
-        for _ in range(PAIRS):
-            a1, b1 = bare(batches, task)[0], graft(batches, task, runtime, heart)[0]
-            b2, a2 = graft(batches, task, runtime, heart)[0], bare(batches, task)[0]
-            difference += [b1 / a1, b2 / a2]
-            control.append(a2 / a1)
-            plain += [a1 / STEPS, a2 / STEPS]
+        loops = {
+            "the loop of an example": lambda: bare(batches, task)[0] / STEPS,
+            "graft": lambda: graft(batches, task, runtime, heart)[0] / STEPS,
+        }
+        measured = paired.measure(loops, passes)
         heart.close()
     runtime.close()
     size = sum(p.numel() for p in one.parameters())
-    print(f"UNet2DModel of {size:,} parameters, {SIZE} pixels, batch {BATCH}, 1 thread: bare {median(plain) * 1e3:.1f} ms a step")
-    print(f"graft over bare: {ratios(difference)} (goal at most 1.03); weights with the same noise within {most:.1g}")
-    print(f"bare over bare (control): {ratios(control)}", flush=True)
+    what = f"UNet2DModel of {size:,} parameters, {SIZE} pixels, batch {BATCH}, 1 thread; same noise, weights within {most:.1g}."
+    return [what, "", *paired.table(measured, "ms a step", scale=1e3)], {"seconds": measured.times}
 
 
-def pipeline(folder: Path) -> None:
-    """A small autoencoder with random weights, and a transformer on its latents, as diffusers saves them."""
+@dataclass(frozen=True)
+class Latents:
+    """A training on latents: networks as diffusers describes them, pictures, and where."""
+
+    vae: dict[str, Any]
+    dit: dict[str, Any]
+    size: int
+    count: int
+    batch: int
+    epochs: int
+    device: str = "cpu"
+    train: dict[str, Any] = field(default_factory=dict)
+    workers: int = 1
+
+
+def _kinds(blocks: int) -> dict[str, Any]:
+    return {
+        "down_block_types": ["DownEncoderBlock2D"] * blocks,
+        "up_block_types": ["UpDecoderBlock2D"] * blocks,
+        "latent_channels": 4,
+    }
+
+
+_SIX = {"sample_size": 16, "num_layers": 6, "num_attention_heads": 4, "attention_head_dim": 32, "num_embeds_ada_norm": 8}
+_XL = {"sample_size": 32, "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, "num_embeds_ada_norm": 8}
+MEDIUM = Latents({**_kinds(3), "block_out_channels": [32, 64, 64], "norm_num_groups": 8}, _SIX, 64, 512, 32, 8)
+SMALL = Latents({**_kinds(3), "block_out_channels": [8, 8, 8], "norm_num_groups": 4}, {**_SIX, "num_layers": 1}, 64, 32, 16, 2)
+# the autoencoder of Stable Diffusion and DiT-XL/2 at 256 pixels
+LARGE = Latents(
+    {**_kinds(4), "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}, _XL, 256, 2048, 64, 4, "cuda",
+    {"precision": "bf16", "compile": "auto"}, 8,
+)  # fmt: skip
+
+
+def pipeline(folder: Path, latents: Latents) -> None:
+    """An autoencoder with random weights, and a transformer on its latents, as diffusers saves them."""
     import diffusers
 
     torch.manual_seed(0)
     kinds: Any = diffusers
-    vae = kinds.AutoencoderKL(
-        block_out_channels=[32, 64, 64], down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
-        latent_channels=4, norm_num_groups=8, layers_per_block=1,
-    )  # fmt: skip
-    dit = kinds.DiTTransformer2DModel(
-        in_channels=4, out_channels=8, sample_size=16, num_embeds_ada_norm=8, num_layers=6, num_attention_heads=4,
-        attention_head_dim=32, patch_size=2,
-    )  # fmt: skip
+    vae = kinds.AutoencoderKL(**latents.vae)
+    dit = kinds.DiTTransformer2DModel(in_channels=4, out_channels=8, patch_size=2, **latents.dit)
     kinds.DiTPipeline(dit, vae, kinds.DDIMScheduler()).save_pretrained(folder)
     index = json.loads((folder / "model_index.json").read_text())
     index["id2label"] = {str(number): f"class-{number}" for number in range(8)}
     (folder / "model_index.json").write_text(json.dumps(index))
 
 
-def trained(folder: Path, cache: str, epochs: int) -> tuple[float, list[float], float]:
+def trained(folder: Path, cache: str, latents: Latents) -> tuple[float, list[float], float]:
     """(seconds of the whole command, losses, seconds of an epoch after the first)."""
     run = {
         "name": cache, "task": {"kind": "diffusion", "vae": "pipeline", "samples": {"count": 0}},
-        "model": {"source": f"diffusers:{folder}/pipeline", "adapt": {"image_size": 64}}, "strategy": {"kind": "full"},
-        "data": {"train": f"folder:{folder}/pictures", "resize_to": 64, "cache": cache, "workers": 1},
-        "optimizer": {"kind": "adamw", "lr": 1e-4}, "train": {"epochs": epochs, "global_batch": 32, "seed": 0},
-        "parallel": {"device": "cpu", "threads": 1}, "track": {"every": 1},
+        "model": {"source": f"diffusers:{folder}/pipeline", "adapt": {"image_size": latents.size}}, "strategy": {"kind": "full"},
+        "data": {"train": f"folder:{folder}/pictures", "resize_to": latents.size, "cache": cache, "workers": latents.workers},
+        "optimizer": {"kind": "adamw", "lr": 1e-4},
+        "train": {"epochs": latents.epochs, "global_batch": latents.batch, "seed": 0, **latents.train},
+        "parallel": {"device": latents.device, **({"threads": 1} if latents.device == "cpu" else {})}, "track": {"every": 1},
     }  # fmt: skip
     file = folder / f"{cache}.yaml"
     file.write_text(json.dumps(run), encoding="utf-8")
@@ -212,28 +219,37 @@ def trained(folder: Path, cache: str, epochs: int) -> tuple[float, list[float], 
     return took, [p["train/loss"] for p in points if "train/loss" in p], (ends[-1] - ends[0]) / (len(ends) - 1)
 
 
-def the_latents(epochs: int = 8) -> None:
-    """Print how much faster a run is whose latents are kept."""
+def the_latents(latents: Latents) -> tuple[list[str], dict[str, Any]]:
+    """How much faster a run is whose latents are kept. Raises SystemExit where the losses are not the same."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pipeline(folder / "pipeline")
-        pictures(folder / "pictures", 512)
-        online, kept = trained(folder, "none", epochs), trained(folder, "features", epochs)
+        pipeline(folder / "pipeline", latents)
+        pictures(folder / "pictures", latents.count)
+        online, kept = trained(folder, "none", latents), trained(folder, "features", latents)
     differ = max(abs(a - b) for a, b in zip(online[1], kept[1], strict=True))
-    print(f"512 JPEGs at 64 pixels, {epochs} epochs of 32, autoencoder and transformer of six blocks")
-    print(
-        f"latents kept: an epoch {kept[2]:.2f} s, encoded anew {online[2]:.2f} s: {online[2] / kept[2]:.2f} times (goal 1.3); "
-        f"whole commands {kept[0]:.1f} and {online[0]:.1f} s; {len(kept[1])} losses within {differ:.1g}"
-    )
     if differ > 1e-4:
-        raise SystemExit("the losses are not equal: the comparison means nothing")
+        raise SystemExit(f"the losses differ by {differ:.2g}: the comparison would mean nothing")
+    each = latents.count / latents.batch
+    lines = [
+        f"{latents.count} JPEGs at {latents.size} pixels, {latents.epochs} epochs of {latents.batch}, a transformer of "
+        f"{latents.dit['num_layers']} blocks on {latents.device}; {len(kept[1])} losses within {differ:.1g}; each run once.",
+        "",
+        "| | s an epoch after the first | steps a second | s, whole command |",
+        "|---|---|---|---|",
+        f"| latents kept | {kept[2]:.2f} | {each / kept[2]:.2f} | {kept[0]:.1f} |",
+        f"| encoded anew | {online[2]:.2f} ({online[2] / kept[2]:.2f} times) | {each / online[2]:.2f} | {online[0]:.1f} |",
+    ]
+    return lines, {"kept": [kept[0], kept[2]], "online": [online[0], online[2]], "losses_differ": differ}
 
 
-def main() -> int:
-    print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores")
-    the_step()
-    the_latents()
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    chosen = results.options("benchmarks.diffusion", __doc__, argv)
+    again = results.command("benchmarks.diffusion", chosen)
+    lines, figures = the_step(results.pick(chosen, 1, PAIRS, 20))
+    sections = [results.Section("D1", "A step of diffusion", lines, "at most 1.03 of the bare loop", again, figures)]
+    lines, figures = the_latents(SMALL if chosen.quick else MEDIUM)
+    sections.append(results.Section("D2", "Latents kept", lines, "an epoch 1.3 times as fast", again, figures))
+    return results.finish(sections, chosen)
 
 
 if __name__ == "__main__":

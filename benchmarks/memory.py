@@ -16,10 +16,12 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from benchmarks import results
 
 _BEGUN = "steps begin"
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
@@ -85,14 +87,28 @@ def run_file(folder: Path, source: str, batch: int, settings: dict[str, Any]) ->
 
 
 def predicted(path: Path) -> list[int]:
-    """Bytes."""
+    """Bytes: by graft, `accelerate estimate-memory` (training with Adam in fp32) and DeepSpeed's estimator (ZeRO-2, one GPU).
+
+    The other two look at the number of parameters alone; their own functions are called on the network that graft builds.
+    """
+    from accelerate.commands.estimate import estimate_training_usage
+    from accelerate.utils import calculate_maximum_sizes
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
     from trainer.config import load
     from trainer.forecast import Forecast, prepare
 
     run = load(path, [])
     micro_batch = run.train.micro_batch
     assert isinstance(micro_batch, int)
-    return [Forecast(prepare(run, 1), gpu=False)(micro_batch, run.train.global_batch).peak]
+    parts = prepare(run, 1)
+    network = parts.phase.network
+    size, _ = calculate_maximum_sizes(network)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    usage = estimate_training_usage(int(size), "float32")
+    states = estimate_zero2_model_states_mem_needs(count, 1, 1, cpu_offload=False)[1]
+    peak = Forecast(parts, gpu=False)(micro_batch, run.train.global_batch).peak
+    return [peak, max(usage.values()), states]
 
 
 def measured(path: Path) -> list[int]:
@@ -170,35 +186,46 @@ def apart(work: Callable[[Path], list[int]], path: Path) -> list[int]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--others", action="store_true", help="eight other networks")
-    parser.add_argument("--only", default="", help="only networks with this in their names")
-    arguments = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--others", action="store_true", help="eight other networks")
+        parser.add_argument("--only", default="", help="only networks with this in their names")
+
+    chosen = results.options("benchmarks.memory", __doc__, argv, more)
     if os.environ.keys() & _MALLOC.keys() != _MALLOC.keys():  # read when a process starts
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks.memory", *sys.argv[1:]], {**os.environ, **_MALLOC})
     import trainer.forecast
     import trainer.session  # noqa: F401 (what every case needs)
 
-    print("| network | pixels | learns | micro-batch | predicted MiB | allocated MiB | off | grown MiB |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    off = []
-    for source, batch, settings in (
-        case for case in cases(OTHERS if arguments.others else NETWORKS) if arguments.only in case[0]
-    ):
+    every = [case for case in cases(OTHERS if chosen.others else NETWORKS) if chosen.only in case[0]]
+    if not chosen.full:
+        every = every[:: len(BATCHES) + 1]  # learning whole, with the smaller micro-batch
+    lines = [
+        "| network | pixels | learns | batch | allocated MiB | graft | off | accelerate | off | DeepSpeed | off | grown MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    off: dict[str, list[float]] = {"graft": [], "accelerate estimate-memory": [], "DeepSpeed": []}
+    for source, batch, settings in every[: 2 if chosen.quick else None]:
         with tempfile.TemporaryDirectory() as name:
             path = run_file(Path(name), source, batch, settings)
-            (foretold,) = apart(predicted, path)
+            foretold = apart(predicted, path)
             peak, grown = apart(measured, path)
-        off.append(foretold / peak - 1)
         learns = settings["strategy"]["kind"] + (", average" if "train.ema" in settings else "")
-        cells = [source.partition(":")[2], settings["model.adapt.image_size"], learns, batch]
-        cells += [f"{foretold / 2**20:,.1f}", f"{peak / 2**20:,.1f}", f"{off[-1]:+.2%}", f"{grown / 2**20:,.0f}"]
-        print("|", " | ".join(map(str, cells)), "|", flush=True)
-    sizes = sorted(abs(value) for value in off)
-    within = sum(size <= 0.03 for size in sizes)
-    print(f"\n{within} of {len(sizes)} within 3%; median {median(sizes):.2%}, most {sizes[-1]:.2%}")
-    return 0
+        cells = [source.partition(":")[2], settings["model.adapt.image_size"], learns, batch, f"{peak / 2**20:,.1f}"]
+        for whose, value in zip(off, foretold, strict=True):
+            off[whose].append(value / peak - 1)
+            cells += [f"{value / 2**20:,.1f}", f"{off[whose][-1]:+.2%}"]
+        lines.append(f"| {' | '.join(map(str, [*cells, f'{grown / 2**20:,.0f}']))} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    lines.append("")
+    for whose, values in off.items():
+        sizes = sorted(abs(value) for value in values)
+        within, under = sum(size <= 0.03 for size in sizes), sum(value < -0.03 for value in values)
+        most = f"median {median(sizes):.2%}, most {sizes[-1]:.2%}"
+        lines.append(f"- {whose}: {within} of {len(sizes)} within 3%, {under} more than 3% too low; {most}")
+    command = results.command("benchmarks.memory", chosen) + " --others" * chosen.others
+    goal = "3% on a CPU; never a false 'fits'"
+    return results.finish([results.Section("9", "Predicted peak memory", lines, goal, command, off)], chosen)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.startup import TIMES, imports_torch, seconds
+from benchmarks.startup import imports_torch, seconds
 from tests.unit.folders import crowd
 
-COUNT = 1000
+COUNT, TIMES = 1000, 11
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
-"""How long a sweep of 1,000 members takes to plan, render and submit as one array: `python -m benchmarks.sweep`.
+"""1,000 members of a sweep planned, rendered and submitted as one array: `python -m benchmarks.sweep` (needs Slurm, and root).
 
-On the Slurm of the tests (root, slurm-wlm, munge). Beside it the time of a second call, which finds all of them queued, and of
-the table.
+graft, submitit (map_array, which renders nothing) and hydra (compose and write, which submits nothing), each a command of
+its own, on the Slurm of the tests. Beside it a second call of graft, which finds all of them queued, and the table.
 """
 
 from __future__ import annotations
@@ -11,54 +11,95 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
+from benchmarks import paired, peers, results
 from tests.cluster.daemons import TestCluster
 from tests.trainers import ROOT, run_file
 
-TIMES, MEMBERS, GOAL = 5, 1000, 5.0
-SWEEP = {
-    "name": "search", "run": "run.yaml", "search": {"kind": "random", "count": MEMBERS}, "parallel": 8,
-    "over": {
-        "optimizer.lr": {"low": 1e-5, "high": 1e-2, "scale": "log"}, "optimizer.weight_decay": {"low": 0.0, "high": 0.1},
-        "train.seed": {"low": 0, "high": 99, "integer": True},
-    },
+OVER = {
+    "optimizer.lr": {"low": 1e-5, "high": 1e-2, "scale": "log"}, "optimizer.weight_decay": {"low": 0.0, "high": 0.1},
+    "train.seed": {"low": 0, "high": 99, "integer": True},
 }  # fmt: skip
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    chosen = results.options("benchmarks.sweep", __doc__, argv)
+    if not peers.PYTHON.exists():
+        raise SystemExit("hydra and submitit are not there; make the peers' environment: python -m benchmarks.peers")
+    members = results.pick(chosen, 30, 1000, 1000)
     cluster = TestCluster()
-    whats = ("planned, rendered and submitted", "the same command again", "graft runs --sweep")
-    times: dict[str, list[float]] = {what: [] for what in whats}
+    again: dict[str, list[float]] = {"the same command again": [], "graft runs --sweep": []}
+
+    def timed(command: Sequence[str], folder: Path) -> float:
+        began = time.perf_counter()
+        done = subprocess.run(
+            command, cwd=folder, check=False, capture_output=True, text=True, env={**cluster.environment, "PYTHONPATH": str(ROOT)}
+        )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
+        return time.perf_counter() - began
+
+    def emptied(wanted: int) -> None:
+        found = len(cluster.run("squeue", "-h", "-r", "-o", "%i").stdout.split())
+        if found != wanted:
+            raise SystemExit(f"{found} jobs are queued instead of {wanted}")
+        cluster.run("scancel", "-u", "root")
+        while cluster.run("squeue", "-h").stdout.strip():
+            time.sleep(0.1)
+
+    def graft() -> float:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            run_file(folder)
+            sweep = {
+                "name": "search",
+                "run": "run.yaml",
+                "search": {"kind": "random", "count": members},
+                "parallel": 8,
+                "over": OVER,
+            }
+            (folder / "sweep.yaml").write_text(json.dumps(sweep), encoding="utf-8")
+            command = [sys.executable, "-m", "launcher"]
+            took = timed([*command, "sweep", "sweep.yaml"], folder)
+            again["the same command again"].append(timed([*command, "sweep", "sweep.yaml"], folder))
+            again["graft runs --sweep"].append(timed([*command, "runs", "--sweep", "search"], folder))
+            emptied(members)
+        return took
+
+    def peer(kind: str, queued: int) -> float:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            run_file(folder)
+            took = timed([str(peers.PYTHON), "-m", "benchmarks.sweep_peers", kind, str(folder), str(members)], folder)
+            rendered = len(list((folder / "rendered").glob("*/run.yaml")))
+            if kind == "hydra" and rendered != members:
+                raise SystemExit(f"hydra rendered {rendered} members instead of {members}")
+            emptied(queued)
+        return took
+
     try:
         cluster.start()
         cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")  # they wait: what is measured is not their training
-        for _ in range(TIMES):
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                run_file(folder)
-                (folder / "sweep.yaml").write_text(json.dumps(SWEEP))
-                commands = (["sweep", "sweep.yaml"], ["sweep", "sweep.yaml"], ["runs", "--sweep", "search"])
-                for taken, arguments in zip(times.values(), commands, strict=True):
-                    began = time.perf_counter()
-                    subprocess.run(
-                        [sys.executable, "-m", "launcher", *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL,
-                        env={**cluster.environment, "PYTHONPATH": str(ROOT)},
-                    )  # fmt: skip
-                    taken.append(time.perf_counter() - began)
-                found = len(cluster.run("squeue", "-h", "-r", "-o", "%i").stdout.split())
-                assert found == MEMBERS, f"{found} members are queued"
-                cluster.run("scancel", "-u", "root")
-                while cluster.run("squeue", "-h").stdout.strip():
-                    time.sleep(0.1)
+        measured = paired.measure(
+            {
+                "graft sweep: checked, rendered, submitted": graft,
+                "submitit map_array: submitted": lambda: peer("submitit", members),
+                "hydra compose: rendered": lambda: peer("hydra", 0),
+            },
+            results.pick(chosen, 1, 1, 5),
+            warm=False,
+        )
     finally:
         cluster.stop()
-    for what, taken in times.items():
-        taken.sort()
-        goal = f" (goal {GOAL:.0f} s)" if what.startswith("planned") else ""
-        print(f"{MEMBERS:,} members, {what}: median {median(taken):.2f} s, {taken[0]:.2f} to {taken[-1]:.2f} of {TIMES}{goal}")
-    return 0
+    lines = [f"{members:,} members over three keys; whole commands, on a Slurm of four nodes on this machine.", ""]
+    lines += paired.table(measured, "s")
+    lines += ["", "; ".join(f"{what}: {paired.Spread.of(taken).text('.2f')} s" for what, taken in again.items()) + "."]
+    command = results.command("benchmarks.sweep", chosen)
+    figures = {"seconds": measured.times, "again": again}
+    title = f"{members:,} runs rendered and submitted"
+    return results.finish([results.Section("7", title, lines, "2 s, one array", command, figures)], chosen)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from trainer import rivals
-from trainer.checkpoint import Tensors
+from trainer.checkpoint import Saver, Store, Tensors
 from trainer.config import RefusedError
 from trainer.optim import Average, FreeAverage
 from trainer.parts import Parts
 from trainer.spec import Piece
 from trainer.tasks.base import Generates
+from trainer.track.tracker import Tracker
 
 log = logging.getLogger("graft")
 
@@ -30,6 +31,19 @@ def tensors(parts: Parts) -> dict[str, dict[str, torch.Tensor | Piece]]:
     if parts.objective is not None and parts.objective.state_dict():
         files[f"{phase.name}-objective.safetensors"] = engine.weights(parts.objective)
     return files | rivals.tensors(parts.others)
+
+
+def saver(store: Store, tracker: Tracker | None, parts: Parts) -> Saver:
+    """Of rank 0 or, where every rank saves what it holds, of each."""
+    named = [item for file in tensors(parts).values() for item in file.items()]
+    values = [(name, held.values if isinstance(held, Piece) else held) for name, held in named]
+    meant = frozenset(name for name, value in values if value.is_floating_point() and not value.isfinite().all())
+    if tracker is None:
+        return Saver(store, before_write=lambda: None, on_commit=lambda step: None, meant=meant, others=parts.runtime.savers)
+    return Saver(
+        store, before_write=tracker.sync, on_commit=tracker.committed, on_cost=tracker.costs.append, meant=meant,
+        others=parts.runtime.savers,
+    )  # fmt: skip
 
 
 def generator_state(parts: Parts) -> dict[str, Any]:

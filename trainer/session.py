@@ -29,8 +29,8 @@ from trainer.rundir.metric import lower_is_better
 from trainer.runtime import Runtime
 from trainer.signals import StopFlag
 from trainer.sizes import settle, shrunk
-from trainer.spec import Piece
 from trainer.straggler import Stragglers
+from trainer.tasks.base import Evaluation
 from trainer.tasks.opposing import Duels
 from trainer.track.tracker import Pictures, Tracker
 from trainer.watch import Heartbeat
@@ -89,7 +89,7 @@ def start(
     if sizes.refused:
         memory.restart()  # what was tried in vain is no part of it
     tracker = _tracker(folder, parts, progress, journal, memory, sizes) if runtime.main else None
-    saver = _saver(store, tracker, parts) if tracker or runtime.savers else None
+    saver = keeping.saver(store, tracker, parts) if tracker or runtime.savers else None
     try:
         job = assemble(run, parts, progress, tracker, saver, stop, heart, lease)
         hang = Hang(
@@ -168,15 +168,6 @@ def _tracker(
     )  # fmt: skip
 
 
-def _saver(store: Store, tracker: Tracker | None, parts: Parts) -> Saver:
-    """Of rank 0 or, where every rank saves what it holds, of each."""
-    named = [item for file in keeping.tensors(parts).values() for item in file.items()]
-    values = [(name, held.values if isinstance(held, Piece) else held) for name, held in named]
-    meant = frozenset(name for name, value in values if value.is_floating_point() and not value.isfinite().all())
-    sync, committed = (tracker.sync, tracker.committed) if tracker else (lambda: None, lambda step: None)
-    return Saver(store, before_write=sync, on_commit=committed, meant=meant, others=parts.runtime.savers)
-
-
 def assemble(
     run: Run,
     parts: Parts,
@@ -193,7 +184,7 @@ def assemble(
     began_at = progress.step
 
     def save(state: Progress, improved: bool, wait: bool) -> None:
-        state.saved = state.samples
+        began, state.saved = time.perf_counter(), state.samples
         if saver is None:
             if wait:
                 heart.at("barrier")
@@ -215,15 +206,18 @@ def assemble(
         }  # fmt: skip
         if runtime.scaler is not None:
             extra["scaler"] = runtime.scaler.state_dict()
-        saver.save(state.step, keeping.tensors(parts), extra, best=state.best if improved else None, wait=wait)
+        saver.save(state.step, keeping.tensors(parts), extra, best=state.best if improved else None, wait=wait, since=began)
         if wait:
             heart.at("barrier")
             runtime.barrier()
 
     def beat(step: int) -> None:
-        if saver is not None and step == began_at + 1:
-            # Now the optimizer has its state: the first touch of the memory is paid here, not in the first checkpoint.
-            saver.reserve(keeping.tensors(parts))
+        if saver is not None:
+            saver.stepped()
+            if step == began_at + 1:
+                # Now the optimizer has its state: the first touch of the memory is paid here, not in the first checkpoint.
+                saver.reserve(keeping.tensors(parts))
+                saver.aside()
         heart.step = step
         reached("step", step)
         if tracker is not None and step < parts.steps:  # of the last step there is a point with its loss
@@ -253,6 +247,14 @@ def assemble(
 
             parts.phase.stage = followed
 
+    evaluation = parts.evaluation(parts.splits.val, heart.at) if parts.splits.val else None
+
+    def evaluate() -> Evaluation:
+        assert evaluation is not None
+        if saver is not None:
+            saver.aside()
+        return evaluation()
+
     early = run.evaluate.early_stop
     return Job(
         runtime=runtime,
@@ -268,7 +270,7 @@ def assemble(
         react=reaction(run.schedule, run.checkpoint.best),
         seed=parts.seed,
         train_mode=parts.train_mode,
-        evaluate=parts.evaluation(parts.splits.val, heart.at) if parts.splits.val else None,
+        evaluate=evaluate if evaluation is not None else None,
         save=save,
         wants_retry=lambda: saver is not None and saver.retry,
         stop=lambda: bool(stop),

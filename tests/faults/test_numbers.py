@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainers import Zygote, hashes, points, run_file, same
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, read_points
 
 PLAIN = {"args": {"norm": False, "dropout": 0.0}}
 
@@ -33,7 +33,12 @@ def test_a_nan_on_one_rank_is_skipped_by_all(trainers: Zygote, tmp_path: Path) -
     assert skip["step"] in (11, 12)  # the network is also called once when it is built
     assert "rank 1" in skip["why"]
     assert finite(tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["skipped_steps"] == 1
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["skipped_steps"] == 1
+    found = [p for p in read_points(tmp_path / "run" / "metrics.jsonl") if "checkpoint/stall_s" in p]
+    assert 1 <= len(found) <= 7  # one where several were written since the last point
+    assert all({"checkpoint/write_s", "checkpoint/bytes"} <= p.keys() for p in found)
+    assert 0 < max(p["checkpoint/stall_s"] for p in found) <= summary["checkpoint"]["checkpoint/stall_s"]
 
 
 def test_too_many_nans_stop_all_ranks_with_a_finite_checkpoint(trainers: Zygote, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.faults.test_hang import hanging
 from tests.faults.test_losses import LOSSES, file
 from tests.sharding.conftest import BARE, column, plain, run
 from tests.trainers import Zygote, points, run_file
-from trainer.checkpoint import Saver, Store, read
+from trainer.checkpoint import Cost, Saver, Store, read
 from trainer.checkpoint.saver import Others
 from trainer.rundir import RunDir, read_points
 from trainer.spec import Piece
@@ -34,6 +34,12 @@ def test_a_nan_on_one_rank_is_skipped_by_all(trainers: Zygote, tmp_path: Path, k
     before, after = (weights(tmp_path / "run", step) for step in (skips[0]["step"] - 1, skips[1]["step"]))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not torch.equal(after["head.weight"], weights(tmp_path / "run", 14)["head.weight"])
+    folder = RunDir(tmp_path / "run")
+    costs = [p for p in read_points(folder.metrics) if "checkpoint/stall_s" in p]
+    assert costs
+    assert all(p["checkpoint/stall_s"] > 0 and p["checkpoint/write_s"] > 0 for p in costs)
+    written = sum(path.stat().st_size for path in (folder.checkpoints / "step-00000014").glob("*.safetensors"))
+    assert folder.read_json(folder.summary)["checkpoint"]["checkpoint/bytes"] == written  # of both ranks
 
 
 def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
@@ -132,7 +138,11 @@ class Ranks:
 
 def test_a_checkpoint_of_several_ranks_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ranks, store = Ranks(2), Store(tmp_path, keep=2)
-    savers = [Saver(store, before_write=lambda: None, on_commit=lambda step: None, others=ranks.of(rank)) for rank in range(2)]
+    costs: list[list[Cost]] = [[], []]
+    savers = [
+        Saver(store, before_write=lambda: None, on_commit=lambda step: None, others=ranks.of(rank), on_cost=costs[rank].append)
+        for rank in range(2)
+    ]
     values = torch.arange(12.0)
 
     def save(step: int) -> list[str]:
@@ -166,6 +176,10 @@ def test_a_checkpoint_of_several_ranks_is_there_whole_or_not_at_all(tmp_path: Pa
     assert torch.equal(held["w"], (values + 2).view(3, 4))
     assert torch.equal(held.piece("w", 3, 6), values[3:9] + 2)
     assert held["scale"] == 1
+    ((cost,), of_others) = costs  # of the failed one there is none
+    assert of_others == []
+    assert cost.bytes == sum(path.stat().st_size for path in loaded.path.glob("*.safetensors"))
+    assert 0 < cost.stall_s < 20
     values[7] = torch.nan
     assert save(3) == ["'w' in model.safetensors of step 3 holds values that are not finite numbers"] * 2
     assert list(store.steps()) == [2]

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from trainer.checkpoint.cost import Cost, Shadow
 from trainer.checkpoint.read import part
 from trainer.checkpoint.staging import Contents, StagedFile
 from trainer.checkpoint.store import Facts, Store, write_files
@@ -59,6 +60,9 @@ class Saver:
 
     Where several ranks save, each has a saver and writes its own files into the folder that rank 0 makes; rank 0 commits it when
     all are durable, and none when one of them failed.
+
+    `on_cost` hears, on rank 0 and in the thread, what a checkpoint cost; for that `stepped` is called after every step, and
+    `aside` where something else than a step goes on.
     """
 
     def __init__(
@@ -69,12 +73,16 @@ class Saver:
         on_commit: Callable[[int], None],
         meant: frozenset[str] = frozenset(),
         others: Others | None = None,
+        on_cost: Callable[[Cost], None] = lambda cost: None,
     ) -> None:
         self._store = store
         self._others: Others = others or Alone()
         self._meant = meant
         self._before_write = before_write
         self._on_commit = on_commit
+        self._on_cost = on_cost
+        self._shadow = Shadow()
+        self._sizes: list[tuple[float, int]] = []  # by rank: seconds held, bytes
         self._staged: dict[str, StagedFile] = {}
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -98,10 +106,24 @@ class Saver:
         thread = self._thread
         return thread is not None and thread.is_alive()
 
-    def save(self, step: int, files: Files, state: dict[str, Any], *, best: float | None = None, wait: bool = False) -> None:
-        """Copy the state and commit it in the background; with `wait`, return when it is durable or raise why it is not."""
+    def stepped(self) -> None:
+        """A step has ended."""
+        self._shadow.step(self.busy)
+
+    def aside(self) -> None:
+        """The training does something else now, which is no part of a step's time."""
+        self._shadow.aside()
+
+    def save(
+        self, step: int, files: Files, state: dict[str, Any], *, best: float | None = None, wait: bool = False,
+        since: float | None = None,
+    ) -> None:  # fmt: skip
+        """Copy the state and commit it in the background; with `wait`, return when it is durable or raise why it is not.
+
+        `since` (perf_counter): when the training left its steps for this; the wait for the checkpoint before counts, too.
+        """
+        began = time.perf_counter() if since is None else since
         self.join()
-        began = time.perf_counter()
         self._failed_at = None  # this is the other try
         self.reserve(files)
         for name, tensors in files.items():
@@ -109,8 +131,9 @@ class Saver:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
         staged = dict(self._staged)
-        held = time.perf_counter() - began
-        self._thread = threading.Thread(target=self._commit, args=(step, staged, state, best, held), name="checkpoint")
+        self._shadow.begin()
+        commit = step, staged, state, best, began, None if wait else time.perf_counter() - began
+        self._thread = threading.Thread(target=self._commit, args=commit, name="checkpoint")
         self._thread.start()
         if wait:
             self.join()
@@ -118,25 +141,33 @@ class Saver:
                 raise GraftError(f"the checkpoint of step {step} could not be written: {self._failure}")
 
     def _commit(
-        self, step: int, staged: dict[str, StagedFile], state: dict[str, Any], best: float | None, held: float
-    ) -> None:  # fmt: skip
+        self, step: int, staged: dict[str, StagedFile], state: dict[str, Any], best: float | None, left: float, held: float | None
+    ) -> None:
+        """`left`: when the training left its steps; `held`: for how long, none where it waits for the end of this."""
         began = time.perf_counter()
+        self._sizes = []
         try:
             if self._others.rank == 0:
-                self._lead(step, staged, state, best)
+                self._lead(step, staged, state, best, held)
             else:
-                self._follow(step, staged)
+                self._follow(step, staged, held)
             self._failure = None
-            size = sum(file.data.nbytes for file in staged.values())
-            log.info(
-                "the checkpoint of step %d (%s bytes of this rank) held the training up for %.1f ms and was written in %.2f s",
-                step, f"{size:,}", 1000 * held, time.perf_counter() - began,
-            )  # fmt: skip
+            if self._sizes and self._others.rank == 0:  # else it was there already
+                self._told(step, time.perf_counter() - began, held is None, time.perf_counter() - left)
         except BaseException as error:
             self._failure, self._failed_at = error, time.monotonic()
             log.warning("the checkpoint of step %d was not written: %s; the one before is kept", step, error)
 
-    def _lead(self, step: int, staged: dict[str, StagedFile], state: dict[str, Any], best: float | None) -> None:
+    def _told(self, step: int, wrote: float, waited: bool, whole: float) -> None:
+        """Say what a checkpoint cost."""
+        stall = whole if waited else max(held for held, _ in self._sizes)
+        cost = Cost(step, stall, wrote, sum(size for _, size in self._sizes), self._shadow.ratio())
+        log.info("the checkpoint of step %d: %s", step, cost.text())
+        self._on_cost(cost)
+
+    def _lead(
+        self, step: int, staged: dict[str, StagedFile], state: dict[str, Any], best: float | None, held: float | None
+    ) -> None:
         """On rank 0: make the folder, let every rank write into it, commit it, and say what became of it."""
         told = False
 
@@ -144,7 +175,7 @@ class Saver:
             nonlocal told
             told = True
             self._others.tell(str(folder))
-            return self._together(folder, step, staged)
+            return self._together(folder, step, staged, held)
 
         failure: BaseException | None = None
         try:
@@ -159,16 +190,16 @@ class Saver:
         if failure is not None:
             raise failure
 
-    def _follow(self, step: int, staged: dict[str, StagedFile]) -> None:
+    def _follow(self, step: int, staged: dict[str, StagedFile], held: float | None) -> None:
         """On the other ranks: write into the folder that rank 0 made, and hear what became of it."""
         folder = self._others.tell(None)
         if folder is not None:
             with contextlib.suppress(GraftError, OSError):  # rank 0 heard of it, and says it again
-                self._together(Path(folder), step, staged)
+                self._together(Path(folder), step, staged, held)
         if (failed := self._others.tell(None)) is not None:
             _raise(*failed)
 
-    def _together(self, folder: Path, step: int, staged: dict[str, StagedFile]) -> Facts:
+    def _together(self, folder: Path, step: int, staged: dict[str, StagedFile], held: float | None) -> Facts:
         """Write this rank's files; those of all ranks. Raises on every rank what any of them raised."""
         mine: tuple[Facts, tuple[bool, str] | None]
         world = self._others.world
@@ -181,10 +212,12 @@ class Saver:
                 raise
             mine = {}, (isinstance(error, GraftError), str(error))
         facts: Facts = {}
-        for found, failed in self._others.gather(mine):
+        sizes = held or 0.0, sum(file.data.nbytes for file in staged.values())
+        for size, found, failed in self._others.gather((sizes, *mine)):
             if failed is not None:
                 _raise(*failed)
             facts |= found
+            self._sizes.append(size)
         return facts
 
     def _sound(self, step: int, staged: dict[str, StagedFile]) -> None:

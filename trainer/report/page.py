@@ -92,6 +92,10 @@ def _header(view: View) -> str:
         tiles.append((f"{summary['peak_bytes'] / 2**20:,.0f} MiB", "of memory at most"))
     if isinstance(summary.get("did_not_fit"), list):
         tiles.append((str(summary.get("micro_batch")), "samples at a time: as many as the memory holds"))
+    stalls, shadows = (view.series(f"checkpoint/{name}")[1] for name in ("stall_s", "shadow"))
+    if stalls:
+        slower = f"; steps {max(shadows):.2f} times as long while it is written" if shadows else ""
+        tiles.append((f"{1000 * max(stalls):,.0f} ms", f"held up by a checkpoint at most{slower}"))
     attempts = _attempts(view)
     if attempts:
         ettr = summary.get("ettr")

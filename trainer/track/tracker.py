@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trainer import answers as answers_of
 from trainer import gallery, sheet
+from trainer.checkpoint import Cost, longest
 from trainer.config import Run
 from trainer.progress import Progress
 from trainer.rundir import Record, RunDir, write_atomically
@@ -49,6 +51,8 @@ class Tracker:
         self._pictures = pictures
         self._sizes = sizes
         self._began = time.time()
+        self.costs: deque[Cost] = deque()  # of the checkpoints since the last point, from the saver's thread
+        self._cost: dict[str, float] = {}  # of the costliest checkpoint of this attempt
         self._record = Record(folder.metrics, points=progress.points)
         self._wandb = WandbSink(folder, run)
         self._console = Console(name=run.name, total_samples=total_samples, seen=progress.samples, main=True)
@@ -61,9 +65,16 @@ class Tracker:
         return self._record.points
 
     def point(self, values: dict[str, Any], progress: Progress) -> None:
-        """Record a point of the curves."""
+        """Record a point of the curves, with what the checkpoints since the last one cost."""
+        values |= self._costs()
         self._add(values, progress)
         self._console.update(progress.samples, progress.step, progress.samples / self._epoch_samples, values)
+
+    def _costs(self) -> dict[str, float]:
+        found = [self.costs.popleft() for _ in range(len(self.costs))]
+        columns = longest(found)
+        self._cost |= {name: max(value, self._cost.get(name, value)) for name, value in columns.items()}
+        return columns
 
     def pulse(self, step: int, samples: int) -> None:
         """Show how far the training is; called after every step."""
@@ -137,7 +148,7 @@ class Tracker:
             "step": progress.best_step, "metrics": progress.best_metrics}, "skipped_steps": progress.skipped,
             "attempts": self._attempt, "wall_seconds": round(wall, 2), "productive_seconds": round(progress.productive, 2),
             "ettr": round(progress.productive / wall, 4) if wall > 0 else None, "parameters": self._parameters,
-            "peak_bytes": self._memory(), **self._sizes,
+             "peak_bytes": self._memory(), "checkpoint": self._cost, **self._sizes,
         }  # fmt: skip
         write_atomically(self._folder.summary, json.dumps(summary, indent=1) + "\n")
         return summary
@@ -163,6 +174,7 @@ class Tracker:
                 log.warning("the tracking did not end as it should: %s", error)
 
     def _finish(self, progress: Progress, complete: bool) -> None:
+        self._costs()  # of the last checkpoint, which no point comes after
         try:
             summary = self._summarise(progress, "done" if complete else "stopped")
             self._wandb.summary({**progress.metrics, "best": progress.best, "ettr": summary["ettr"], **self._sizes})
