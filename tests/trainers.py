@@ -150,7 +150,9 @@ class Zygote:
 
 def points(folder: Path) -> list[dict[str, Any]]:
     """The record without the times."""
-    return [{k: v for k, v in p.items() if k != "time"} for p in read_points(folder / "metrics.jsonl")]
+    return [
+        {k: v for k, v in p.items() if k != "time" and not k.startswith("speed/")} for p in read_points(folder / "metrics.jsonl")
+    ]
 
 
 def hashes(folder: Path) -> dict[str, str]:

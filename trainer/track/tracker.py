@@ -16,6 +16,7 @@ from trainer.progress import Progress
 from trainer.rundir import Record, RunDir, write_atomically
 from trainer.tasks.base import Evaluation
 from trainer.track.console import Console
+from trainer.track.speed import Speed
 from trainer.track.wandb_sink import WandbSink
 
 FINISH_WITHIN, STOP_WITHIN = 60.0, 10.0  # seconds
@@ -35,7 +36,7 @@ class Tracker:
 
     def __init__(
         self, folder: RunDir, run: Run, progress: Progress, *, wall: Callable[[], float], attempt: int, total_samples: int,
-        epoch_samples: int, parameters: Any, memory: Callable[[], int | None], pictures: Pictures | None,
+        epoch_samples: int, parameters: Any, memory: Callable[[], int | None], pictures: Pictures | None, speed: Speed,
     ) -> None:  # fmt: skip
         self._folder = folder
         self._run = run
@@ -46,6 +47,7 @@ class Tracker:
         self._parameters = parameters
         self._memory = memory
         self._pictures = pictures
+        self._speed = speed
         self._began = time.time()
         self._record = Record(folder.metrics, points=progress.points)
         self._wandb = WandbSink(folder, run)
@@ -60,6 +62,8 @@ class Tracker:
 
     def point(self, values: dict[str, Any], progress: Progress) -> None:
         """Record a point of the curves."""
+        found = values | self._speed.figures(values, progress.samples)
+        values = {key: float(f"{value:.5g}") if key.startswith("speed/") else value for key, value in found.items()}
         self._add(values, progress)
         self._console.update(progress.samples, progress.step, progress.samples / self._epoch_samples, values)
 
@@ -136,6 +140,7 @@ class Tracker:
             "attempts": self._attempt, "wall_seconds": round(wall, 2), "productive_seconds": round(progress.productive, 2),
             "ettr": round(progress.productive / wall, 4) if wall > 0 else None, "parameters": self._parameters,
             "peak_bytes": self._memory(),
+            "speed": self._speed.summary() or self._folder.read_json(self._folder.summary).get("speed"),
         }  # fmt: skip
         write_atomically(self._folder.summary, json.dumps(summary, indent=1) + "\n")
         return summary
@@ -147,7 +152,7 @@ class Tracker:
         """
         if ours:
             self._finish(progress, complete)
-        self._end(self._console.close, self._record.close)
+        self._end(self._console.close, self._record.close, self._speed.close)
 
     def finish(self, *, complete: bool) -> None:
         """End W&B, which has a limited time for it: a short one where a signal's grace runs. Comes after the marker."""
