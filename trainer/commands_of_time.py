@@ -27,4 +27,25 @@ def operations(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-COMMANDS = {"operations": operations}
+def probe(argv: list[str]) -> int:
+    """Print how fast the loader and the steps of a run are on this machine, as JSON."""
+    parser = argparse.ArgumentParser(prog="graft plan --probe", description="Measure how fast a run is on this machine.")
+    parser.add_argument("run", type=Path, help="a run file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--world", type=int, default=1, help="ranks that the run is planned for; one is measured")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each of three measurements (default: 5)")
+    arguments = parser.parse_intermixed_args(argv)
+
+    import sys
+    from contextlib import redirect_stdout
+
+    from trainer.config import load
+    from trainer.probe import probe as measured
+
+    with redirect_stdout(sys.stderr):
+        found = measured(load(arguments.run, arguments.overrides), world=arguments.world, seconds=arguments.seconds)
+    print(json.dumps(found.as_json()))
+    return EXIT_DONE
+
+
+COMMANDS = {"operations": operations, "probe": probe}

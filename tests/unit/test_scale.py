@@ -53,20 +53,23 @@ def test_the_best_interval_is_the_best() -> None:
 
 
 def test_more_nodes_fail_more_often() -> None:
-    few, many = (outlooks(nodes, mtbf=5000, save=10, restart=300, every=600)[0] for nodes in (16, 128))
+    few, many = (outlooks(nodes, 8, mtbf=5000, save=10, restart=300, every=600)[0] for nodes in (16, 128))
     assert few.job_hours == 8 * many.job_hours == 5000 / 16
     assert few.ratio > many.ratio
     assert few.own is not None
     assert few.own < few.ratio
-    assert [one.rate for one in outlooks(1, mtbf=None, save=10, restart=300, every=None)] == list(RATES)
+    assert [one.rate for one in outlooks(1, 8, mtbf=None, save=10, restart=300, every=None)] == list(RATES)
+    # published rates are of eight GPUs: 32 of them fail as often, however many stand in a node
+    small, large = (outlooks(32 // each, each, mtbf=None, save=10, restart=300, every=None) for each in (4, 8))
+    assert [one.job_hours for one in small] == pytest.approx([one.job_hours for one in large])
     assert nodes_of(1024, 8) == 128
     assert nodes_of(4, 8) == 1
     with pytest.raises(UserError, match="write --gpus 96"):
         nodes_of(100, 8)
     with pytest.raises(UserError, match="--mtbf is -1"):
-        outlooks(1, mtbf=-1, save=10, restart=300, every=None)
+        outlooks(1, 8, mtbf=-1, save=10, restart=300, every=None)
     with pytest.raises(UserError, match="--save is nan"):
-        outlooks(1, mtbf=None, save=math.nan, restart=300, every=None)
+        outlooks(1, 8, mtbf=None, save=math.nan, restart=300, every=None)
 
 
 def test_plan_tells_it_without_torch(tmp_path: Path) -> None:
@@ -94,4 +97,12 @@ def test_plan_tells_it_without_torch(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "train.global_batch is 2048 and there are 4096 ranks" in refused.stderr
     assert "write one of them" in graft("plan", "run.yaml", "--no-memory", "--card", "h100").stderr
+    for words, said in (
+        (("--mtbf", "5000"), "--mtbf is about many GPUs; add --gpus N"), (("--restart", "0"), "--restart is about many GPUs"),
+        (("--gpus", "8", "--mtbf", "-1"), "--mtbf is -1; write a number above 0"), (("--script", "--json"), "--script prints"),
+        (("--script", "--card", "h100"), "--script prints"), (("--script", "--probe"), "--script prints"),
+        (("--gpus", "8", "--probe"), "--probe measures this machine"),
+    ):  # fmt: skip
+        asked_too = graft("plan", "run.yaml", *words)
+        assert (asked_too.returncode, said in asked_too.stderr) == (2, True), asked_too.stderr
     assert "leave one of them out" in graft("plan", "run.yaml", "--no-memory", "--gpus", "8", "parallel.device=cpu").stderr

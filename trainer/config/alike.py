@@ -32,7 +32,9 @@ def alike(run: Run) -> str:
     """The same for runs that differ in rates, seeds, schedules, lengths and which samples of a source they take."""
     decides: dict[str, Any] = {
         "task": run.task.model_dump(mode="json"),
-        "model": run.model.model_dump(mode="json", exclude={"weights"}),
+        "model": run.model.model_dump(mode="json", exclude={"weights", "source"}),
+        # a job has its networks' files in a snapshot of its own
+        "source": run.model.source.rpartition("/")[2] if run.model.source.startswith("python:") else run.model.source,
         "strategy": run.strategy.model_dump(mode="json"),
         "losses": run.losses.model_dump(mode="json"),
         "optimizer": run.optimizer_identity,
