@@ -23,7 +23,8 @@ _COMMANDS = {
     "translate": "Make pictures of pictures: graft translate RUN FOLDER --out DIR",
     "export": "Write a run's best weights for use without graft.",
     "report": (
-        "Write a page of curves and examples.\n\nOf one run, or of several compared: graft report RUN…; or of a sweep, by its name."
+        "Write a page of curves and examples.\n\nOf one run, or of several compared: graft report RUN…; or of a sweep, by its "
+        "name."
     ),
 }
 

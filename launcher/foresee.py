@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import pace, start
+from launcher import start
 from launcher.machine import Machine, here
+from launcher.pace import Pace, Probe, foretold, past
 from launcher.plan import Plan
 from launcher.scale import Outlook, nodes_of, outlooks
 from trainer.config import Run, UserError
@@ -54,8 +55,8 @@ class Foreseen:
     learning: dict[str, Any] | None
     outlook: list[Outlook] | None
     failures: Failures
-    pace: pace.Pace | None = None
-    probe: pace.Probe | None = None
+    pace: Pace | None = None
+    probe: Probe | None = None
 
     def as_json(self) -> dict[str, Any]:
         """One object."""
@@ -131,9 +132,8 @@ def foresee(
             run.resources.nodes, each, mtbf=failures.mtbf, save=failures.saved, restart=failures.restarted, every=seconds
         )  # fmt: skip
     measured = probed(file, asked, prepared.plan) if probe else None
-    past = pace.past(run, prepared.plan, rundir, runs) if measured is None else None
-    known = past if measured is None else of_probe(run, prepared, measured)
-    return Foreseen(prepared, learning, outlook, failures, known, measured)
+    pace = past(run, prepared.plan, rundir, runs) if measured is None else of_probe(run, prepared, measured)
+    return Foreseen(prepared, learning, outlook, failures, pace, measured)
 
 
 def script(
@@ -151,7 +151,7 @@ def script(
     return script_of(prepare(target, [*overrides, *more], runs))
 
 
-def probed(file: Path, asked: list[str], planned: Plan) -> pace.Probe:
+def probed(file: Path, asked: list[str], planned: Plan) -> Probe:
     """What the run's loader and steps are worth on this machine. Raises GraftError."""
     from launcher.tree_view import ask
 
@@ -159,17 +159,17 @@ def probed(file: Path, asked: list[str], planned: Plan) -> pace.Probe:
         raise UserError(f"--probe measures this machine, and the run is for {planned.nodes} nodes; add resources.nodes=1")
     found = ask("probe", str(file), *asked, f"--world={planned.world_size}")
     spreads = {key: tuple(map(float, found[key])) for key in ("loader", "step", "together")}
-    return pace.Probe(**{**found, **spreads})
+    return Probe(**{**found, **spreads})
 
 
-def of_probe(run: Run, prepared: start.Prepared, measured: pace.Probe) -> pace.Pace | None:
+def of_probe(run: Run, prepared: start.Prepared, measured: Probe) -> Pace | None:
     """The time of the run, if each of its ranks goes as the one that was measured."""
     world = prepared.plan.world_size
     low, rate, high = (world * figure for figure in measured.together)
     of = "as the probe went"
     if world > 1:
         of = f"{world} times what one rank did in the probe: what they wait for one another is not in it"
-    return pace.foretold(run, prepared.plan, prepared.rundir, rate, low, high, None, of)
+    return foretold(run, prepared.plan, prepared.rundir, rate, low, high, None, of)
 
 
 def on_gpus(run: Run, gpus: int, processes: int | None) -> list[str]:

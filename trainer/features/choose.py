@@ -58,8 +58,8 @@ def choose(
     """
     learning = set(learning)
     config, augment = run.data.cache, training(run.data, spec).random is not None
-    if config.kind == "none":
-        return Choice(None, "data.cache is none")
+    if config.kind in ("none", "decoded"):
+        return Choice(None, f"data.cache is {config.kind}")
     if against:
         return Choice(None, against)
     if run.data.mix is not None:

@@ -41,8 +41,8 @@ def choose_latents(run: Run, beside: Beside | None, spec: InputSpec, *, samples:
     if beside is None or beside.vae is None:
         return LatentChoice(None, "the noise is another in every step, and there is no autoencoder before it")
     augment = training(run.data, spec).random is not None
-    if config.kind == "none":
-        return LatentChoice(None, "data.cache is none")
+    if config.kind in ("none", "decoded"):
+        return LatentChoice(None, f"data.cache is {config.kind}")
     if augment and config.views is None:
         return LatentChoice(
             None, "data.augment changes each sample anew in every epoch; data.cache.views=4 keeps four changed copies of each"
