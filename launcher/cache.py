@@ -1,4 +1,4 @@
-"""`graft cache`: the features that runs kept of frozen networks: how much, of what, last used when; and their removal."""
+"""`graft cache`: the features and decoded images that runs kept: how much, of what, last used when; and their removal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DAY = 86400
 
 @dataclass(frozen=True)
 class Kept:
-    """A folder of features: its key, bytes, the seconds since a run last used it, what they are, and who made it."""
+    """A folder of features or images: its key, bytes, the seconds since a run last used it, what they are, and who made it."""
 
     key: str
     path: str
@@ -36,11 +36,11 @@ def find(keys: list[str], folder: Path | None, older: float | None) -> list[Kept
 
     Raises UserError for a key that there is not.
     """
-    root = folder or places.cache() / "features"
-    every = [_kept(path.parent) for path in root.glob("*/about.json")]
+    roots = [folder] if folder is not None else [places.cache() / name for name in ("features", "decoded")]
+    every = [_kept(path.parent) for root in roots for path in root.glob("*/about.json")]
     for key in keys:
         if not any(one.key.startswith(key) for one in every):
-            raise UserError(f"{root} holds no features '{key}'{nearest(key, [one.key for one in every])}")
+            raise UserError(f"{' and '.join(map(str, roots))} hold nothing '{key}'{nearest(key, [one.key for one in every])}")
     chosen = [one for one in every if not keys or one.key.startswith(tuple(keys))]
     return sorted((one for one in chosen if older is None or one.unused >= older * _DAY), key=lambda one: -one.unused)
 

@@ -143,21 +143,22 @@ def plan(
     ] = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="on so many GPUs, with what failures cost")] = None,
     mtbf: Annotated[float | None, typer.Option("--mtbf", help="hours between failures of a node (else published)")] = None,
-    save: Annotated[float, typer.Option("--save", help="seconds that a checkpoint holds the training up")] = 10.0,
-    restart: Annotated[float, typer.Option("--restart", help="seconds from a failure to the next step")] = 300.0,
+    save: Annotated[float | None, typer.Option("--save", help="seconds that a checkpoint holds the training up (10)")] = None,
+    restart: Annotated[float | None, typer.Option("--restart", help="seconds from a failure to the next step (300)")] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="measure loader and steps on this machine, for some seconds")] = False,
 ) -> None:  # fmt: skip
     """Show what a run would do, what would learn and what memory it needs, and start nothing."""
+    from launcher import foresee
+
+    failures = foresee.Failures(mtbf, save, restart)
     if script:
-        from launcher.submit import prepare, script_of
-
-        asked = [*(overrides or []), *([f"parallel.processes={processes}"] if processes else [])]
-        print(script_of(prepare(run, asked, runs)), end="")
+        given = {"--json": json, "--card": card, "--no-memory": no_memory, "--probe": probe}
+        print(
+            foresee.script(run, overrides or [], runs, processes, gpus, failures, [name for name in given if given[name]]), end=""
+        )
         return
-    from launcher.foresee import Failures, foresee
-
-    failures = Failures(mtbf, save, restart)
-    found = foresee(
-        run, overrides or [], runs, processes, memory=not no_memory, cards=card or [], gpus=gpus, failures=failures
+    found = foresee.foresee(
+        run, overrides or [], runs, processes, memory=not no_memory, cards=card or [], gpus=gpus, failures=failures, probe=probe
     )  # fmt: skip
     if json:
         print_json(found.as_json())

@@ -186,7 +186,7 @@ def cache(
     folder: Annotated[Path | None, typer.Option("--path", metavar="DIR", help="the data.cache.path of these runs")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """List the features that runs kept of frozen networks, and remove what is not needed any more."""
+    """List the features and decoded images that runs kept, and remove what is not needed any more."""
     from launcher import cache
 
     found = cache.find(keys or [], folder, older)

@@ -12,55 +12,34 @@ from launcher.cli import RUNS, RunName, Runs, app
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
-@app.command(context_settings=PASS_ON)
-def evaluate(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Measure a run's best weights.
-
-    On its own validation data, or on other: graft evaluate RUN [DATA].
-    """
-    trainer("evaluate", run, runs, context.args)
-
-
-@app.command(context_settings=PASS_ON)
-def forgetting(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Measure what a run forgot of the task that its weights came from.
-
-    Before and after it was trained: graft forgetting RUN [DATA].
-    """
-    trainer("forgetting", run, runs, context.args)
-
-
-@app.command(context_settings=PASS_ON)
-def predict(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Classify images: graft predict RUN FILES…"""
-    trainer("predict", run, runs, context.args)
+_COMMANDS = {
+    "evaluate": "Measure a run's best weights.\n\nOn its own validation data, or on other: graft evaluate RUN [DATA].",
+    "forgetting": (
+        "Measure what a run forgot of the task that its weights came from.\n\nBefore and after it was trained: graft forgetting "
+        "RUN [DATA]."
+    ),
+    "predict": "Classify images: graft predict RUN FILES…",
+    "sample": "Make images: graft sample RUN --classes … --seeds 0-15",
+    "translate": "Make pictures of pictures: graft translate RUN FOLDER --out DIR",
+    "export": "Write a run's best weights for use without graft.",
+    "report": (
+        "Write a page of curves and examples.\n\nOf one run, or of several compared: graft report RUN…; or of a sweep, by its "
+        "name."
+    ),
+}
 
 
-@app.command(context_settings=PASS_ON)
-def sample(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Make images: graft sample RUN --classes … --seeds 0-15"""
-    trainer("sample", run, runs, context.args)
+def _register(name: str, about: str) -> None:
+    """A command that hands its arguments to the trainer's of the same name."""
+
+    @app.command(name=name, help=about, context_settings=PASS_ON)
+    def command(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
+        arguments = [_named(argument, runs) for argument in context.args] if name == "report" else context.args
+        trainer(name, run, runs, arguments)
 
 
-@app.command(context_settings=PASS_ON)
-def translate(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Make pictures of pictures: graft translate RUN FOLDER --out DIR"""
-    trainer("translate", run, runs, context.args)
-
-
-@app.command(context_settings=PASS_ON)
-def export(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Write a run's best weights for use without graft."""
-    trainer("export", run, runs, context.args)
-
-
-@app.command(context_settings=PASS_ON)
-def report(context: typer.Context, run: RunName, runs: Runs = RUNS) -> None:
-    """Write a page of curves and examples.
-
-    Of one run, or of several compared: graft report RUN…; or of a sweep, by its name.
-    """
-    trainer("report", run, runs, [_named(argument, runs) for argument in context.args])
+for _name, _about in _COMMANDS.items():
+    _register(_name, _about)
 
 
 def _named(argument: str, runs: Path) -> str:

@@ -37,6 +37,7 @@ class Detail:
     summary: dict[str, Any]
     sizes: Sizes | None
     problem: str
+    speed: dict[str, float]
     next: list[tuple[str, str]]
 
     def as_json(self) -> dict[str, Any]:
@@ -44,6 +45,7 @@ class Detail:
             **self.status.as_json(), "checkpoint": self.checkpoint, "best_step": self.best_step, "evaluation": self.evaluation,
             "ranks": self.ranks, "attempts": self.attempts, "stragglers": self.stragglers, "bad_nodes": self.bad_nodes,
             "ettr": self.summary.get("ettr"), "sizes": self.sizes.told() if self.sizes else None, "problem": self.problem,
+            "speed": self.speed,
             "next": [command for command, _ in self.next],
         }  # fmt: skip
 
@@ -54,6 +56,7 @@ class Detail:
         rows = [("run", table.plain(f"{run.name}, in {run.folder}")), ("state", f"{state}: {table.plain(run.reason)}")]
         rows += [("job", _job(run))] if run.job else []
         rows += [("progress", _progress(run))]
+        rows += [("speed", said)] if (said := _speed(self.speed)) else []
         rows += [("loss", f"{run.loss:.4g}")] if run.loss is not None else []
         at = f" at step {self.best_step:,}" if self.best_step is not None else ""
         rows += [("best", table.best(run) + at)] if run.best is not None else []
@@ -89,7 +92,8 @@ def detail(rundir: RunDir) -> Detail:
         status=status, evaluation=_evaluation(look, summary), best_step=best_step, checkpoint=checkpoint,
         ranks=ranks(rundir) if status.state in _TRAINS else [], attempts=_attempts(history),
         stragglers=[e for e in history if e.get("event") == "straggler"], bad_nodes=events(rundir.bad_nodes), summary=summary,
-        sizes=read_sizes(rundir), problem=queue.problem, next=_next(status, rundir, checkpoint),
+        sizes=read_sizes(rundir), problem=queue.problem, speed=_figures(look, summary, trains=status.state in _TRAINS),
+        next=_next(status, rundir, checkpoint),
     )  # fmt: skip
 
 
@@ -100,6 +104,25 @@ def _evaluation(look: Glance, summary: dict[str, Any]) -> dict[str, Any]:
             return dict(point)
     final = summary.get("final")
     return {"step": summary.get("step"), **final} if isinstance(final, dict) and final else {}
+
+
+def _figures(look: Glance, summary: dict[str, Any], *, trains: bool) -> dict[str, float]:
+    """Of the newest point while it trains, else of the whole of the last attempt: samples a second within steps, and so on."""
+    timed = (p for p in reversed(look.points) if trains and "speed/samples_per_second" in p)
+    point: dict[str, Any] = next(timed, {})
+    found = {key.removeprefix("speed/"): value for key, value in point.items() if key.startswith("speed/")}
+    known = summary.get("speed")
+    if not found and isinstance(known, dict):
+        found = {key: known.get(key) for key in ("samples_per_second", "data_wait", "mfu")}
+    return {key: number(value) or 0.0 for key, value in found.items() if number(value) is not None}
+
+
+def _speed(found: dict[str, float]) -> str:
+    parts = [f"{found['samples_per_second']:,.4g} samples/s within steps"] if "samples_per_second" in found else []
+    parts += [f"MFU {found['mfu']:.1%}"] if "mfu" in found else []
+    parts += [f"{found['data_wait']:.1%} of it waiting for data"] if "data_wait" in found else []
+    parts += [f"{found['gpu_hours_left']:,.3g} GPU-hours left"] if "gpu_hours_left" in found else []
+    return ", ".join(parts)
 
 
 def _attempts(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ RATES = {
     "Llama 3, 419 interruptions in 54 days on 16,384 GPUs (Grattafiori et al. 2024)": 419 / (54 * 2048) * 1000,
     "Meta RSC-1 (Kokolis et al. 2024)": 6.50,
 }
+_EIGHT = 8
 FORMULAS = (
     "time between failures of the job M = that of a node / nodes (independent failures)",
     "best interval (Daly 2006, eq. 37) t = sqrt(2 d M) (1 + sqrt(d / 2M) / 3 + (d / 2M) / 9) - d, for d < 2M, else M; "
@@ -68,15 +69,18 @@ def ratio(interval: float, save: float, restart: float, between: float) -> float
     return interval * math.exp(-restart / between) / (between * math.expm1(exponent))
 
 
-def outlooks(nodes: int, *, mtbf: float | None, save: float, restart: float, every: float | None) -> list[Outlook]:
+def outlooks(
+    nodes: int, each: int, *, mtbf: float | None, save: float, restart: float, every: float | None
+) -> list[Outlook]:  # fmt: skip
     """For the rate that is given (`mtbf`: hours between failures of a node), else for published ones.
 
+    Those are of nodes of eight GPUs, and a node with `each` of them is taken to fail as much less (or more) often.
     `every`: seconds between two saves, as the run has it. Raises UserError for times that are none.
     """
     for name, value in (("--mtbf", mtbf), ("--save", save), ("--restart", restart)):
         if value is not None and not (0 < value < math.inf or (name == "--restart" and value == 0)):
             raise UserError(f"{name} is {value:g}; write a number above 0")
-    given = {name: 24_000 / rate for name, rate in RATES.items()} if mtbf is None else {"as given": mtbf}
+    given = {name: 24_000 / (rate * each / _EIGHT) for name, rate in RATES.items()} if mtbf is None else {"as given": mtbf}
     found = []
     for name, hours in given.items():
         between = hours * HOUR / nodes

@@ -20,12 +20,12 @@ _LEARNS = {
 }  # fmt: skip
 
 
-def plan(plan: Plan, happens: str) -> None:
-    """Print a plan."""
+def plan(plan: Plan, happens: str, more: Sequence[tuple[str, str]] = ()) -> None:
+    """Print a plan, and further rows: label and text."""
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for label, text in plan_rows(plan, happens):
+    for label, text in [*plan_rows(plan, happens), *more]:
         table.add_row(Text(label), Text(text))
     Console().print(table)
 

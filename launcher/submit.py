@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import script, secrets, slurm, snapshot
+from launcher import pace, script, secrets, slurm, snapshot
 from launcher.cluster import Cluster, load_cluster
 from launcher.fetch import missing
 from launcher.request import job_of, merged, node_of
@@ -37,6 +37,7 @@ class Submission:
     cluster: Cluster
     code: Code
     kept: Code | None
+    pace: pace.Pace | None = None  # as runs like it went
 
     @property
     def rundir(self) -> RunDir:
@@ -85,7 +86,15 @@ def prepare(target: str, overrides: list[str], runs: Path) -> Submission:
     prepared = checked(asked, rundir, node_of(asked, cluster), written=written)
     if not cluster.network:
         weights_are_here(run, rundir, cluster)
-    return Submission(prepared, asked, cluster, code, snapshot.kept(rundir.code) if own else None)
+    kept = snapshot.kept(rundir.code) if own else None
+    return Submission(
+        prepared,
+        asked,
+        cluster,
+        code,
+        kept,
+        pace.past(asked, prepared.plan, rundir, runs, card=(cluster.gpu_type or "").partition("-")[0]),
+    )
 
 
 def script_of(submission: Submission, *, accept_changes: bool = False) -> str:
@@ -192,7 +201,8 @@ def _submitted(submission: Submission, job: str | None, code: str, notes: tuple[
     asks.append(f"at most {resources.time}" if resources.time else "the partition's time limit")
     return Submitted(
         name=submission.prepared.run.name, job=job, cluster=resources.cluster, folder=str(rundir.path),
-        script=str(rundir.path / "job.sbatch"), asks=", ".join(asks), happens=submission.prepared.happens, code=code, notes=notes,
+        script=str(rundir.path / "job.sbatch"), asks=", ".join(asks), happens=submission.prepared.happens, code=code,
+        notes=notes if submission.pace is None else (*notes, submission.pace.text(resources.time)),
     )  # fmt: skip
 
 

@@ -24,9 +24,12 @@ def learnt_tree(target: Path, overrides: list[str], world: int, cards: Sequence[
 
     Raises GraftError with its words.
     """
-    more = [f"--world={world}", *(f"--card={card}" for card in cards)]
-    words = trainer_command("describe", str(target), *overrides, *more)
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    return ask("describe", str(target), *overrides, f"--world={world}", *(f"--card={card}" for card in cards))
+
+
+def ask(*words: str) -> dict[str, Any]:
+    """What a command of the trainer answers. Raises GraftError with its words."""
+    done = subprocess.run(trainer_command(*words), env=environment(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = [line.removeprefix("graft: ") for line in done.stderr.splitlines() if line.strip()]
         error = GraftError("\n".join(lines) or "the network could not be built")

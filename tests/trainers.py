@@ -151,7 +151,7 @@ class Zygote:
 def points(folder: Path) -> list[dict[str, Any]]:
     """The record without the times."""
     return [
-        {k: v for k, v in p.items() if k != "time" and not k.startswith("checkpoint/")}
+        {k: v for k, v in p.items() if k != "time" and not k.startswith(("checkpoint/", "speed/"))}
         for p in read_points(folder / "metrics.jsonl")
     ]
 

@@ -17,7 +17,7 @@ def main() -> int:
     argv = sys.argv[1:]
     known = (
         "evaluate", "predict", "sample", "translate", "export", "report", "fetch", "forgetting", "sync", "describe", "find-lr",
-        "models",
+        "models", "operations", "probe",
     )  # fmt: skip
     if argv and argv[0] in known:
         from trainer.commands import main as use

@@ -25,6 +25,8 @@ from trainer.export.scale import foldable
 from trainer.features.choose import Choice, choose, granted
 from trainer.features.kept import Features
 from trainer.features.latents import Latents, choose_latents
+from trainer.features.pictures import Decoded
+from trainer.features.pictures import granted as granted_pictures
 from trainer.judges import give
 from trainer.learning import build_objective, gradients_apart, learnt_by, references, unchanged
 from trainer.losses.objective import Learner, Objective, Plain
@@ -55,6 +57,7 @@ def build(
     """
     shares = passes_alike(run, runtime)  # refuses more ranks than samples before anything is downloaded
     splits = open_splits(run.data, run.train.seed, looks_at=run.task.looks_at)
+    granted_pictures(run, {"train": splits.train, "val": splits.val})
     task = build_task(run.task, splits.train.facts)
     give(run, task, runtime.device, load_weights=load_weights)
     if splits.val is not None and load_weights:
@@ -125,7 +128,8 @@ def build(
         phase.stage = partial(_stage, engine, network, average if isinstance(average, Average) else None)
     return Parts(
         run, runtime, splits, built, task, phase, engine, average, steps, BadCount(run.data.max_bad), summary, objective,
-        fingerprints, features, rivals.rivals(run, runtime, task, built), groups, choice,
+        fingerprints, features, rivals.rivals(run, runtime, task, built),
+        Decoded(run, runtime, built.spec) if run.data.cache.kind == "decoded" else None, groups, choice,
         micro_batches(shares[0], run.train.micro_batch)[0],
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer import commands_of_time
 from trainer.config import EXIT_DONE, GraftError, UserError
 from trainer.rundir import RunDir
 
@@ -27,6 +28,8 @@ def main(argv: list[str]) -> int:
         "find-lr": find_lr,
     }  # fmt: skip
     try:
+        if argv[0] in commands_of_time.COMMANDS:
+            return commands_of_time.COMMANDS[argv[0]](argv[1:])
         return commands[argv[0]](argv[1:])
     except GraftError as error:
         print(f"graft: {error}", file=sys.stderr)

@@ -10,11 +10,13 @@ from typing import Any, Protocol
 
 import torch
 
+from trainer.best import judge
 from trainer.config import GraftError
 from trainer.optim import Average, FreeAverage, set_momentum
 from trainer.progress import Clock, Progress
 from trainer.runtime import Runtime
 from trainer.tasks.base import Batch, Evaluation, Phase
+from trainer.timing import Timing
 
 STOP, SAVE, EVALUATE = 1, 2, 4
 SCALER_PATIENCE = 20  # fp16 halves its scale on each of the first steps until nothing overflows
@@ -147,6 +149,8 @@ class Step:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._losses: list[torch.Tensor] = []
+        self._waits: list[float] = []  # seconds, of the same steps
+        self._timing = Timing(job.global_batch)
         self._scale = job.runtime.world / job.global_batch  # a mean over the ranks of sums over samples is the global mean
         self._limit = job.max_skipped if job.runtime.scaler is None else max(job.max_skipped, SCALER_PATIENCE)
         widths = [1 + len(phase.columns) for phase in job.phases]
@@ -162,6 +166,7 @@ class Step:
         """One optimizer step of every phase over one global batch."""
         job, runtime = self._job, self._job.runtime
         job.at("data")
+        asked = time.perf_counter()
         micro_batches = next(job.batches)
         began = time.perf_counter()
         factor = job.schedule(progress.samples) * progress.damping
@@ -198,6 +203,7 @@ class Step:
             engine.clear()
             finite = finite and good
         self._losses.append(torch.cat(taken))
+        self._waits.append(began - asked)
         if runtime.scaler:
             runtime.scaler.update()
         progress.rates.append(job.phases[0].engine.rates[0][1] * factor)
@@ -211,7 +217,9 @@ class Step:
                 job.average.update(progress.step)
         else:
             self._skip(progress)
-        progress.productive += time.perf_counter() - began
+        ended = time.perf_counter()
+        progress.productive += ended - began
+        self._timing.step(ended - asked)
         if progress.samples // job.epoch_samples > (progress.samples - job.global_batch) // job.epoch_samples:
             self._epoch(progress)
 
@@ -248,9 +256,11 @@ class Step:
         """Turn the losses kept on the device into numbers, each the mean over all ranks."""
         if self._losses:
             values = torch.stack(self._losses).double().cpu()
-            self._losses.clear()
+            values = torch.cat([values, torch.tensor(self._waits, dtype=torch.float64).unsqueeze(1)], dim=1)
+            self._losses, self._waits = [], []
             values = self._job.runtime.sum_host(values) / self._job.runtime.world
-            for value, *parts in values.tolist():
+            for value, *parts, waited in values.tolist():
+                self._timing.waited(waited)
                 progress.losses.append(value)
                 if parts:
                     progress.parts.append(parts)
@@ -266,7 +276,7 @@ class Step:
         names = [*first.columns, *(name for phase in others for name in (f"loss/{phase.name}", *phase.columns))]
         values |= {name: _mean(column) for name, column in zip(names, zip(*progress.parts, strict=True), strict=False)}
         progress.losses, progress.rates, progress.parts = [], [], []
-        self._job.listener.point(values, progress)
+        self._job.listener.point(values | self._timing.figures(), progress)
 
     def _epoch(self, progress: Progress) -> None:
         """Record the mean loss of an epoch that ended within this step."""
@@ -280,19 +290,3 @@ def _mean(values: Sequence[float]) -> float:
     """The mean of those that are finite."""
     finite = [value for value in values if math.isfinite(value)]
     return math.fsum(finite) / len(finite) if finite else math.nan
-
-
-def judge(job: Job, progress: Progress, evaluation: Evaluation) -> bool:
-    """Note an evaluation in the progress; true when it is the best yet."""
-    progress.evaluated = progress.samples
-    progress.metrics = {f"val/{name}": value for name, value in evaluation.metrics.items()}
-    if job.best_metric not in progress.metrics:
-        raise GraftError(f"checkpoint.best is '{job.best_metric}'; the evaluation gives {', '.join(progress.metrics)}")
-    value = progress.metrics[job.best_metric]
-    gain = math.inf if progress.best is None else (progress.best - value if job.lower_is_better else value - progress.best)
-    if math.isfinite(value) and gain > 0:
-        progress.waited = 0 if gain > job.min_delta else progress.waited + 1
-        progress.best, progress.best_step, progress.best_metrics = value, progress.step, dict(progress.metrics)
-        return True
-    progress.waited += 1
-    return False

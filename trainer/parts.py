@@ -20,6 +20,7 @@ from trainer.data.unpaired import UnpairedDataset
 from trainer.evaluate import evaluate, refer
 from trainer.features.choose import Choice
 from trainer.features.kept import Features
+from trainer.features.pictures import Decoded
 from trainer.losses.objective import Objective
 from trainer.models import Built
 from trainer.optim import Average, FreeAverage, build_momentum, build_schedule
@@ -49,6 +50,7 @@ class Parts:
     references: dict[str, str]  # fingerprints of the networks that losses look at
     features: Features | None
     others: tuple[rivals.Rival, ...]  # networks that learn against the first, each with an optimizer of its own
+    decoded: Decoded | None
     groups: Sequence[ParamGroup]
     choice: Choice  # whether features are kept, and why not
     micro_batch: int  # samples; of `auto` a rank's whole share, until less is found to fit
@@ -92,16 +94,22 @@ class Parts:
         return mix(self.run.train.seed, DROPOUT, step, rank, index)
 
     def dataset(self, listing: Listing, *, train: bool) -> ImageDataset | PairDataset | UnpairedDataset:
-        return dataset_of(self.run, listing, self.built.spec, train=train)
+        found = dataset_of(self.run, listing, self.built.spec, train=train)
+        if self.decoded is not None and isinstance(found, ImageDataset):
+            self.decoded.serve(found)
+        return found
 
     def open_features(self, at: Callable[[str], None], stop: Callable[[], bool], *, val: bool = True) -> bool:
-        """Have the features ready, where some are kept, once the weights are the run's own; false where a stop was wished."""
-        if self.features is None:
+        """Have ready what is kept of features or images, once the weights are the run's own; false where a stop was wished."""
+        if self.features is None and self.decoded is None:
             return True
         train = self.dataset(self.splits.train, train=True)
         held = self.dataset(self.splits.val, train=False) if val and self.splits.val is not None else None
         assert isinstance(train, ImageDataset)  # of pairs nothing is kept
         assert held is None or isinstance(held, ImageDataset)
+        if self.decoded is not None:
+            return self.decoded.open([train, *([] if held is None else [held])], self.bad, at=at, stop=stop)
+        assert self.features is not None
         return self.features.open(train, held, self.bad, at=at, stop=stop)
 
     def batches(self, start_step: int) -> Generator[list[Batch], None, None]:

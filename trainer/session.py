@@ -22,6 +22,7 @@ from trainer.loop import At, Job, train
 from trainer.manifest import write_manifest
 from trainer.memory import Memory
 from trainer.optim import reaction
+from trainer.pace import speed_of
 from trainer.parts import Parts
 from trainer.progress import Clock, Progress
 from trainer.rundir import Lease, LeaseLostError, RunDir, Sizes
@@ -164,7 +165,7 @@ def _tracker(
         folder, parts.run, progress,
         wall=journal.wall, attempt=journal.attempt, total_samples=parts.steps * parts.run.train.global_batch,
         epoch_samples=parts.epoch_samples, parameters=asdict(parts.summary), memory=memory.peak,
-        pictures=pictures, sizes=sizes.told(),
+        pictures=pictures, sizes=sizes.told(), speed=speed_of(folder, parts),
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def test_what_is_listed_and_chosen(root: Path) -> None:
     assert 11_000 < found[1].bytes < 11_500
     assert [one.key for one in cache.find(["aa"], root, None)] == ["aa22", "aa11"]
     assert [one.key for one in cache.find([], root, 20)] == ["bb33"]
-    with pytest.raises(UserError, match="holds no features 'cc'"):
+    with pytest.raises(UserError, match="hold nothing 'cc'"):
         cache.find(["cc"], root, None)
     assert cache.find([], root / "none", None) == []
 

@@ -154,7 +154,7 @@ def stored(folder: Path, rows: int = 10, start: int = 0) -> tuple[Store, str, to
     store.create({"cut": "fc"})
     values = torch.arange(start, start + rows * 3, dtype=torch.float32).view(rows, 3)
     ids = np.arange(start, start + 2 * rows, dtype=np.uint64).reshape(rows, 2)
-    return store, store.write(ids, values.view(torch.uint8)), values, ids
+    return store, store.write(ids, [values.view(torch.uint8)]), values, ids
 
 
 def test_what_is_written_is_read_and_damage_shows(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_rows_come_as_they_arrive_at_the_cut(
     store = Store(tmp_path, kept[0].nbytes)
     ids = np.arange(18, dtype=np.uint64).reshape(9, 2)
     for part in (slice(0, 5), slice(5, 9)):
-        store.write(ids[part], kept[part].reshape(len(kept[part]), -1).view(torch.uint8))
+        store.write(ids[part], [kept[part].reshape(len(kept[part]), -1).view(torch.uint8)])
     names = store.names()
     which, row = find(ids, store.read(names))
     which[4] = row[4] = -1

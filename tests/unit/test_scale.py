@@ -8,9 +8,11 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from launcher.foresee import Failures, foresee, script
 from launcher.scale import RATES, daly, nodes_of, outlooks, ratio, young
 from tests.trainers import ROOT
 from tests.unit.test_imports import HEAVY, imported
@@ -53,20 +55,23 @@ def test_the_best_interval_is_the_best() -> None:
 
 
 def test_more_nodes_fail_more_often() -> None:
-    few, many = (outlooks(nodes, mtbf=5000, save=10, restart=300, every=600)[0] for nodes in (16, 128))
+    few, many = (outlooks(nodes, 8, mtbf=5000, save=10, restart=300, every=600)[0] for nodes in (16, 128))
     assert few.job_hours == 8 * many.job_hours == 5000 / 16
     assert few.ratio > many.ratio
     assert few.own is not None
     assert few.own < few.ratio
-    assert [one.rate for one in outlooks(1, mtbf=None, save=10, restart=300, every=None)] == list(RATES)
+    assert [one.rate for one in outlooks(1, 8, mtbf=None, save=10, restart=300, every=None)] == list(RATES)
+    # published rates are of eight GPUs: 32 of them fail as often, however many stand in a node
+    small, large = (outlooks(32 // each, each, mtbf=None, save=10, restart=300, every=None) for each in (4, 8))
+    assert [one.job_hours for one in small] == pytest.approx([one.job_hours for one in large])
     assert nodes_of(1024, 8) == (128, 8)
     assert nodes_of(4, 8) == (1, 4)
     with pytest.raises(UserError, match="write --gpus 96"):
         nodes_of(100, 8)
     with pytest.raises(UserError, match="--mtbf is -1"):
-        outlooks(1, mtbf=-1, save=10, restart=300, every=None)
+        outlooks(1, 8, mtbf=-1, save=10, restart=300, every=None)
     with pytest.raises(UserError, match="--save is nan"):
-        outlooks(1, mtbf=None, save=math.nan, restart=300, every=None)
+        outlooks(1, 8, mtbf=None, save=math.nan, restart=300, every=None)
 
 
 def test_plan_tells_it_without_torch(tmp_path: Path) -> None:
@@ -95,3 +100,24 @@ def test_plan_tells_it_without_torch(tmp_path: Path) -> None:
     assert "train.global_batch is 2048 and there are 4096 ranks" in refused.stderr
     assert "write one of them" in graft("plan", "run.yaml", "--no-memory", "--card", "h100").stderr
     assert "leave one of them out" in graft("plan", "run.yaml", "--no-memory", "--gpus", "8", "parallel.device=cpu").stderr
+
+
+def test_options_without_a_use_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(RUN)
+
+    def plan(**options: Any) -> None:
+        asked: dict[str, Any] = {"memory": False, "cards": [], "gpus": None, "failures": Failures(), **options}
+        foresee(str(tmp_path / "run.yaml"), [], tmp_path, None, **asked)
+
+    with pytest.raises(UserError, match="--mtbf is about many GPUs; add --gpus N"):
+        plan(failures=Failures(mtbf=5000))
+    with pytest.raises(UserError, match="--restart is about many GPUs"):
+        plan(failures=Failures(restart=0.0))
+    with pytest.raises(UserError, match="--mtbf is -1; write a number above 0"):
+        plan(failures=Failures(mtbf=-1), gpus=8)
+    with pytest.raises(UserError, match="--probe measures this machine, and --gpus is about another"):
+        plan(gpus=8, probe=True)
+    with pytest.raises(UserError, match="--script prints the job script alone; leave --card out"):
+        script(str(tmp_path / "run.yaml"), [], tmp_path, None, None, Failures(), ["--card"])
+    with pytest.raises(UserError, match="--save is about many GPUs"):
+        script(str(tmp_path / "run.yaml"), [], tmp_path, None, 8, Failures(save=3.0), [])

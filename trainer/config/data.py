@@ -50,8 +50,10 @@ class AugMix(Section):
 class Augment(Section):
     """Random changes of training images, drawn from (seed, epoch, sample) alone."""
 
-    crop: Literal["none", "pad", "resized"] = Field(
-        "none", description="pad: shift within a border; resized: random area and aspect"
+    crop: Literal["none", "pad", "random", "resized"] = Field(
+        "none",
+        description="pad: shift within a border; random: a random square of the image resized to resize_to; resized: random area "
+        "and aspect",
     )
     padding: int = Field(4, ge=1, description="border in pixels for crop: pad")
     scale: tuple[float, float] = Field((0.08, 1.0), strict=False, description="area for crop: resized")
@@ -148,6 +150,9 @@ class Data(Section):
     interpolation: Literal["auto", "nearest", "bilinear", "bicubic"] = Field(
         "auto", description="auto: as for the weights, bilinear where that is not known"
     )
+    decoder: Literal["pillow", "torchvision"] = Field(
+        "pillow", description="what decodes JPEGs; torchvision is faster, and its pixels may differ by rounding"
+    )
     normalize: Literal["auto", "imagenet", "half", "none"] | Normalize = Field(
         "auto",
         description="auto: what the weights were trained with, else imagenet for 3 channels and half (to [-1, 1]) otherwise",
@@ -164,6 +169,19 @@ class Data(Section):
     def _one_choice(self) -> Data:
         if self.per_class is not None and self.fraction is not None:
             raise ValueError("data.per_class and data.fraction both choose training images; write one of them")
+        if self.cache.kind == "decoded":
+            if self.augment.crop == "resized" and self.cache.side is None:
+                raise ValueError(
+                    "data.cache: decoded, and augment.crop: resized draws from the image as it is in its file; write data.cache: "
+                    "{kind: decoded, side: 256}, and crops are drawn from images whose short side is 256, or cache: none"
+                )
+            if self.augment.crop != "resized" and self.cache.side is not None:
+                raise ValueError(
+                    f"data.cache.side is for augment.crop: resized; with crop: {self.augment.crop} images are kept as resize_to "
+                    "makes them; leave side out"
+                )
+        if self.augment.crop == "random" and self.resize == "squash":
+            raise ValueError("data.augment.crop: random keeps the aspect, and resize: squash does not; write resize: crop")
         if self.cache.kind == "features" and self.mix is not None:
             raise ValueError(
                 "data.cache: features, and data.mix makes every image another mixture, whose features are no mixture of "

@@ -64,7 +64,7 @@ class ImageDataset:
         self._rates = rates(listing, data) if train else None
         self._mix = data.mix if train else None
         self._order = self.order(seed)
-        self._reader = reader or readers.reader(listing)
+        self._reader = reader or readers.reader(listing, data.decoder)
         self._pixels: torch.Tensor | None = None
         self._fixed = self._transforms.fixed
         if listing.scheme == "digits":
@@ -90,6 +90,15 @@ class ImageDataset:
         if self._rates is None:
             return Order(len(self), seed)
         return WeightedOrder(np.array(self._rates), self._labels.numpy(), seed)
+
+    def keep(self, reader: readers.Reader) -> None:
+        """Read from here on images that were kept as `transforms.kept` leaves them."""
+        self._reader = reader
+        self._transforms = transforms.Transforms(None, self._transforms.random)
+
+    def read(self, index: int) -> torch.Tensor:
+        """The image of an index, as it is in its file. Raises BadImageError."""
+        return self._reader.read(self.listing.items[index].key, self._channels, self._max_pixels)
 
     def fetch(self, keys: Sequence[Key]) -> Batch:
         """The samples of (epoch, index) keys, mixed with others as `data.mix` says; see `plain`."""
@@ -175,7 +184,7 @@ class ImageDataset:
         for step in range(len(self)):
             index = (wanted + step) % len(self)
             try:
-                return index, self._reader.read(self.listing.items[index].key, self._channels, self._max_pixels)
+                return index, self.read(index)
             except images.BadImageError as error:
                 bad.append((error.path, error.reason))
                 if not self.train:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from trainer.config.errors import UserError
 
 Pixels = NDArray[np.uint8]
+Decoder = Literal["pillow", "torchvision"]  # of JPEGs; Pillow reads all else
 
 # Only these are tried: Pillow goes by the content, and one of its other readers starts Ghostscript. MPO comes with JPEG.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
@@ -51,7 +52,7 @@ class _Refused(Exception):  # noqa: N818 (a reason on its way to BadImageError)
     pass
 
 
-def read(path: str | Path, channels: int, max_pixels: int) -> torch.Tensor:
+def read(path: str | Path, channels: int, max_pixels: int, decoder: Decoder = "pillow") -> torch.Tensor:
     """The first picture of a file as uint8 [channels, height, width], turned upright.
 
     1 channel: grey (ITU-R 601 luma); 3: RGB; both with transparency laid over white; 4: RGBA; another number only from a file
@@ -60,7 +61,7 @@ def read(path: str | Path, channels: int, max_pixels: int) -> torch.Tensor:
     """
     try:
         with _quiet(), open(path, "rb") as file:  # noqa: PTH123
-            pixels = _decode(file, channels, max_pixels)
+            pixels = _decode(file, channels, max_pixels, decoder)
     except _Refused as refusal:
         raise BadImageError(os.fspath(path), str(refusal)) from None
     except FileNotFoundError:
@@ -70,11 +71,11 @@ def read(path: str | Path, channels: int, max_pixels: int) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def decode(data: bytes, name: str, channels: int, max_pixels: int) -> torch.Tensor:
+def decode(data: bytes, name: str, channels: int, max_pixels: int, decoder: Decoder = "pillow") -> torch.Tensor:
     """The same as `read` for an encoded picture in memory; `name` is what a BadImageError calls it."""
     try:
         with _quiet():
-            pixels = _decode(io.BytesIO(data), channels, max_pixels)
+            pixels = _decode(io.BytesIO(data), channels, max_pixels, decoder)
     except _Refused as refusal:
         raise BadImageError(name, str(refusal)) from None
     except Exception as error:  # as above
@@ -115,7 +116,7 @@ def _quiet() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode(file: IO[bytes], channels: int, max_pixels: int) -> Pixels:
+def _decode(file: IO[bytes], channels: int, max_pixels: int, decoder: Decoder) -> Pixels:
     with Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         if width * height > max_pixels:
@@ -125,6 +126,9 @@ def _decode(file: IO[bytes], channels: int, max_pixels: int) -> Pixels:
         if image.format == "PNG":
             _check_png(file)
             _scale_key(image)
+        plain = image.format == "JPEG" and image.mode in ("L", "RGB") and channels in (1, 3)
+        if decoder == "torchvision" and plain and (found := _jpeg(file, image, channels)) is not None:
+            return found
         to_array = _deep if image.mode in _DEEP else _floats if image.mode == "F" else None
         if to_array is not None and isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0:
             raise _Refused("a TIFF whose zero is white, in more than 8 bits; save it with zero as black")
@@ -135,12 +139,31 @@ def _decode(file: IO[bytes], channels: int, max_pixels: int) -> Pixels:
         return _colours(upright, channels)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says (Pillow has already turned a TIFF); damaged EXIF says nothing."""
+def _jpeg(file: IO[bytes], image: Image.Image, channels: int) -> Pixels | None:
+    """A JPEG of greys or colours by torchvision's decoder; none where it makes something of another kind than Pillow would."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    if (image.mode == "L") != (channels == 1) or _turn(image) is not None:
+        return None  # what is to be turned or to lose its colours, Pillow does
+    place = file.tell()
+    file.seek(0)
+    data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    file.seek(place)
+    found = decode_jpeg(data, mode=ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB)
+    return np.asarray(found.permute(1, 2, 0).numpy())
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How EXIF says that it is to be turned; damaged EXIF says nothing."""
     try:
-        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+        return _TURNS.get(image.getexif().get(0x0112, 1))
     except Exception:  # what is raised here depends on the damage
-        return image
+        return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says (Pillow has already turned a TIFF)."""
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
 
 

@@ -26,29 +26,29 @@ class Reader(Protocol):
         """uint8 [channels, h, w]. Raises BadImageError."""
 
 
-def reader(listing: Listing) -> Reader:
+def reader(listing: Listing, decoder: images.Decoder = "pillow") -> Reader:
     """The reader of a listing's scheme; nothing is opened yet."""
     if "pixels" in listing.how:
         return _Arrays(listing)
-    kinds: dict[str, Callable[[Listing], Reader]] = {"hf": _Rows, "webdataset": _Members}
-    return kinds.get(listing.scheme, _Files)(listing)
+    kinds: dict[str, Callable[[Listing, images.Decoder], Reader]] = {"hf": _Rows, "webdataset": _Members}
+    return kinds.get(listing.scheme, _Files)(listing, decoder)
 
 
 class _Files:
     """Files below the root."""
 
-    def __init__(self, listing: Listing) -> None:
-        self._root = listing.root
+    def __init__(self, listing: Listing, decoder: images.Decoder) -> None:
+        self._root, self._decoder = listing.root, decoder
 
     def read(self, key: str, channels: int, max_pixels: int) -> torch.Tensor:
-        return images.read(os.path.join(self._root, key), channels, max_pixels)  # noqa: PTH118
+        return images.read(os.path.join(self._root, key), channels, max_pixels, self._decoder)  # noqa: PTH118
 
 
 class _Members:
     """Members of tar shards."""
 
-    def __init__(self, listing: Listing) -> None:
-        self._root, self._places = listing.root, listing.how["places"]
+    def __init__(self, listing: Listing, decoder: images.Decoder) -> None:
+        self._root, self._places, self._decoder = listing.root, listing.how["places"], decoder
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class _Members:
             raise images.BadImageError(name, error.strerror or "cannot be read") from None
         if len(data) < size:
             raise images.BadImageError(name, "truncated: the shard ends inside it")
-        return images.decode(data, name, channels, max_pixels)
+        return images.decode(data, name, channels, max_pixels, self._decoder)
 
     def _descriptor(self, path: str) -> int:
         found = self._open.get(path)
@@ -84,8 +84,8 @@ class _Members:
 class _Rows:
     """Rows of Arrow files, mapped."""
 
-    def __init__(self, listing: Listing) -> None:
-        self._root, self._column = listing.root, listing.how["image"]
+    def __init__(self, listing: Listing, decoder: images.Decoder) -> None:
+        self._root, self._column, self._decoder = listing.root, listing.how["image"], decoder
         self._tables: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,10 +104,10 @@ class _Rows:
         except (IndexError, UserError) as error:
             raise images.BadImageError(name, f"cannot be read: {error}") from None
         if data is not None:
-            return images.decode(data, name, channels, max_pixels)
+            return images.decode(data, name, channels, max_pixels, self._decoder)
         if other is None:
             raise images.BadImageError(name, "has no image")
-        return images.read(self._root / other, channels, max_pixels)
+        return images.read(self._root / other, channels, max_pixels, self._decoder)
 
 
 class _Arrays:

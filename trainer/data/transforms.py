@@ -41,7 +41,7 @@ def evaluation(data: Data, spec: InputSpec) -> Transforms:
 
 
 def training(data: Data, spec: InputSpec) -> Transforms:
-    """The evaluation's transform, then `data.augment`; `crop: resized` takes the place of the former.
+    """The evaluation's transform, then `data.augment`; `crop: resized` takes the place of the former, `random` of its cut.
 
     Raises UserError for what cannot be done with the number of channels.
     """
@@ -54,7 +54,9 @@ def training(data: Data, spec: InputSpec) -> Transforms:
         mode = _resize_mode(data, spec)
         steps.append(v2.RandomResizedCrop(spec.image_size, augment.scale, interpolation=mode, antialias=True))
     else:
-        fixed = _Fixed(data, spec)
+        fixed = _Fixed(data, spec, cut=augment.crop != "random")
+        if augment.crop == "random":
+            steps.append(v2.RandomCrop(spec.image_size))
         if augment.crop == "pad":
             steps.append(v2.RandomCrop(spec.image_size, padding=augment.padding))
     if augment.flip:
@@ -82,6 +84,14 @@ def training(data: Data, spec: InputSpec) -> Transforms:
     return Transforms(fixed, random)
 
 
+def kept(data: Data, spec: InputSpec, *, train: bool) -> Transform:
+    """What is done to an image before it is kept decoded: all that is the same at every reading; and with `crop: resized`, which
+    begins with chance, a resize of the short side to `data.cache.side`.
+    """
+    found = (training if train else evaluation)(data, spec).fixed
+    return found or _Shorter(data.cache.side or spec.image_size, _resize_mode(data, spec))
+
+
 def _needs(name: str, value: object, channels: tuple[int, ...], spec: InputSpec) -> None:
     if spec.in_channels not in channels:
         raise UserError(
@@ -104,10 +114,24 @@ def _turn_mode(data: Data) -> InterpolationMode:
     return InterpolationMode.NEAREST if data.interpolation == "nearest" else InterpolationMode.BILINEAR
 
 
-class _Fixed:
-    """Resize, then cut the middle: uint8 [..., h, w] to [..., image_size, image_size]."""
+class _Shorter:
+    """Resize so that the short side is `side`; what is smaller stays as it is."""
 
-    def __init__(self, data: Data, spec: InputSpec) -> None:
+    def __init__(self, side: int, mode: InterpolationMode) -> None:
+        self._side = side
+        self._resize = v2.Resize([side], interpolation=mode, antialias=True)
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        image = _trim(image)
+        return self._resize(image) if min(image.shape[-2:]) > self._side else image
+
+
+class _Fixed:
+    """Resize, then cut the middle: uint8 [..., h, w] to [..., image_size, image_size]; without `cut` the short side alone is
+    that of data.resize_to.
+    """
+
+    def __init__(self, data: Data, spec: InputSpec, *, cut: bool = True) -> None:
         side = data.resize_to or spec.image_size
         if side < spec.image_size:
             raise UserError(
@@ -119,14 +143,14 @@ class _Fixed:
         self.size = (spec.image_size, spec.image_size)
         target = [side] if self.keep_aspect else [side, side]
         self.resize = v2.Resize(target, interpolation=_resize_mode(data, spec), antialias=True)
-        self.centre = v2.CenterCrop(spec.image_size)
+        self.centre = v2.CenterCrop(spec.image_size) if cut else None
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         if self.keep_aspect:
             image = _trim(image)
         if image.shape[-2:] != self.side:
             image = self.resize(image)
-        return image if image.shape[-2:] == self.size else self.centre(image)
+        return image if image.shape[-2:] == self.size or self.centre is None else self.centre(image)
 
 
 def _trim(image: torch.Tensor) -> torch.Tensor:

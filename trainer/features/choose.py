@@ -99,8 +99,8 @@ def choose(
     """
     learning = set(learning)
     config = run.data.cache
-    if config.kind == "none":
-        return Choice(None, "data.cache is none")
+    if config.kind in ("none", "decoded"):
+        return Choice(None, f"data.cache is {config.kind}")
     if against:
         return Choice(None, against)
     if run.data.mix is not None:

@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from trainer.config import GraftError
-from trainer.data import Batch, ImageDataset
-from trainer.data.loader import load
+from trainer.data import Batch
+from trainer.data.loader import Samples, load
 from trainer.data.order import Key
 from trainer.faultpoints import reached
 from trainer.features.identity import Ids
@@ -27,11 +27,17 @@ _FLUSH = 15.0  # seconds of work that a kill may cost
 _MOST = 64 << 20  # bytes in a file
 
 
+class Source(Samples, Protocol):
+    """What rows are made of. `train`: another sample stands in for one that cannot be read."""
+
+    train: bool
+
+
 @dataclass
 class Work:
     """Rows that are wanted: `views` of each sample of a data set, `ids` [views * n, 2], and those of them that are `missing`."""
 
-    dataset: ImageDataset
+    dataset: Source
     views: int
     ids: Ids
     missing: NDArray[np.bool_]
@@ -159,7 +165,7 @@ class _Mine:
         if not len(numbers) or self.problem:
             return
         try:
-            self._written.append(self._store.write(self._work.ids[numbers], torch.cat([rows for _, rows in held])))
+            self._written.append(self._store.write(self._work.ids[numbers], [rows for _, rows in held]))
         except OSError as error:
             self.full = True
             self.problem = f"{self._store.folder}: {error.strerror or error}"

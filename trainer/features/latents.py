@@ -26,8 +26,8 @@ def choose_latents(run: Run, beside: Beside | None, spec: InputSpec, *, samples:
         return Choice(None, "the noise is another in every step, and there is no autoencoder before it")
     if beside.source:
         return Choice(None, "what the autoencoder says of pairs is not kept")
-    if config.kind == "none":
-        return Choice(None, "data.cache is none")
+    if config.kind in ("none", "decoded"):
+        return Choice(None, f"data.cache is {config.kind}")
     if beside.vae.factor == 1:
         return Choice(None, "latents as large as the images could not be told from them")
     against, views = against_keeping(run, spec, samples=samples, seen=seen)

@@ -14,7 +14,8 @@ from trainer.track.console import byte_size
 
 def folder(config: Cache) -> Path:
     """The folder that holds a folder for each key."""
-    return Path(config.path) if config.path is not None else places.cache() / "features"
+    own = "decoded" if config.kind == "decoded" else "features"
+    return Path(config.path) if config.path is not None else places.cache() / own
 
 
 def lacks(config: Cache, total: int, missing: int) -> str:

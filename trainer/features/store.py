@@ -104,10 +104,13 @@ class Store:
             if path.name not in known:
                 path.unlink(missing_ok=True)
 
-    def write(self, ids: Ids, rows: torch.Tensor) -> str:
-        """Add rows, uint8 [n, bytes a row], with their ids [n, 2]; returns the file's name. Raises OSError."""
+    def write(self, ids: Ids, parts: Sequence[torch.Tensor]) -> str:
+        """Add rows, each part uint8 [n, bytes a row], with their ids [n, 2]; returns the file's name. Raises OSError."""
         header = _HEADER.pack(_MARK, len(ids), self._row) + np.ascontiguousarray(ids).astype("<u8").tobytes()
-        header += bytes(_start(len(ids)) - len(header))
+        return self._put(header + bytes(_start(len(ids)) - len(header)), torch.cat(list(parts)))
+
+    def _put(self, header: bytes, rows: torch.Tensor) -> str:
+        """A file of a header and bytes, under the name of its content."""
         content = memoryview(rows.contiguous().numpy().data).cast("B")
         digest = hashlib.sha256(header)
         temporary = self.folder / f".tmp-{secrets.token_hex(8)}"

@@ -92,6 +92,11 @@ class RunDir:
         return self.path / "micro-batch.json"
 
     @property
+    def operations(self) -> Path:
+        """How many operations a sample takes, where that was counted."""
+        return self.path / "operations.json"
+
+    @property
     def attempts(self) -> Path:
         """One JSON line a start and an end of an attempt."""
         return self.path / "attempts.jsonl"

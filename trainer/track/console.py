@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PLAIN_EVERY = 10.0
 BAR_EVERY = 0.25
 WINDOW = 30.0
+WAITS = 0.02  # of a step: less is not worth a word
 
 
 def byte_size(count: float) -> str:
@@ -156,6 +157,11 @@ class Console:
         rate = self._rate.per_second()
         if rate is not None:
             facts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
+        waited, mfu = metrics.get("speed/data_wait"), metrics.get("speed/mfu")
+        if mfu is not None:
+            facts.append(f"MFU {mfu:.1%}")
+        if waited is not None and waited >= WAITS:
+            facts.append(f"{waited:.0%} waiting for data")
         if metrics.get("train/loss") is not None:
             facts.append(f"loss {short(float(metrics['train/loss']))}")
         if metrics.get("lr") is not None:

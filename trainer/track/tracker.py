@@ -18,6 +18,7 @@ from trainer.progress import Progress
 from trainer.rundir import Record, RunDir, write_atomically
 from trainer.tasks.base import Evaluation
 from trainer.track.console import Console
+from trainer.track.speed import Speed
 from trainer.track.wandb_sink import WandbSink
 
 FINISH_WITHIN, STOP_WITHIN = 60.0, 10.0  # seconds
@@ -38,7 +39,7 @@ class Tracker:
     def __init__(
         self, folder: RunDir, run: Run, progress: Progress, *, wall: Callable[[], float], attempt: int, total_samples: int,
         epoch_samples: int, parameters: Any, memory: Callable[[], int | None], pictures: Pictures | None,
-        sizes: dict[str, Any],
+        sizes: dict[str, Any], speed: Speed,
     ) -> None:  # fmt: skip
         self._folder = folder
         self._run = run
@@ -49,7 +50,7 @@ class Tracker:
         self._parameters = parameters
         self._memory = memory
         self._pictures = pictures
-        self._sizes = sizes
+        self._sizes, self._speed = sizes, speed
         self._began = time.time()
         self.costs: deque[Cost] = deque()  # of the checkpoints since the last point, from the saver's thread
         self._cost: dict[str, float] = {}  # of the costliest checkpoint of this attempt
@@ -67,6 +68,8 @@ class Tracker:
     def point(self, values: dict[str, Any], progress: Progress) -> None:
         """Record a point of the curves, with what the checkpoints since the last one cost."""
         values |= self._costs()
+        found = values | self._speed.figures(values, progress.samples)
+        values = {key: float(f"{value:.5g}") if key.startswith("speed/") else value for key, value in found.items()}
         self._add(values, progress)
         self._console.update(progress.samples, progress.step, progress.samples / self._epoch_samples, values)
 
@@ -149,6 +152,7 @@ class Tracker:
             "attempts": self._attempt, "wall_seconds": round(wall, 2), "productive_seconds": round(progress.productive, 2),
             "ettr": round(progress.productive / wall, 4) if wall > 0 else None, "parameters": self._parameters,
              "peak_bytes": self._memory(), "checkpoint": self._cost, **self._sizes,
+             "speed": self._speed.summary() or self._folder.read_json(self._folder.summary).get("speed"),
         }  # fmt: skip
         write_atomically(self._folder.summary, json.dumps(summary, indent=1) + "\n")
         return summary
@@ -160,7 +164,7 @@ class Tracker:
         """
         if ours:
             self._finish(progress, complete)
-        self._end(self._console.close, self._record.close)
+        self._end(self._console.close, self._record.close, self._speed.close)
 
     def finish(self, *, complete: bool) -> None:
         """End W&B, which has a limited time for it: a short one where a signal's grace runs. Comes after the marker."""
