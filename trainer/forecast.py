@@ -228,7 +228,7 @@ class Forecast:
         called = parts.engine.called.eval()
         with parts.runtime.autocast():
             if parts.splits.val is not None:
-                batch = self._prepared(self._raw(2 * micro_batch or run.evaluate.batch or 1))
+                batch = self._prepared(self._raw(2 * micro_batch or run.evaluate.batch or 1, beside=False))
                 if isinstance(task, Translates):
                     task.measured(called, batch)
                 else:
@@ -252,8 +252,8 @@ class Forecast:
                 elif beside is not None and beside.vae is not None:
                     beside.vae.encode(images)
 
-    def _raw(self, count: int) -> Batch:
-        """A micro-batch as the loader gives it."""
+    def _raw(self, count: int, *, beside: bool = True) -> Batch:
+        """A micro-batch as the loader gives it; `beside`: with the samples of a prior, where the run has one."""
 
         def many(value: torch.Tensor) -> torch.Tensor:
             return torch.empty([count, *value.shape[1:]], dtype=value.dtype)
@@ -261,10 +261,13 @@ class Forecast:
         one, cut = self._one, self._cut()
         images = many(one.images) if cut is None else torch.empty([count, *cut.shape], dtype=cut.dtype)
         targets, values = (None if given is None else many(given) for given in (one.targets, one.values))
-        return replace(
+        batch = replace(
             one, images=images, labels=many(one.labels), indices=many(one.indices), targets=targets, values=values, bad=[],
             epochs=many(one.epochs),
         )  # fmt: skip
+        if getattr(self._parts.run.task, "prior", None) is None or not beside:
+            return batch
+        return replace(batch, prior=self._raw(count, beside=False))
 
     def _prepared(self, raw: Batch) -> Batch:
         parts = self._parts

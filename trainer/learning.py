@@ -65,7 +65,7 @@ def references(
 
 
 def unchanged(before: dict[str, str], now: dict[str, str]) -> None:
-    """Raises RefusedError when a reference has other weights than in the last attempt."""
+    """Raises RefusedError when a reference has other weights, or the prior other images, than in the last attempt."""
     for name, digest in now.items():
         if before.get(name, digest) != digest:
             named = {
@@ -73,10 +73,12 @@ def unchanged(before: dict[str, str], now: dict[str, str]) -> None:
                 "vae": "task.vae",
                 "text": "the text encoder of the pipeline",
                 "perceptual": "task.perceptual.features",
+                "prior": "task.prior",
             }
             what = named.get(name, "the network that the run came from")
+            held = "images" if name == "prior" else "weights"
             raise RefusedError(
-                f"{what} has other weights now than in the last attempt, which would pull the run elsewhere; bring the old "
+                f"{what} has other {held} now than in the last attempt, which would pull the run elsewhere; bring the old "
                 "ones back, give the run another name, or pass --accept-changes"
             )
 

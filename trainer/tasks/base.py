@@ -25,9 +25,15 @@ class Batch(Protocol):
 
 
 class Keyed(Batch, Protocol):
-    """A micro-batch that also says in which epochs its samples come, [n] on the CPU: with the indices those are their keys."""
+    """A micro-batch that also says in which epochs its samples come, [n] on the CPU: with the indices those are their keys.
+
+    `prior`: as many samples of what a generator knew before, where there are such.
+    """
 
     epochs: torch.Tensor
+
+    @property
+    def prior(self) -> Keyed | None: ...
 
 
 LossFunction = Callable[[nn.Module, Any], torch.Tensor]
@@ -193,6 +199,10 @@ class Generates(Task, Protocol):
     def generator(self) -> Generator:
         """What the network has to be."""
 
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Those of `losses`."""
+
     def bind(self, beside: Beside, seed: int) -> None:
         """Take what stands beside the network that was built, before anything is run. Raises UserError where it does not fit."""
 
@@ -275,6 +285,6 @@ def wanted(task: Task) -> Wanted:
 
 def loss_names(task: Task) -> tuple[str, ...]:
     """The names of a task's own losses: `task` for the only one."""
-    if isinstance(task, Translates):
+    if isinstance(task, Translates | Generates):
         return task.loss_names if len(task.loss_names) > 1 else ("task",)
     return ("task",) if len(task.outputs) <= 1 else tuple(output.name for output in task.outputs)

@@ -24,13 +24,16 @@ from trainer.tasks.told import Classes, Texts, Told
 
 NOISE, TIMES, DROP, LATENT = 1, 2, 3, 4  # streams of draws
 MEASURED = 16  # the first stream of an evaluation's
+PRIOR = 32  # and of the samples that preserve what was known
 
 
 def build(config: Config, facts: Facts) -> Diffusion:
-    """The task for the classes of the data, where it looks at them."""
+    """The task for the classes of the data, where it looks at them, and after them those that only the prior has."""
     learnt = config.learnt(facts)
+    labels = [label for known in learnt for label in known.target.labels]
     counts = [count for known in learnt for count in known.counts]
-    return Diffusion(config, [label for known in learnt for label in known.target.labels], counts)
+    more = [] if config.prior is None else [name for name in config.prior.classes if name not in labels]
+    return Diffusion(config, labels + more, counts + [0] * len(more))
 
 
 def _told(config: Config, classes: Sequence[str]) -> Told:
@@ -70,6 +73,11 @@ class Diffusion:
         """What the network is told, and what it makes."""
         dropped = bool(self._classes) and self._config.drop > 0
         return Generator(self._classes, dropped, self._config.vae, self._config.condition == "text")
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """That of the data, and where there is one that of the prior."""
+        return ("task",) if self._config.prior is None else ("task", "prior")
 
     def bind(self, beside: Beside, seed: int) -> None:
         """Take what stands beside the network that was built. Raises UserError where it does not go with the settings."""
@@ -132,16 +140,23 @@ class Diffusion:
         return Plan(self.process.settings, asked.sampler, asked.steps, asked.guidance, self.told.nothing)
 
     def run(self, module: nn.Module, batch: Keyed) -> Denoised:
-        """Add the noise of each sample's own key, at the time of its own key, and ask the network."""
+        """Add the noise of each sample's own key, at the time of its own key, and ask the network; the prior's samples, if there
+        are any, come after those of the data in the same pass."""
+        noised = [self._noised(batch, 0), *([] if batch.prior is None else [self._noised(batch.prior, PRIOR)])]
+        images, classes, places, keys = (torch.cat(part) for part in zip(*noised, strict=True))
+        return self._denoise(module, images, classes, self.process.at(places), keys)
+
+    def _noised(self, batch: Keyed, stream: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Clean images, what is told of them, their places in the noise, and keys of the noise, by these streams of draws."""
         device = batch.images.device
         place = batch.epochs.to(device, non_blocking=True), batch.indices.to(device, non_blocking=True)
-        at = self.process.at(draws.uniform(draws.keys(self._seed, TIMES, *place)))
+        times = draws.uniform(draws.keys(self._seed, stream + TIMES, *place))
         classes = batch.labels
         if self.told.nothing is not None:
-            dropped = draws.uniform(draws.keys(self._seed, DROP, *place)) < self._config.drop
+            dropped = draws.uniform(draws.keys(self._seed, stream + DROP, *place)) < self._config.drop
             classes = torch.where(dropped, self.told.nothing, classes)
-        images = self._clean(batch.images, draws.keys(self._seed, LATENT, *place))
-        return self._denoise(module, images, classes, at, draws.keys(self._seed, NOISE, *place))
+        images = self._clean(batch.images, draws.keys(self._seed, stream + LATENT, *place))
+        return images, classes, times, draws.keys(self._seed, stream + NOISE, *place)
 
     def _clean(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """What noise is added to: the images, or latents drawn by these keys from what the autoencoder says of them.
@@ -176,9 +191,10 @@ class Diffusion:
         """What the network said: no loss compares it with that of another network."""
         return output.said
 
-    def losses(self, output: Denoised, batch: Batch) -> dict[str, torch.Tensor]:
-        """The squared error of what the network said, weighted by its time."""
-        return {"task": self.error(output)}
+    def losses(self, output: Denoised, batch: Keyed) -> dict[str, torch.Tensor]:
+        """The squared error of what the network said, weighted by its time, of the data and of the prior."""
+        found = self.error(output).reshape(len(self.loss_names), -1)
+        return dict(zip(self.loss_names, found, strict=True))
 
     def error(self, output: Denoised) -> torch.Tensor:
         """The weighted squared error of each sample, [n]."""

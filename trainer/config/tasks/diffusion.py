@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from trainer.config.fidelity import Fidelity
 from trainer.config.model import Model
 from trainer.config.noise import Noise, Samples, Times, Uniform
+from trainer.config.prior import Prior
 from trainer.config.targets import Facts, Known, LooksAt, only
 from trainer.config.task import Task
 
@@ -47,6 +48,7 @@ class Config(Task):
     draws: int = Field(4, ge=1, le=1000, description="time steps at which each validation image is measured")
     samples: Samples = Field(default_factory=Samples)
     fidelity: Fidelity | None = Field(None, description="how like the data the images are; none: not measured")
+    prior: Prior | None = Field(None, description="images of what the weights knew before, learnt beside those of the data")
 
     def measured(self, facts: Facts | None = None) -> tuple[str, ...]:
         """The loss, and how like the data the images are."""
@@ -97,7 +99,19 @@ class Config(Task):
             raise ValueError("template goes with condition: text, and has a {} where the caption comes in")
         if self.samples.prompts and self.condition != "text":
             raise ValueError(f"samples.prompts are texts, and condition is {self.condition}; leave them out")
+        if self.prior is not None:
+            self._told(self.prior)
         if self.samples.guidance != 1 and (self.condition == "none" or not self.drop):
             why = "condition is none" if self.condition == "none" else "drop is 0, so that no class is ever left untold"
             raise ValueError(f"samples.guidance is {self.samples.guidance:g}, and {why}; leave it at 1")
         return self
+
+    def _told(self, prior: Prior) -> None:
+        """Raises ValueError where the prior's images would be told of otherwise than those of the data."""
+        for key, condition in (("prompts", "text"), ("classes", "class")):
+            if getattr(prior, key) and self.condition != condition:
+                raise ValueError(f"prior.{key} goes with condition: {condition}, and this is {self.condition}; leave it out")
+        if self.condition == "class" and not prior.classes:
+            raise ValueError("prior.classes is missing: name the classes that shall not be forgotten")
+        if self.condition == "text" and prior.data is None and not prior.prompts:
+            raise ValueError('prior.prompts is missing: say what shall not be forgotten, such as ["a photo of a dog"]')
