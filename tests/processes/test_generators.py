@@ -185,3 +185,28 @@ def test_new_classes_are_learnt_and_old_ones_survive(run: RunDir, zygote: Zygote
     assert loss(graft, "digits:3-4/val") < 1.05 * loss(run, "digits:3-4/val")
     right = loss(graft, "digits:5-7/val")
     assert all(right < 0.99 * loss(graft, "digits:5-7/val", turn) for turn in (1, 2)), "each new row is of its own class"
+
+
+def test_the_prior_keeps_an_old_class(run: RunDir, zygote: Zygote, tmp_path: Path) -> None:
+    """Of a run that knows 0 to 4 all learns 5 to 9: with images that its weights drew of 0 and 1 these are forgotten less."""
+    task = {"prior": {"classes": ["0", "1"], "images": 40}, "samples": {"steps": 10, "count": 0, "batch": 20}}
+    listing, ends = open_source("digits:0-1/val"), []
+    for weight in (0.0, 1.0):
+        graft = train(
+            zygote, tmp_path / str(weight), model={"source": f"run:{run.path}", "args": {}, "adapt": {"in_channels": 1}},
+            data={"train": "digits:5-9/train", "val": "digits:5-9/val"}, optimizer={"kind": "adamw", "lr": 5e-3}, task=task,
+            losses={"weights": {"prior": weight}}, train={"steps": 60, "global_batch": 32, "micro_batch": "auto", "ema": None},
+        )  # fmt: skip
+        restored = restore(graft, "last")
+        assert isinstance(restored.task, Diffusion)
+        dataset = ImageDataset(listing, restored.run.data, restored.spec, train=False, seed=0)
+        batch = dataset.fetch([(0, index) for index in range(len(dataset))]).to(torch.device("cpu"), restored.spec)
+        batch.labels = torch.tensor([restored.task.number(listing.classes[item.label]) for item in listing.items])
+        with torch.no_grad():
+            old = float(
+                torch.stack([restored.task.error(said).mean() for said in restored.task.measured(restored.network, batch)]).mean()
+            )
+        ends.append((old, points(graft.path)[-1]["val/loss"]))
+    print(ends, loss(run, "digits:0-1/val"))
+    assert ends[1][0] < 0.9 * ends[0][0]
+    assert ends[1][1] < 1.1 * ends[0][1], "and the new ones are learnt as well"
