@@ -187,10 +187,10 @@ def test_new_classes_are_learnt_and_old_ones_survive(run: RunDir, zygote: Zygote
     assert all(right < 0.99 * loss(graft, "digits:5-7/val", turn) for turn in (1, 2)), "each new row is of its own class"
 
 
-def test_the_prior_keeps_an_old_class(run: RunDir, zygote: Zygote, tmp_path: Path) -> None:
-    """Of a run that knows 0 to 4 all learns 5 to 9: with images that its weights drew of 0 and 1 these are forgotten less."""
-    task = {"prior": {"classes": ["0", "1"], "images": 40}, "samples": {"steps": 10, "count": 0, "batch": 20}}
-    listing, ends = open_source("digits:0-1/val"), []
+def test_a_prior_keeps_old_classes(run: RunDir, zygote: Zygote, tmp_path: Path) -> None:
+    """Of a run that knows 0 to 4 all learns 5 to 9: with images of 0 and 1 beside these, they are not forgotten."""
+    task = {"prior": {"classes": ["0", "1"], "data": "digits:0-1/train"}, "samples": {"steps": 4, "count": 0, "batch": 8}}
+    listing, old, new = open_source("digits:0-1/val"), [], []
     for weight in (0.0, 1.0):
         graft = train(
             zygote, tmp_path / str(weight), model={"source": f"run:{run.path}", "args": {}, "adapt": {"in_channels": 1}},
@@ -198,15 +198,13 @@ def test_the_prior_keeps_an_old_class(run: RunDir, zygote: Zygote, tmp_path: Pat
             losses={"weights": {"prior": weight}}, train={"steps": 60, "global_batch": 32, "micro_batch": "auto", "ema": None},
         )  # fmt: skip
         restored = restore(graft, "last")
-        assert isinstance(restored.task, Diffusion)
+        made = restored.task
+        assert isinstance(made, Diffusion)
         dataset = ImageDataset(listing, restored.run.data, restored.spec, train=False, seed=0)
         batch = dataset.fetch([(0, index) for index in range(len(dataset))]).to(torch.device("cpu"), restored.spec)
-        batch.labels = torch.tensor([restored.task.number(listing.classes[item.label]) for item in listing.items])
+        batch.labels = torch.tensor([made.number(listing.classes[item.label]) for item in listing.items])
         with torch.no_grad():
-            old = float(
-                torch.stack([restored.task.error(said).mean() for said in restored.task.measured(restored.network, batch)]).mean()
-            )
-        ends.append((old, points(graft.path)[-1]["val/loss"]))
-    print(ends, loss(run, "digits:0-1/val"))
-    assert ends[1][0] < 0.9 * ends[0][0]
-    assert ends[1][1] < 1.1 * ends[0][1], "and the new ones are learnt as well"
+            old.append(float(torch.stack([made.error(said).mean() for said in made.measured(restored.network, batch)]).mean()))
+        new.append(points(graft.path)[-1]["val/loss"])
+    assert old[1] < 0.9 * old[0], "0.206 and 0.250; before the training 0.221"
+    assert new[1] < 1.05 * new[0], "and the new ones are learnt as well"
