@@ -135,7 +135,7 @@ class Drawing:
 
     def known(self) -> Known:
         """The images, all of which are there."""
-        files = json.loads((self._folder / _NOTE).read_text(encoding="utf-8"))["files"]
+        files: dict[str, str] = self._on_main(lambda: self._note()["files"])
         words = self._prior.words
         told = json.dumps([words, [files[name] for name in self._names]])
         items = tuple(Item(name, place % max(1, len(words))) for place, name in enumerate(self._names))
@@ -146,7 +146,7 @@ class Drawing:
 
     def complete(self) -> bool:
         """Whether all images that are asked for are there as they were drawn; the same on every rank."""
-        return bool(self._runtime.from_main(self._whole() if self._runtime.main else None))
+        return bool(self._on_main(self._whole))
 
     def _whole(self) -> bool:
         note = self._note()
@@ -177,7 +177,7 @@ class Drawing:
         built = make()
         _able(built, self._prior)
         weights = fingerprint(built.network)
-        missing = runtime.from_main(self._begin(weights) if runtime.main else None)
+        missing: set[int] = self._on_main(lambda: self._begin(weights))
         batches = share(list(range(self._prior.count)), self._batch, 0, 1)
         todo = [batch for batch in batches if not missing.isdisjoint(batch)]
         network = still(built.network, runtime.device)
@@ -199,10 +199,7 @@ class Drawing:
                 shown.close("stopped; what is drawn stays")
                 return False
             shown.told(self._prior.count - sum(map(len, todo[first + runtime.world :])))
-        if runtime.main:
-            files = {name: _sha256(self._folder / name) for name in self._names}
-            write_atomically(self._folder / _NOTE, json.dumps({**self._about, "weights": weights, "files": files}, indent=1))
-        runtime.barrier()
+        self._on_main(lambda: self._end(weights))
         shown.close(f"{self._prior.count:,} images that the weights drew are in {self._folder}")
         return True
 
@@ -216,6 +213,23 @@ class Drawing:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self._folder / _NOTE, json.dumps(about, indent=1))
         return {number for number, name in enumerate(self._names) if not _readable(self._folder / name)}
+
+    def _end(self, weights: str) -> None:
+        files = {name: _sha256(self._folder / name) for name in self._names}
+        write_atomically(self._folder / _NOTE, json.dumps({**self._about, "weights": weights, "files": files}, indent=1))
+
+    def _on_main(self, do: Callable[[], Any]) -> Any:
+        """Have rank 0 do something with the files. Raises GraftError on every rank where it cannot."""
+        made, problem = None, ""
+        if self._runtime.main:
+            try:
+                made = do()
+            except OSError as error:
+                problem = f"{error.filename or self._folder}: {error.strerror or error}"
+        problem, made = self._runtime.from_main((problem, made))
+        if problem:
+            raise GraftError(f"task.prior: {problem}")
+        return made
 
     def _make(self, network: Any, numbers: Sequence[int], at: Callable[[str], None]) -> str:
         """Draw a batch and write it; a problem is returned in words."""
