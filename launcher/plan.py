@@ -50,6 +50,7 @@ class Plan:
     held_back: str | None
     mix: str | None
     losses: str | None
+    prior: str | None
     val_samples: int | None
     global_batch: int
     shares: tuple[int, ...]
@@ -105,7 +106,7 @@ def plan(run: Run, counts: Counts, machine: Machine) -> Plan:
         task=run.task.kind, train_samples=n, targets=counts.facts.as_json(), sampling=run.data.sampling.kind,
         sampled=counts.sampled,
         held_back=run.data.val if (run.data.val or "").startswith(("split:", "fold:")) else None, mix=_mix(run),
-        losses=_losses(run),
+        losses=_losses(run), prior=_prior(run),
         val_samples=counts.val,
         global_batch=train.global_batch, shares=shares, micro_batch=passes[0], accumulation=len(passes),
         tries=train.micro_batch == "auto",
@@ -142,6 +143,16 @@ def _losses(run: Run) -> str | None:
     taught = f"; taught by {losses.teacher.source}" if losses.teacher is not None else ""
     balance = f"; balanced by {losses.balance.kind}" if losses.balance.kind != "fixed" else ""
     return " + ".join(shown) + taught + balance
+
+
+def _prior(run: Run) -> str | None:
+    """What a generator knew before, of which a sample comes beside each of the data."""
+    prior = getattr(run.task, "prior", None)
+    if prior is None:
+        return None
+    words = f" ({', '.join(prior.words)})" if prior.words else ""
+    what = f"images of {prior.data}" if prior.data is not None else f"{prior.count:,} images that the weights draw first"
+    return f"{what}{words}; one of them beside each sample, in the same pass"
 
 
 def processes(run: Run, machine: Machine) -> tuple[Device, int]:

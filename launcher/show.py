@@ -52,6 +52,7 @@ def plan_rows(plan: Plan, happens: str) -> list[tuple[str, str]]:
         ("model", f"{plan.model}, " + ("begun from random weights" if plan.weights == "none" else f"weights {plan.weights}")),
         ("learns", _LEARNS.get(plan.learns, plan.learns)),
         *([("losses", plan.losses)] if plan.losses is not None else []),
+        *([("prior", plan.prior)] if plan.prior is not None else []),
         ("warm-up", f"{plan.warmup_samples:,} samples" if plan.warmup_samples else "none"),
     ]
     if plan.evaluate_every is not None:

@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from trainer.config import Run, UserError
 from trainer.config.amounts import parse_amount
 from trainer.config.compute import not_compiled
 from trainer.loop import Job, train
+from trainer.parts import Parts
+from trainer.priors import open_prior
 from trainer.progress import Clock, Progress
 from trainer.report.finder import finder_chart
 from trainer.rundir import RunDir, write_atomically
@@ -94,7 +98,14 @@ def find(run: Run, *, low: float, high: float, steps: int) -> Found:
     short = run.model_copy(update={"train": batch, "optimizer": optimizer, "parallel": run.parallel.model_copy(update=_ONE)})
     runtime = Runtime(short.parallel, short.train, planned=None, uncompiled=not_compiled(short))
     parts = building.build(short, runtime, None)
-    parts.open_features(lambda stage: None, lambda: False, val=False)
+    with TemporaryDirectory() as drawn:
+        open_prior(parts, Path(drawn), lambda stage: None, lambda: False, resumed=False)
+        parts.open_features(lambda stage: None, lambda: False, val=False)
+        return _found(parts, rates)
+
+
+def _found(parts: Parts, rates: list[float]) -> Found:
+    runtime, batch, steps = parts.runtime, parts.run.train, len(rates)
     listener = _Rising(rates)
     samples = batch.global_batch
     never = Clock(parse_amount(_EVER, times=True), epoch_samples=parts.epoch_samples, step_samples=samples, now=time.monotonic())
@@ -105,7 +116,7 @@ def find(run: Run, *, low: float, high: float, steps: int) -> Found:
         train_mode=parts.train_mode, wants_retry=lambda: False, stop=lambda: listener.diverged,
         beat=lambda step: None, at=lambda stage, phase=0, left=0: None, listener=listener, log_every=1, evaluate_every=never,
         checkpoint_every=never, evaluate_at_start=False, lower_is_better=True, best_metric="val/loss", patience=None,
-        min_delta=0.0, clip=run.train.clip, max_skipped=1,
+        min_delta=0.0, clip=batch.clip, max_skipped=1,
     )  # fmt: skip
     try:
         train(job, Progress())

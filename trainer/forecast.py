@@ -231,7 +231,7 @@ class Forecast:
             if parts.splits.val is not None and isinstance(task, Duels):
                 task.run(called, self._prepared(self._raw(getattr(run.task, "samples").batch)))  # noqa: B009 (of every such task)
             elif parts.splits.val is not None:
-                batch = self._prepared(self._raw(at_once))
+                batch = self._prepared(self._raw(at_once, beside=False))
                 if isinstance(task, Translates):
                     task.measured(called, batch)
                 else:
@@ -257,8 +257,8 @@ class Forecast:
                 elif beside is not None and beside.vae is not None:
                     beside.vae.encode(images)
 
-    def _raw(self, count: int) -> Batch:
-        """A micro-batch as the loader gives it."""
+    def _raw(self, count: int, *, beside: bool = True) -> Batch:
+        """A micro-batch as the loader gives it; `beside`: with the samples of a prior, where the run has one."""
 
         def many(value: torch.Tensor) -> torch.Tensor:
             return torch.empty([count, *value.shape[1:]], dtype=value.dtype)
@@ -266,10 +266,13 @@ class Forecast:
         one, kept = self._one, self._kept()
         images = many(one.images) if kept is None else torch.empty([count, *kept.shape], dtype=kept.given)
         targets, values = (None if given is None else many(given) for given in (one.targets, one.values))
-        return replace(
+        batch = replace(
             one, images=images, labels=many(one.labels), indices=many(one.indices), targets=targets, values=values, bad=[],
             epochs=many(one.epochs),
         )  # fmt: skip
+        if getattr(self._parts.run.task, "prior", None) is None or not beside:
+            return batch
+        return replace(batch, prior=self._raw(count, beside=False))
 
     def _prepared(self, raw: Batch) -> Batch:
         parts = self._parts

@@ -28,6 +28,7 @@ _WORDS = {
     "text": "the text encoder of the pipeline",
     "perceptual": "task.perceptual.features",
     "lpips": "the network of task.lpips",
+    "prior": "task.prior",
 }
 PREFIX = "@objective."  # of names in the optimizer's state: no network's parameter begins so
 
@@ -73,11 +74,12 @@ def references(
 
 
 def unchanged(before: dict[str, str], now: dict[str, str]) -> None:
-    """Raises RefusedError when a reference has other weights than in the last attempt."""
+    """Raises RefusedError when a reference has other weights, or the prior other images, than in the last attempt."""
     for name, digest in now.items():
         if before.get(name, digest) != digest:
+            held = "images" if name == "prior" else "weights"
             raise RefusedError(
-                f"{_WORDS[name]} has other weights now than in the last attempt, which would pull the run elsewhere; bring the "
+                f"{_WORDS[name]} has other {held} now than in the last attempt, which would pull the run elsewhere; bring the "
                 "old ones back, give the run another name, or pass --accept-changes"
             )
 

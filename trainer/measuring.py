@@ -30,6 +30,8 @@ def listing_of(restored: Restored, source: str | None) -> Listing:
     """The samples of a source with the targets of the run, or the run's own validation samples."""
     looks_at = restored.run.task.looks_at
     targets = [known.target for known in restored.facts.targets] if looks_at == "targets" else None
+    if targets is not None and source is not None and isinstance(restored.task, Generates):  # also classes of its prior
+        targets = [replace(target, labels=restored.task.generator.classes) for target in targets]
     if source is not None:
         return _numbered(restored, open_source(source, targets, looks_at=looks_at))
     val = restored.run.data.val

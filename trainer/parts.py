@@ -10,8 +10,10 @@ from torch import nn
 
 from trainer import rivals, strategies
 from trainer.config import Run
+from trainer.config.data import Uniform
 from trainer.config.sources import Listing, Splits
 from trainer.data import Batch
+from trainer.data.companions import Accompanied
 from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import Samples, eval_batches, train_batches
 from trainer.data.order import mix
@@ -54,6 +56,7 @@ class Parts:
     groups: Sequence[ParamGroup]
     choice: Choice  # whether features are kept, and why not
     micro_batch: int  # samples; of `auto` a rank's whole share, until less is found to fit
+    prior: Listing | None = None  # of a generator: samples of what it knew before, one beside each, once they are there
     evaluated: int | None = None  # samples at a time in evaluations, where twice the micro-batch did not fit
 
     @property
@@ -103,21 +106,33 @@ class Parts:
         """Have ready what is kept of features or images, once the weights are the run's own; false where a stop was wished."""
         if self.features is None and self.decoded is None:
             return True
-        train = self.dataset(self.splits.train, train=True)
+        train, beside = self.dataset(self.splits.train, train=True), self._prior()
         held = self.dataset(self.splits.val, train=False) if val and self.splits.val is not None else None
         assert isinstance(train, ImageDataset)  # of pairs nothing is kept
         assert held is None or isinstance(held, ImageDataset)
         if self.decoded is not None:
             return self.decoded.open([train, *([] if held is None else [held])], self.bad, at=at, stop=stop)
         assert self.features is not None
-        return self.features.open(train, held, self.bad, at=at, stop=stop)
+        return self.features.open(train, held, self.bad, at=at, stop=stop, prior=beside)
+
+    def _prior(self) -> ImageDataset | None:
+        """The samples of the prior, augmented like those of the data; each as often as any other."""
+        if self.prior is None:
+            return None
+        data = self.run.data.model_copy(update={"sampling": Uniform()})
+        return ImageDataset(self.prior, data, self.built.spec, train=True, seed=self.run.train.seed)
 
     def batches(self, start_step: int) -> Generator[list[Batch], None, None]:
         """The training micro-batches of this rank, step by step."""
         train, runtime = self.run.train, self.runtime
         features = None if self.features is None else self.features.train
+        samples: Samples = features or self.dataset(self.splits.train, train=True)
+        kept = None if self.features is None else self.features.prior
+        beside = kept or self._prior()
+        if beside is not None:
+            samples = Accompanied(samples, beside, train.seed)
         return train_batches(
-            features or self.dataset(self.splits.train, train=True),
+            samples,
             seed=train.seed, start_step=start_step, steps=self.steps, global_batch=train.global_batch,
             micro_batch=self.micro_batch,
             rank=runtime.rank, world=runtime.world, workers=self.run.data.workers, pin=runtime.device.type == "cuda",

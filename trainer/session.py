@@ -18,12 +18,14 @@ from trainer.faultpoints import reached
 from trainer.forgetting import at_the_end
 from trainer.hang import Hang
 from trainer.journal import Journal
+from trainer.learning import unchanged
 from trainer.loop import At, Job, train
 from trainer.manifest import write_manifest
 from trainer.memory import Memory
 from trainer.optim import reaction
 from trainer.pace import speed_of
 from trainer.parts import Parts
+from trainer.priors import open_prior
 from trainer.progress import Clock, Progress
 from trainer.rundir import Lease, LeaseLostError, RunDir, Sizes
 from trainer.rundir.metric import lower_is_better
@@ -84,6 +86,10 @@ def start(
             log.info("%s", line)
     log.info("%s", parts.summary)
     reached("resume-loaded", progress.step)
+    if not open_prior(parts, folder.prior, heart.at, lambda: bool(stop), resumed=loaded is not None):
+        return leave(folder, runtime, journal, lease, progress, stop, done=False)
+    if loaded and not accept_changes:
+        unchanged(loaded.state.get("references", {}), parts.references)
     if not parts.open_features(heart.at, lambda: bool(stop)):
         return leave(folder, runtime, journal, lease, progress, stop, done=False)
     sizes = settle(folder, parts, progress.step)

@@ -46,7 +46,7 @@ def file(folder: Path, *, dropout: float = 0.1, fidelity: dict[str, Any] | None 
     run["evaluate"] = {"every": "6 steps", "batch": 32}
     run["checkpoint"] = {"every": "4 steps", "keep": 2}
     for name, value in sections.items():
-        run[name] = {**({} if name in ("strategy", "optimizer") else run[name]), **value}
+        run[name] = {**({} if name in ("strategy", "optimizer") else run.get(name, {})), **value}
     if fidelity is not None:
         run["task"]["fidelity"] = fidelity
     path.write_text(json.dumps(run))

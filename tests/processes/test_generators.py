@@ -21,6 +21,7 @@ from trainer.config.adapt import Adapt
 from trainer.config.run import Model
 from trainer.config.sources import open_source
 from trainer.data.dataset import ImageDataset
+from trainer.measuring import measure
 from trainer.models import build_model
 from trainer.restored import restore
 from trainer.rundir import RunDir
@@ -185,3 +186,20 @@ def test_new_classes_are_learnt_and_old_ones_survive(run: RunDir, zygote: Zygote
     assert loss(graft, "digits:3-4/val") < 1.05 * loss(run, "digits:3-4/val")
     right = loss(graft, "digits:5-7/val")
     assert all(right < 0.99 * loss(graft, "digits:5-7/val", turn) for turn in (1, 2)), "each new row is of its own class"
+
+
+def test_a_prior_keeps_old_classes(run: RunDir, zygote: Zygote, tmp_path: Path) -> None:
+    """Of a run that knows 0 to 4 all learns 5 to 9: with images of 0 and 1 beside these, they are not forgotten."""
+    task = {"prior": {"classes": ["0", "1"], "data": "digits:0-1/train"}, "samples": {"steps": 4, "count": 0, "batch": 8}}
+    old, new = [], []
+    for weight in (0.0, 1.0):
+        graft = train(
+            zygote, tmp_path / str(weight), model={"source": f"run:{run.path}", "args": {}, "adapt": {"in_channels": 1}},
+            data={"train": "digits:5-9/train", "val": "digits:5-9/val"}, optimizer={"kind": "adamw", "lr": 5e-3}, task=task,
+            losses={"weights": {"prior": weight}}, train={"steps": 60, "global_batch": 32, "micro_batch": "auto", "ema": None},
+        )  # fmt: skip
+        restored = restore(graft, "last")
+        old.append(measure(restored, "digits:0-1/val", torch.device("cpu"))[0].metrics["loss"])
+        new.append(points(graft.path)[-1]["val/loss"])
+    assert old[1] < 0.9 * old[0], "0.206 and 0.250; before the training 0.221"
+    assert new[1] < 1.05 * new[0], "and the new ones are learnt as well"

@@ -22,7 +22,8 @@ class Batch:
     `bad` lists (path, reason) of files that could not be read: in training another sample took their place, in evaluation
     they are left out, so that n may even be 0. `targets` [n, classes] float32 are the shares of the classes where images were
     mixed; `labels` then are those of the first images. `values` [n, v] float32, where a source says more of an image than its
-    class, are `Item.values`: NaN where something is not known.
+    class, are `Item.values`: NaN where something is not known. `prior`: as many samples of what a
+    generator's weights knew before, one beside each.
     """
 
     images: torch.Tensor
@@ -32,11 +33,14 @@ class Batch:
     targets: torch.Tensor | None = None
     values: torch.Tensor | None = None
     epochs: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    prior: Batch | None = None
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory, from which a copy to a GPU need not be waited for."""
         targets, values = (None if given is None else given.pin_memory() for given in (self.targets, self.values))
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices, self.bad, targets, values, self.epochs)
+        images, labels = self.images.pin_memory(), self.labels.pin_memory()
+        prior = None if self.prior is None else self.prior.pin_memory()
+        return Batch(images, labels, self.indices, self.bad, targets, values, self.epochs, prior)
 
     def to(self, device: torch.device, spec: InputSpec | None) -> Batch:
         """Copy to the device as uint8, a quarter of the bytes, and normalise there: (x / 255 - mean) / std.
@@ -51,7 +55,8 @@ class Batch:
             None if given is None else given.to(device, non_blocking=True) for given in (self.targets, self.values)
         )  # fmt: skip
         labels = self.labels.to(device, non_blocking=True)
-        return Batch(images, labels, self.indices, self.bad, targets, values, self.epochs)
+        prior = None if self.prior is None else self.prior.to(device, spec)
+        return Batch(images, labels, self.indices, self.bad, targets, values, self.epochs, prior)
 
 
 @lru_cache(maxsize=16)

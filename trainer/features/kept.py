@@ -36,7 +36,7 @@ class Features(Keeper):
 
     `tail` is what is called in place of the network: it takes features, or images, where it turns out that they cannot be kept.
     (None where the first part is a network of its own.)
-    `train` and `val` are read in place of the images, once they are open.
+    `train`, `val` and (of a generator that has one) `prior` are read in place of the images, once they are open.
     """
 
     def __init__(
@@ -49,11 +49,13 @@ class Features(Keeper):
         self.tail: Tail | None = None if kept.cut is None else Tail(network, kept.cut)
         self.train: FeatureSamples | None = None
         self.val: FeatureSamples | None = None
+        self.prior: FeatureSamples | None = None
 
     def open(
-        self, train: ImageDataset, val: ImageDataset | None, bad: BadCount, *, at: Callable[[str], None], stop: Callable[[], bool]
+        self, train: ImageDataset, val: ImageDataset | None, bad: BadCount, *, at: Callable[[str], None],
+        stop: Callable[[], bool], prior: ImageDataset | None = None,
     ) -> bool:  # fmt: skip
-        """Find or compute the features of both; false where a wish to stop came between.
+        """Find or compute the features of all; false where a wish to stop came between.
 
         The weights are the run's own by now. Where they cannot be kept (no room, a folder that not every node sees), the images
         are used; RefusedError where features are asked for. Raises UserError for what the data set would raise it for.
@@ -65,7 +67,8 @@ class Features(Keeper):
                 self._network.eval()
                 found = self._rows(train, self._kept.views, bad)
                 held = self._rows(val, 1, bad) if val is not None and found is not None else None
-                if found is None or (val is not None and held is None):
+                beside = self._rows(prior, self._kept.views, bad) if prior is not None and found is not None else None
+                if found is None or (val is not None and held is None) or (prior is not None and beside is None):
                     return False
                 self._check(train, found)
                 if val is not None and held is not None:
@@ -79,7 +82,7 @@ class Features(Keeper):
                 ) from None
             log.warning("the features of the frozen part are not kept: %s", problem)
             return True
-        self.train, self.val = found, held
+        self.train, self.val, self.prior = found, held, beside
         log.info("features: %s; ready after %.1f s", self._kept.short, time.monotonic() - began)
         return True
 

@@ -19,13 +19,17 @@ class WrongSizeError(UserError):
 
 @dataclass
 class LoadReport:
-    """What became of a checkpoint's tensors, by name; an entry of `adapted` also says what was done (`name: what`)."""
+    """What became of a checkpoint's tensors, by name; an entry of `adapted` also says what was done (`name: what`).
+
+    `classes`: of a generator those of the task's that its class tables knew.
+    """
 
     source: str
     matched: list[str] = field(default_factory=list)
     adapted: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The report as a person reads it: one line of counts, then a line for each group that is not simply a match."""

@@ -263,6 +263,7 @@ def fill(
     counts = {checkpoint.tensors[name].shape[0] for name in tables if name in checkpoint.tensors}
     table = source.table or (Table(min(counts), checkpoint.classes, True if source.spare else None) if len(counts) == 1 else None)
     kept = table_rows(table if counts else None, classes, shape.rows > len(classes), adapt, checkpoint.source)
+    report.classes = tuple(name for name, pick in zip(classes, kept.picks, strict=False) if pick is not None)
     values: dict[str, torch.Tensor] = {}
     wrong: list[str] = []
     draws = torch.Generator().manual_seed(seed)

@@ -134,6 +134,11 @@ class RunDir:
         return self.path / "samples"
 
     @property
+    def prior(self) -> Path:
+        """Images that the untouched weights of a generator drew before the training."""
+        return self.path / "prior"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

@@ -30,6 +30,13 @@ class Keyed(Batch, Protocol):
     epochs: torch.Tensor
 
 
+class WithPrior(Keyed, Protocol):
+    """One with as many samples of what a generator knew before, where there are such."""
+
+    @property
+    def prior(self) -> Keyed | None: ...
+
+
 LossFunction = Callable[[nn.Module, Any], torch.Tensor]
 
 
@@ -222,6 +229,10 @@ class Makes(Task, Protocol):
 class Generates(Makes, Protocol):
     """One whose network makes them by taking noise out, step by step."""
 
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Those of `losses`."""
+
     def bind(self, beside: Beside, seed: int) -> None:
         """Take what stands beside the network that was built, before anything is run. Raises UserError where it does not fit."""
 
@@ -293,6 +304,6 @@ def wanted(task: Task) -> Wanted:
 
 def loss_names(task: Task) -> tuple[str, ...]:
     """The names of a task's own losses: `task` for the only one."""
-    if isinstance(task, Translates):
+    if isinstance(task, Translates | Generates):
         return task.loss_names if len(task.loss_names) > 1 else ("task",)
     return ("task",) if len(task.outputs) <= 1 else tuple(output.name for output in task.outputs)

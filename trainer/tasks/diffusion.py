@@ -15,7 +15,7 @@ from trainer.config.targets import Facts
 from trainer.config.tasks.diffusion import Config
 from trainer.spec import Beside, Generator, Judge, Output
 from trainer.tasks import draws
-from trainer.tasks.base import Batch, Keyed, Perceives
+from trainer.tasks.base import Batch, Keyed, Perceives, WithPrior
 from trainer.tasks.denoising import DenoisingMeasure
 from trainer.tasks.likeness import Likeness
 from trainer.tasks.likening import Ruler
@@ -26,13 +26,16 @@ from trainer.tasks.told import Classes, Silence, Texts, Told
 
 NOISE, TIMES, DROP, LATENT = 1, 2, 3, 4  # streams of draws
 MEASURED = 16  # the first stream of an evaluation's
+PRIOR = 32  # and of the samples that preserve what was known
 
 
 def build(config: Config, facts: Facts) -> Diffusion:
-    """The task for the classes of the data, where it looks at them."""
+    """The task for the classes of the data, where it looks at them, and after them those that only the prior has."""
     learnt = config.learnt(facts)
+    labels = [label for known in learnt for label in known.target.labels]
     counts = [count for known in learnt for count in known.counts]
-    return Diffusion(config, [label for known in learnt for label in known.target.labels], counts)
+    more = [] if config.prior is None else [name for name in config.prior.classes if name not in labels]
+    return Diffusion(config, labels + more, counts + [0] * len(more))
 
 
 def _told(config: Config, classes: Sequence[str]) -> Told:
@@ -79,6 +82,11 @@ class Diffusion:
         dropped = bool(self._classes) and self._config.drop > 0
         text, source = self._config.condition == "text", self._config.pairs is not None
         return Generator(self._classes, dropped, self._config.vae, text, source)
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """That of the data, and where there is one that of the prior."""
+        return ("task",) if self._config.prior is None else ("task", "prior")
 
     def bind(self, beside: Beside, seed: int) -> None:
         """Take what stands beside the network that was built. Raises UserError where it does not go with the settings."""
@@ -159,18 +167,29 @@ class Diffusion:
         """Of the noise that the first picture is made of."""
         return self._config.samples.seed
 
-    def run(self, module: nn.Module, batch: Keyed) -> Denoised:
-        """Add the noise of each sample's own key, at the time of its own key, and ask the network."""
+    def run(self, module: nn.Module, batch: WithPrior) -> Denoised:
+        """Add the noise of each sample's own key, at the time of its own key, and ask the network; the prior's samples, if there
+        are any, come after those of the data in the same pass."""
+        source, images = self._cut(batch.images)
+        noised = [self._noised(batch, images, 0)]
+        if batch.prior is not None:
+            noised.append(self._noised(batch.prior, batch.prior.images, PRIOR))
+        images, classes, places, keys = (torch.cat(part) for part in zip(*noised, strict=True))
+        return self._denoise(module, images, self.told(classes) | source, self.process.at(places), keys)
+
+    def _noised(
+        self, batch: Keyed, images: torch.Tensor, stream: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Clean images, what is told of them, their places in the noise, and keys of the noise, by these streams of draws."""
         device = batch.images.device
         place = batch.epochs.to(device, non_blocking=True), batch.indices.to(device, non_blocking=True)
-        at = self.process.at(draws.uniform(draws.keys(self._seed, TIMES, *place)))
+        times = draws.uniform(draws.keys(self._seed, stream + TIMES, *place))
         classes = batch.labels
         if self.told.nothing is not None:
-            dropped = draws.uniform(draws.keys(self._seed, DROP, *place)) < self._config.drop
+            dropped = draws.uniform(draws.keys(self._seed, stream + DROP, *place)) < self._config.drop
             classes = torch.where(dropped, self.told.nothing, classes)
-        source, images = self._cut(batch.images)
-        images = self._clean(images, draws.keys(self._seed, LATENT, *place))
-        return self._denoise(module, images, self.told(classes) | source, at, draws.keys(self._seed, NOISE, *place))
+        images = self._clean(images, draws.keys(self._seed, stream + LATENT, *place))
+        return images, classes, times, draws.keys(self._seed, stream + NOISE, *place)
 
     def _cut(self, images: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """What the network is told of a source picture, of pairs, and what noise is to be added to."""
@@ -219,9 +238,10 @@ class Diffusion:
         """What the network said: no loss compares it with that of another network."""
         return output.said
 
-    def losses(self, output: Denoised, batch: Batch) -> dict[str, torch.Tensor]:
-        """The squared error of what the network said, weighted by its time."""
-        return {"task": self.error(output)}
+    def losses(self, output: Denoised, batch: WithPrior) -> dict[str, torch.Tensor]:
+        """The squared error of what the network said, weighted by its time, of the data and of the prior."""
+        found = self.error(output).reshape(len(self.loss_names), -1)
+        return dict(zip(self.loss_names, found, strict=True))
 
     def error(self, output: Denoised) -> torch.Tensor:
         """The weighted squared error of each sample, [n]."""

@@ -12,6 +12,7 @@ from trainer.config.lpips import WHAT, Lpips, named
 from trainer.config.model import Model
 from trainer.config.noise import Noise, Samples, Times, Uniform
 from trainer.config.pairs import Pairs, fit
+from trainer.config.prior import Prior
 from trainer.config.targets import Facts, Known, LooksAt, only
 from trainer.config.task import Task
 
@@ -54,6 +55,7 @@ class Config(Task):
     draws: int = Field(4, ge=1, le=1000, description="time steps at which each validation image is measured")
     samples: Samples = Field(default_factory=Samples)
     fidelity: Fidelity | None = Field(None, description="how like the data the images are; none: not measured")
+    prior: Prior | None = Field(None, description="images of what the weights knew before, learnt beside those of the data")
 
     lpips: Lpips | None = Field(None, description=f"of pairs: {WHAT}")
 
@@ -122,6 +124,8 @@ class Config(Task):
                 f"pairs: what the network is told of a picture is the source beside it, and condition is {self.condition}; write "
                 "condition: none (a network that is told texts is told the empty one)"
             )
+        if self.pairs is not None and self.prior is not None:
+            raise ValueError("prior is of images made of noise alone, and pairs are pictures of pictures; leave it out")
         if self.pairs is not None and self.fidelity is not None:
             raise ValueError("fidelity is of images made of noise alone, and pairs are compared with their targets; leave it out")
         if self.pairs is None and self.lpips is not None:
@@ -130,7 +134,19 @@ class Config(Task):
             raise ValueError("lpips is of the pictures that samples.count says, which is 0; write samples.count: 16")
         if self.samples.prompts and self.condition != "text":
             raise ValueError(f"samples.prompts are texts, and condition is {self.condition}; leave them out")
+        if self.prior is not None:
+            self._told(self.prior)
         if self.samples.guidance != 1 and (self.condition == "none" or not self.drop):
             why = "condition is none" if self.condition == "none" else "drop is 0, so that no class is ever left untold"
             raise ValueError(f"samples.guidance is {self.samples.guidance:g}, and {why}; leave it at 1")
         return self
+
+    def _told(self, prior: Prior) -> None:
+        """Raises ValueError where the prior's images would be told of otherwise than those of the data."""
+        for key, condition in (("prompts", "text"), ("classes", "class")):
+            if getattr(prior, key) and self.condition != condition:
+                raise ValueError(f"prior.{key} goes with condition: {condition}, and this is {self.condition}; leave it out")
+        if self.condition == "class" and not prior.classes:
+            raise ValueError("prior.classes is missing: name the classes that shall not be forgotten")
+        if self.condition == "text" and prior.data is None and not prior.prompts:
+            raise ValueError('prior.prompts is missing: say what shall not be forgotten, such as ["a photo of a dog"]')

@@ -1,0 +1,83 @@
+"""Prior preservation: what the weights draw before a training, killed in the midst of it and later, on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.faults.test_diffusion import KILLED, file
+from tests.trainers import Zygote, points, same
+from tests.unit.test_texts import text_pipeline
+
+DATA: dict[str, Any] = {"train": "digits:0-1/train", "val": "digits:0-1/val", "augment": {}}
+
+
+def train(zygote: Zygote, folder: Path, pipe: str, *, world: int = 2, fault: str = "", **sections: Any) -> list[int]:
+    """A run on digits by their names whose prior are texts, on latents that are kept; LoRA alone learns."""
+    task = {
+        "condition": "text", "vae": "pipeline", "noise": {}, "drop": 0.3, "samples": {"steps": 2, "count": 0, "batch": 4},
+        "prior": {"images": 14, "prompts": ["a digit", "a letter"], "seed": 7},
+    }  # fmt: skip
+    data = {**DATA, "cache": {"kind": "features", "path": str(folder / "kept")}}
+    path = file(
+        folder, model={"source": pipe, "args": {}, "adapt": {"in_channels": 1}}, optimizer={"kind": "adamw", "lr": 0.02},
+        strategy={"kind": "lora", "rank": 2, "alpha": 16, "head": "keep"}, losses={"weights": {"prior": 0.5}},
+        evaluate={"every": "12 steps"},
+        **{"task": task, "train": {"steps": 12, "global_batch": 24, "micro_batch": 7, "clip": None}, "data": data, **sections},
+    )  # fmt: skip
+    zygote.preload(
+        "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.schedulers",
+        "peft", "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip",
+    )  # fmt: skip
+    return zygote.run(path, folder, world=world, fault=fault)
+
+
+def drawn(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    return {path.name: np.array(Image.open(path)) for path in sorted((folder / "run" / "prior").glob("*.png"))}
+
+
+def test_a_prior_is_drawn_once_and_a_killed_run_ends_the_same(zygote: Zygote, tmp_path: Path) -> None:
+    pipe = text_pipeline(tmp_path / "pipe")
+    whole, broken, alone = tmp_path / "whole", tmp_path / "broken", tmp_path / "alone"
+    assert train(zygote, whole, pipe) == [0, 0]
+    made = drawn(whole)
+    assert list(made) == [f"{number:06d}.png" for number in range(14)]
+    assert len({image.tobytes() for image in made.values()}) == 14
+
+    assert KILLED in train(zygote, broken, pipe, fault="prior-drawn@1:1=kill")
+    begun = {path.name: path.stat().st_mtime_ns for path in (broken / "run" / "prior").glob("*.png")}
+    assert 4 <= len(begun) <= 8, "two of four batches"
+    assert KILLED in train(zygote, broken, pipe, fault="step@9:0=kill")
+    after = {path.name: path.stat().st_mtime_ns for path in (broken / "run" / "prior").glob("*.png")}
+    assert after == {**after, **begun}, "what was drawn is not drawn again"
+    source = tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors"
+    away = source.rename(tmp_path / "away")
+    lost = broken / "run" / "prior" / "000005.png"
+    before = lost.read_bytes()
+    lost.write_bytes(before[:-30])
+    assert train(zygote, broken, pipe) != [0, 0], "the weights are needed again, to draw what is lost"
+    away.rename(source)
+    assert train(zygote, broken, pipe) == [0, 0]
+    assert lost.read_bytes() == before
+    same(broken / "run", whole / "run")
+    assert drawn(broken).keys() == made.keys()
+
+    assert train(
+        zygote, alone, pipe, world=1, data={**DATA, "cache": "none"}, train={"steps": 12, "global_batch": 24, "clip": None}
+    ) == [0]
+    for name, image in drawn(alone).items():
+        assert np.array_equal(image, made[name]), "whatever the number of ranks"
+    keys = ("train/loss", "loss/task", "loss/prior", "val/loss")
+    one, other = ([p[key] for p in points(folder / "run") for key in keys if key in p] for folder in (alone, whole))
+    assert one == pytest.approx(other, abs=3e-5)
+    first = points(whole / "run")[0]
+    assert first["train/loss"] == pytest.approx(first["loss/task"] + 0.5 * first["loss/prior"], abs=1e-6)
+    assert first["loss/prior"] != pytest.approx(first["loss/task"], abs=1e-4)
+    note = json.loads((whole / "run" / "prior" / "drawn.json").read_text())
+    assert note["words"] == ["a digit", "a letter"]
+    assert len(note["files"]) == 14
