@@ -61,6 +61,7 @@ class Generator:
     dropped: bool = False
     vae: str | None = None
     text: bool = False
+    distilled: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -124,25 +125,26 @@ class Autoencoder(Protocol):
 
 
 class TextEncoder(Protocol):
-    """What turns texts into numbers [n, length, width] for a generator. `source`: the pipeline that it is of."""
+    """What turns texts into numbers for a generator: by name, in `shapes` for each text. `source`: the pipeline that it is of;
+    `length`: tokens of a text that it sees."""
 
     source: str
     length: int
-    width: int
+    shapes: dict[str, tuple[int, ...]]
 
     @property
-    def tokenizer(self) -> Any:
-        """What cuts texts into tokens, of its own library."""
+    def parts(self) -> dict[str, Any]:
+        """What cuts texts into tokens, and what reads them, by the names that pipelines have for them."""
 
     @property
     def network(self) -> nn.Module:
-        """The encoder itself, with its weights."""
+        """The encoder itself, with its weights; of several all of them."""
 
     def to(self, device: torch.device) -> None:
         """Read its weights, where that was not done, and move it to a device. Raises UserError."""
 
-    def encode(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
-        """[n, length, width] float32 on the device."""
+    def encode(self, texts: Sequence[str], device: torch.device) -> dict[str, torch.Tensor]:
+        """By name float32 [n, …] on the device."""
 
     def too_long(self, texts: Sequence[str]) -> list[tuple[str, int]]:
         """The texts of which the end is not seen, each with its number of tokens."""
@@ -166,12 +168,24 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
+class Flow:
+    """A network that learns flow alone (Liu et al. 2023), and how it is sampled.
+
+    `patch`: side of the squares that it sees as one place each; the more there are the more noise there is, where a scheduler
+    shifts by that. `even`: in even steps, down to one before none.
+    """
+
+    patch: int
+    even: bool = False
+
+
+@dataclass(frozen=True)
 class Beside:
     """What a task must know of a generator besides the network itself.
 
     `call` sends a batch through it; `channels` and `size` are those of what it makes: of latents, where there is a `vae`;
     `image` are channels and size of an image. `schedule`: the settings of the scheduler that its weights were trained with, as
-    diffusers saved them, where that is known.
+    diffusers saved them, where that is known. `flow`: it learns flow alone.
     """
 
     call: Call
@@ -181,6 +195,7 @@ class Beside:
     schedule: Mapping[str, Any] | None = None
     vae: Autoencoder | None = None
     text: TextEncoder | None = None
+    flow: Flow | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import importlib
 import logging
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from trainer.models.autoencoder import Codec
 from trainer.models.base import Built, Checkpoint, LoadReport, Need, first_few
 from trainer.models.channels import outputs_of
 from trainer.models.class_tables import Table, table_rows
-from trainer.models.text import Words
+from trainer.models.text import Shapes, Words
 from trainer.models.trial import check_size
-from trainer.spec import Beside, Call, Generator, InputSpec
+from trainer.spec import Beside, Call, Flow, Generator, InputSpec
 
 log = logging.getLogger("graft")
 _HALF = 0.5
@@ -33,13 +34,13 @@ _HALF = 0.5
 class Shape:
     """What a generator is built for: channels that it takes and gives, their side, and rows of its class tables (0: none).
 
-    `text`: numbers a token of the text that it is told (0: none).
+    `text`: shapes of what it is told of a text, 0 for any number of tokens.
     """
 
     channels: int
     size: int
     rows: int
-    text: int = 0
+    text: Shapes = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,15 @@ class Parts:
     """The layers of a generator that are adapted, by dotted name.
 
     `inputs`: those that take its channels; `outputs`: those that give them, as many numbers a pixel of a patch as there are
-    channels, or twice as many; `tables`: those of its classes; `head`: what else belongs to the outputs.
+    channels, or twice as many; `tables`: those of its classes; `head`: what else belongs to the outputs. `packed`: side of the
+    squares whose channels they take and give one after the other, pixel by pixel in each.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     tables: tuple[str, ...]
     head: tuple[str, ...] = ()
+    packed: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,10 @@ class Denoiser:
     `make(shape)` builds the network, `parts(network, told)` names its layers, `call` sends a batch through it. `channels`, `size`
     and `table` are those of the weights, `schedule` the settings of the scheduler that was saved with them; none where that is
     not known, or there is none. `read`: the checkpoint, if there is one. `spare`: its tables always have a row for no class.
-    `vae`: the autoencoder that stands beside it, as FOLDER#PART. `text`: it is told texts, in so many numbers a token (0: it is
-    not); `words`: the pipeline whose text encoder stands beside it.
+    `vae`: the autoencoder that stands beside it, as FOLDER#PART. `text`: the shapes of what it is told of a text, 0 for any
+    number of tokens (nothing: it is told none); `words`: the pipeline whose text encoders stand beside it. `flow`: it learns flow
+    alone; `latents`: the kinds of autoencoders that it makes latents of (nothing: any, or pixels); `more`: what it is called with
+    besides.
     """
 
     name: str
@@ -78,17 +83,22 @@ class Denoiser:
     schedule: Mapping[str, Any] | None = None
     spare: bool = False
     vae: str | None = None
-    text: int = 0
+    text: Shapes = field(default_factory=dict)
     words: str | None = None
+    flow: Flow | None = None
+    latents: tuple[str, ...] = ()
+    more: Callable[[Generator], dict[str, Any]] = lambda wanted: {}
 
 
 def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights: bool = True) -> Built:
     """Build the network, fit it to what is wanted of it, and fill it from its checkpoint; see `build_model`. Raises UserError."""
     source = denoiser_of(config)
+    source = replace(source, call=partial(source.call, **source.more(wanted)))
     adapt = config.adapt
     _refuse(config)
     codec = None if wanted.vae is None else Codec.of(wanted.vae, source.vae)
     words = _words(source, wanted)
+    _refuse_latents(source, codec)
     _warn_of_latents(source, codec)
     image_size = adapt.image_size or (source.size * (codec.factor if codec else 1) if source.size else None)
     if image_size is None:
@@ -97,7 +107,7 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     with seeded(seed):
         network = source.make(shape)
     parts = source.parts(network, shape)
-    check_size(network, source, shape)
+    check_size(network, source, shape, codec.factor if codec else 1)
     adapt = adapt.model_copy(update={"in_channels": shape.channels})
     heads = [*parts.outputs, *parts.head, *parts.tables]
     if source.channels not in (None, shape.channels):
@@ -112,7 +122,9 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
         config.adapt.in_channels, image_size, (_HALF,) * config.adapt.in_channels, (_HALF,) * config.adapt.in_channels
     )
     schedule = None if source.read is None else source.schedule
-    beside = Beside(source.call, shape.channels, shape.size, (config.adapt.in_channels, image_size), schedule, codec, words)
+    beside = Beside(
+        source.call, shape.channels, shape.size, (config.adapt.in_channels, image_size), schedule, codec, words, source.flow
+    )
     return Built(network, tuple(heads), tuple(fresh), spec, report, beside)
 
 
@@ -151,6 +163,13 @@ def _refuse(config: Model) -> None:
         )
 
 
+def _refuse_latents(source: Denoiser, codec: Codec | None) -> None:
+    """Raises UserError for what the pipeline of the network could make no pictures of."""
+    if source.latents and (codec is None or codec.kind not in source.latents):
+        said = "task.vae is none" if codec is None else f"{codec.name} is a {codec.kind}"
+        raise UserError(f"{source.name}: makes latents of an {' or '.join(source.latents)}, and {said}; write task.vae: pipeline")
+
+
 def _warn_of_latents(source: Denoiser, codec: Codec | None) -> None:
     """Say where a generator was not trained on what it is given now."""
     if source.read is None:
@@ -177,11 +196,13 @@ def _words(source: Denoiser, wanted: Generator) -> Words | None:
     if source.words is None:
         raise UserError(f"{source.name}: is told a text, and there is no text encoder beside it; name the folder of its pipeline")
     words = Words(source.words)
-    if words.width != source.text:
-        raise UserError(
-            f"{source.name}: is told texts of {source.text} numbers a token, and the text encoder beside it gives "
-            f"{words.width}; it is that of another network"
-        )
+    for name, shape in source.text.items():
+        given = words.shapes.get(name)
+        if given is None or given[-1] != shape[-1]:
+            raise UserError(
+                f"{source.name}: is told texts of {shape[-1]} numbers {'a token' if len(shape) > 1 else 'in all'}, and the text "
+                f"encoder beside it gives {given[-1] if given else 'none'}; it is that of another network"
+            )
     return words
 
 
@@ -241,10 +262,10 @@ def fill(
                 values[name] = value
                 report.fresh.append(name)
                 continue
-        elif name in inputs and (fitted := inputs_of(value, target.shape, adapt)) is not None:
-            value, how = fitted
-        elif name in outputs and (given := outputs_of(value, target.shape, old, adapt)) is not None:
-            value, how = given
+        elif name in inputs and (fitted := inputs_of(_turned(value, parts, 1), target.shape, adapt)) is not None:
+            value, how = _turned(fitted[0], parts, 1, back=True), fitted[1]
+        elif name in outputs and (given := outputs_of(_turned(value, parts, 0), target.shape, old, adapt)) is not None:
+            value, how = _turned(given[0], parts, 0, back=True), given[1]
         elif value.shape != target.shape:
             wrong.append(f"{name} {list(value.shape)} in the file, {list(target.shape)} in the network")
             continue
@@ -263,3 +284,12 @@ def fill(
         for name, value in values.items():
             own[name].copy_(value)
     return report
+
+
+def _turned(value: torch.Tensor, parts: Parts, dim: int, *, back: bool = False) -> torch.Tensor:
+    """With the channel varying fastest in a dimension, where it varies slowest there; `back`: the other way round."""
+    pixels = parts.packed**2
+    if pixels == 1 or value.shape[dim] % pixels:
+        return value
+    sizes = (pixels, -1) if back else (-1, pixels)
+    return value.unflatten(dim, sizes).transpose(dim, dim + 1).flatten(dim, dim + 1).contiguous()

@@ -19,7 +19,7 @@ from trainer.tasks.base import Batch, Keyed
 from trainer.tasks.denoising import DenoisingMeasure
 from trainer.tasks.likeness import Likeness
 from trainer.tasks.process import At, Process, process
-from trainer.tasks.sampler import Plan, sample, scheduler
+from trainer.tasks.sampler import Plan, begin, sample, scheduler
 from trainer.tasks.told import Classes, Texts, Told
 
 NOISE, TIMES, DROP, LATENT = 1, 2, 3, 4  # streams of draws
@@ -69,18 +69,19 @@ class Diffusion:
     def generator(self) -> Generator:
         """What the network is told, and what it makes."""
         dropped = bool(self._classes) and self._config.drop > 0
-        return Generator(self._classes, dropped, self._config.vae, self._config.condition == "text")
+        config = self._config
+        return Generator(self._classes, dropped, config.vae, config.condition == "text", config.distilled_guidance)
 
     def bind(self, beside: Beside, seed: int) -> None:
         """Take what stands beside the network that was built. Raises UserError where it does not go with the settings."""
         self._beside, self._seed = beside, seed
-        self._process = process(self._config, beside.schedule, latents=beside.vae is not None)
+        self._process = process(self._config, beside.schedule, latents=beside.vae is not None, flow=beside.flow is not None)
         steps, asked = self._process.steps, self._config.samples.steps
         if asked > steps:
             raise UserError(
                 f"task.samples.steps is {asked}, more than the {steps} time steps of the noise; write {steps} or less"
             )
-        scheduler(self._process.settings, self._config.samples.sampler)
+        begin(scheduler(self._process.settings, self._config.samples.sampler), beside, asked)
         if isinstance(self.told, Texts):
             self.told.encoder = beside.text
 
