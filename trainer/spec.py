@@ -125,12 +125,14 @@ class Autoencoder(Protocol):
 
 
 class TextEncoder(Protocol):
-    """What turns texts into numbers for a generator: by name, in `shapes` for each text. `source`: the pipeline that it is of;
-    `length`: tokens of a text that it sees."""
+    """What turns texts into numbers for a generator: by name, in `shapes` for each text. `source`: the pipeline that it is of, and
+    `pipeline` its class; `length`: tokens of a text that it sees; `zeros`: that nothing is said are zeros."""
 
     source: str
+    pipeline: str
     length: int
     shapes: dict[str, tuple[int, ...]]
+    zeros: bool
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -143,8 +145,8 @@ class TextEncoder(Protocol):
     def to(self, device: torch.device) -> None:
         """Read its weights, where that was not done, and move it to a device. Raises UserError."""
 
-    def encode(self, texts: Sequence[str], device: torch.device) -> dict[str, torch.Tensor]:
-        """By name float32 [n, …] on the device."""
+    def encode(self, texts: Sequence[str | None], device: torch.device) -> dict[str, torch.Tensor]:
+        """By name float32 [n, …] on the device; None: nothing is said."""
 
     def too_long(self, texts: Sequence[str]) -> list[tuple[str, int]]:
         """The texts of which the end is not seen, each with its number of tokens."""
@@ -185,7 +187,8 @@ class Beside:
 
     `call` sends a batch through it; `channels` and `size` are those of what it makes: of latents, where there is a `vae`;
     `image` are channels and size of an image. `schedule`: the settings of the scheduler that its weights were trained with, as
-    diffusers saved them, where that is known. `flow`: it learns flow alone.
+    diffusers saved them, where that is known. `flow`: it learns flow alone; `betas`: anything but
+    flow.
     """
 
     call: Call
@@ -196,6 +199,7 @@ class Beside:
     vae: Autoencoder | None = None
     text: TextEncoder | None = None
     flow: Flow | None = None
+    betas: bool = False
 
 
 @dataclass(frozen=True)

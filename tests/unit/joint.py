@@ -61,8 +61,9 @@ def sd3_pipeline(folder: Path, *, last: bool = True, vae: dict[str, Any] | None 
     torch.manual_seed(4)
     made: Any = diffusers.StableDiffusion3Pipeline
     one, other = (clip(folder / name, projection=True) for name in ("tokenizer", "tokenizer_2"))
+    codec = diffusers.AutoencoderKL(**{**VAE, **(vae or {})})
     made(
-        diffusers.SD3Transformer2DModel(**{**SD3, **network}), scheduler(shift=3.0), diffusers.AutoencoderKL(**{**VAE, **(vae or {})}),
+        diffusers.SD3Transformer2DModel(**{**SD3, **network}), scheduler(shift=3.0), codec,
         one[1], one[0], other[1], other[0], t5() if last else None, t5_tokenizer() if last else None,
     ).save_pretrained(folder)  # fmt: skip
     return f"diffusers:{folder}"

@@ -9,7 +9,7 @@ import torch
 
 from trainer.config.strategies import lora
 from trainer.export.pipeline import Form, compared
-from trainer.export.texted import BY_NAME, current
+from trainer.export.texted import current
 from trainer.models.place import Place
 from trainer.restored import Restored, restore
 from trainer.tasks.diffusion import Diffusion
@@ -25,8 +25,10 @@ def _place(restored: Restored) -> str:
 def _unfit(restored: Restored, strategy: lora.Config, form: Form) -> str | None:
     """Why the adapters of a run are no such file."""
     source = restored.run.model.source
-    if form.name not in BY_NAME:
-        return "only diffusers' pipelines of text load one"
+    import diffusers
+
+    if not hasattr(getattr(diffusers, form.name, None), "save_lora_weights"):
+        return f"{form.name} loads no such file (load_lora_weights)"
     if not source.startswith("diffusers:") or restored.run.model.weights != "DEFAULT":
         return f"they stand beside other weights than those of a pipeline of diffusers ({source}, {restored.run.model.weights})"
     if strategy.method != "lora":
@@ -34,7 +36,7 @@ def _unfit(restored: Restored, strategy: lora.Config, form: Form) -> str | None:
     if strategy.head == "full" or strategy.train:
         return "other layers learnt in full beside them; strategy.head: keep, without strategy.train, leaves those as they are"
     network: Any = restored.network
-    before = (Place.of(_place(restored)).json(f"{BY_NAME[form.name].part}/config.json") or {}).get("in_channels")
+    before = (Place.of(_place(restored)).json(f"{form.part}/config.json") or {}).get("in_channels")
     if before != network.config.in_channels:
         return f"the input and the output were adapted from {before} channels to {network.config.in_channels}"
     return None
@@ -70,14 +72,14 @@ def write(restored: Restored, form: Form, new: Path) -> str | None:
     task, place = restored.task, _place(restored)
     assert isinstance(task, Diffusion)
     apart = restore(restored.folder, str(restored.step), merge=False).network
-    part, made = BY_NAME[form.name].part, getattr(diffusers, form.name)
+    part, made = form.part, getattr(diffusers, form.name)
     made.save_lora_weights(new, **{f"{part}_lora_layers": layers(apart)}, weight_name=FILE)
     now: Any = restored.network
     before = _base(f"{place}#{part}")
     if "sample_size" in before.config:
         before.register_to_config(sample_size=now.config.sample_size)  # adapters are of every size
     plan = task.plan()
-    given = {part: before, "scheduler": scheduler(plan.settings, plan.sampler), **dict.fromkeys(form.absent)}
+    given = {part: before, "scheduler": scheduler(plan.settings, plan.sampler), **form.load}
     pipe: Any = made.from_pretrained(new, **given)
     pipe.load_lora_weights(new, weight_name=FILE)
     difference = compared(pipe, now, task, form)

@@ -53,8 +53,9 @@ def export_generator(restored: Restored, out: Path, summary: dict[str, Any], eva
 def _over(restored: Restored, form: pipeline.Form) -> str:
     """How the adapters alone are loaded, for the card."""
     place = restored.run.model.source.removeprefix("diffusers:").partition("#")[0]
+    load = "".join(f", {name}={value!r}" for name, value in form.load.items())
     return (
         f"# or what was learnt alone, over the weights that it was learnt from\n"
-        f'pipe = {form.name}.from_pretrained("{Path(place).name}"{"".join(f", {part}=None" for part in form.absent)})\n'
+        f'pipe = {form.name}.from_pretrained("{Path(place).name}"{load})\n'
         f'pipe.load_lora_weights("FOLDER", weight_name="{adapters.FILE}")\n'
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ _PLAIN = {"DDIMScheduler": "DDIMPipeline", "DDPMScheduler": "DDPMPipeline", FLOW
 
 @dataclass(frozen=True)
 class Form:
-    """Which pipeline it is: a class of diffusers, or graft's `own`; `code`: how it is loaded and called, for the card; `absent`:
-    its parts that there are not, which loading has to be told."""
+    """Which pipeline it is: a class of diffusers, or graft's `own`; `code`: how it is loaded and called, for the card; `load`:
+    what loading has to be told besides, `part`: what it calls the network."""
 
     name: str
     own: bool
     code: str
-    absent: tuple[str, ...] = ()
+    load: Mapping[str, Any] = field(default_factory=dict)
+    part: str = "unet"
 
 
 def form_of(network: Any, task: Diffusion, plan: Plan, vae: Any) -> Form:
@@ -53,11 +55,12 @@ def form_of(network: Any, task: Diffusion, plan: Plan, vae: Any) -> Form:
     if wanted.text:
         told = texted.asked(network, task, shown, plan.guidance)
         given = "".join(f"{name}={value!r}, " for name, value in told.items())
-        if texted.flows(kind) or (
-            type(vae).__name__ == "AutoencoderKL" and not shifted and plan.settings["_class_name"] not in _FLOWS
-        ):
-            name, absent = texted.PIPELINES[kind].name, texted.absent(task)
-            return Form(name, False, _code(name, plan, given, "".join(f", {part}=None" for part in absent)), absent)
+        beside = task.beside
+        olds = type(vae).__name__ == "AutoencoderKL" and not shifted and plan.settings["_class_name"] not in _FLOWS
+        if beside.flow is not None or beside.betas or olds:
+            found = texted.texted(network, task)
+            load = "".join(f", {name}={value!r}" for name, value in found.load.items())
+            return Form(found.name, False, _code(found.name, plan, given, load), found.load, found.part)
         return Form("ClassPipeline", True, _code("DiffusionPipeline", plan, given, ", trust_remote_code=True"))
     given = f"class_labels=[{shown!r}], guidance_scale={plan.guidance:g}, " if classes else ""
     return Form("ClassPipeline", True, _code("DiffusionPipeline", plan, given, ", trust_remote_code=True"))
@@ -150,7 +153,7 @@ def check(network: nn.Module, task: Diffusion, form: Form, new: Path) -> None:
     from trainer.export.own_pipeline import ClassPipeline
 
     diffusers.utils.logging.disable_progress_bar()
-    pipe: Any = (ClassPipeline if form.own else getattr(diffusers, form.name)).from_pretrained(new, **dict.fromkeys(form.absent))
+    pipe: Any = (ClassPipeline if form.own else getattr(diffusers, form.name)).from_pretrained(new, **form.load)
     difference = compared(pipe, network, task, form)
     if not difference <= 1:
         raise UserError(f"the exported pipeline makes other images than the run (by {difference:g} of 255); nothing was written")

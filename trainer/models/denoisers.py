@@ -18,7 +18,7 @@ from trainer.models.base import Checkpoint, Need
 from trainer.models.class_tables import Table, class_names, class_tables
 from trainer.models.file import read_checkpoint
 from trainer.models.generator import Denoiser, Parts, Shape
-from trainer.models.kinds import KINDS, Kind
+from trainer.models.kinds import KINDS, Kind, kind_of
 from trainer.models.place import Place
 from trainer.models.text import Words
 from trainer.models.torchvision import is_path
@@ -44,7 +44,7 @@ def of(rest: str, config: Model) -> Denoiser:
         )
     for key in config.args:
         raise UserError(f"model.args.{key} cannot be set for diffusers:{rest}: its config.json says what it is")
-    kind = KINDS[name]
+    kind = kind_of(settings)
     size = settings.get("sample_size")
     rows = kind.rows(settings)
     graft = source.place.json("graft.json") or {}
@@ -59,7 +59,7 @@ def of(rest: str, config: Model) -> Denoiser:
         read=None if config.weights == "none" else partial(_read, source), table=table,
         schedule=source.place.json("scheduler/scheduler_config.json") if source.part else None, spare=kind.spare,
         vae=beside(rest.partition("#")[0]) if source.part else None, text=kind.text(settings),
-        words=Words.beside(rest.partition("#")[0]) if source.part else None, flow=kind.flow, latents=kind.vae,
+        words=Words.beside(rest.partition("#")[0]) if source.part else None, flow=kind.flow, betas=kind.betas, latents=kind.vae,
         more=partial(kind.more, settings),
     )  # fmt: skip
 
@@ -118,13 +118,13 @@ def _from_scratch(name: str, config: Model) -> Denoiser:
     read = None if config.weights == "none" else partial(read_checkpoint, Path(config.weights))
     return Denoiser(
         f"diffusers:{name}", partial(_make, model, {"_class_name": name, **config.args}), partial(_parts, kind), kind.call,
-        channels=None, size=None, read=read, spare=kind.spare, text=kind.text(config.args), flow=kind.flow, latents=kind.vae,
+        channels=None, size=None, read=read, spare=kind.spare, text=kind.text(config.args), flow=kind.flow, betas=kind.betas, latents=kind.vae,
         more=partial(kind.more, config.args),
     )  # fmt: skip
 
 
 def _make(model: Callable[[dict[str, Any]], nn.Module], settings: Mapping[str, Any], shape: Shape) -> nn.Module:
-    network = model(KINDS[settings["_class_name"]].build(settings, shape))
+    network = model(kind_of(settings).build(settings, shape))
     drops: list[Any] = [module for module in network.modules() if hasattr(module, "token_drop")]
     for module in drops:
         module.dropout_prob = 0.0  # which class is dropped is drawn by the task, the same for every split of a batch
@@ -133,8 +133,12 @@ def _make(model: Callable[[dict[str, Any]], nn.Module], settings: Mapping[str, A
 
 
 def _in_order(network: nn.Module) -> None:
-    """Children in the order in which they are called: a UNet defines its way up before its middle."""
+    """Children in the order in which they are called: a UNet defines its way up before its middle, PixArt what looks at times and
+    texts at the end."""
     children = network._modules
+    if "adaln_single" in children:
+        for name in ("transformer_blocks", "norm_out", "proj_out"):
+            children[name] = children.pop(name)
     if "mid_block" in children and "up_blocks" in children:
         for name in ("up_blocks", "conv_norm_out", "conv_act", "conv_out"):
             children[name] = children.pop(name)

@@ -68,8 +68,8 @@ class Denoiser:
     not known, or there is none. `read`: the checkpoint, if there is one. `spare`: its tables always have a row for no class.
     `vae`: the autoencoder that stands beside it, as FOLDER#PART. `text`: the shapes of what it is told of a text, 0 for any
     number of tokens (nothing: it is told none); `words`: the pipeline whose text encoders stand beside it. `flow`: it learns flow
-    alone; `latents`: the kinds of autoencoders that it makes latents of (nothing: any, or pixels); `more`: what it is called with
-    besides.
+    alone, `betas`: anything but flow; `latents`: the kinds of autoencoders that it makes latents of (nothing: any, or pixels); `more`: what it is
+    called with besides, for images of so many pixels.
     """
 
     name: str
@@ -86,14 +86,14 @@ class Denoiser:
     text: Shapes = field(default_factory=dict)
     words: str | None = None
     flow: Flow | None = None
+    betas: bool = False
     latents: tuple[str, ...] = ()
-    more: Callable[[Generator], dict[str, Any]] = lambda wanted: {}
+    more: Callable[[Generator, int], dict[str, Any]] = lambda wanted, side: {}
 
 
 def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights: bool = True) -> Built:
     """Build the network, fit it to what is wanted of it, and fill it from its checkpoint; see `build_model`. Raises UserError."""
     source = denoiser_of(config)
-    source = replace(source, call=partial(source.call, **source.more(wanted)))
     adapt = config.adapt
     _refuse(config)
     codec = None if wanted.vae is None else Codec.of(wanted.vae, source.vae)
@@ -104,6 +104,7 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     if image_size is None:
         raise UserError(f"model.adapt.image_size is missing: {source.name} does not say what size it makes; write it in pixels")
     shape = _shape(source, wanted, adapt, image_size, codec)
+    source = replace(source, call=partial(source.call, **source.more(wanted, image_size)))
     with seeded(seed):
         network = source.make(shape)
     parts = source.parts(network, shape)
@@ -123,7 +124,15 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     )
     schedule = None if source.read is None else source.schedule
     beside = Beside(
-        source.call, shape.channels, shape.size, (config.adapt.in_channels, image_size), schedule, codec, words, source.flow
+        source.call,
+        shape.channels,
+        shape.size,
+        (config.adapt.in_channels, image_size),
+        schedule,
+        codec,
+        words,
+        source.flow,
+        source.betas,
     )
     return Built(network, tuple(heads), tuple(fresh), spec, report, beside)
 
@@ -168,6 +177,11 @@ def _refuse_latents(source: Denoiser, codec: Codec | None) -> None:
     if source.latents and (codec is None or codec.kind not in source.latents):
         said = "task.vae is none" if codec is None else f"{codec.name} is a {codec.kind}"
         raise UserError(f"{source.name}: makes latents of an {' or '.join(source.latents)}, and {said}; write task.vae: pipeline")
+    if source.betas and codec is not None and codec.shift:
+        raise UserError(
+            f"{codec.name}: shifts its latents (shift_factor), which the pipelines for {source.name} do not look at; write the "
+            "autoencoder that it was trained with"
+        )
 
 
 def _warn_of_latents(source: Denoiser, codec: Codec | None) -> None:
@@ -198,7 +212,7 @@ def _words(source: Denoiser, wanted: Generator) -> Words | None:
     words = Words(source.words)
     for name, shape in source.text.items():
         given = words.shapes.get(name)
-        if given is None or given[-1] != shape[-1]:
+        if given is None or shape[-1] not in (0, given[-1]):
             raise UserError(
                 f"{source.name}: is told texts of {shape[-1]} numbers {'a token' if len(shape) > 1 else 'in all'}, and the text "
                 f"encoder beside it gives {given[-1] if given else 'none'}; it is that of another network"

@@ -21,8 +21,9 @@ class Kind:
 
     `rows(settings)`: how many its class tables have; `text(settings)`: the shapes of what it is told of a text, 0 for any number
     of tokens. `spare`: the last row always stands for no class. `channels(settings)`: of an image that it takes. `packed`: a
-    square of pixels comes as one token, the channel varying slowest. `flow`: it learns flow alone. `vae`: the kinds of
-    autoencoders on whose latents it works; none: of any, or pixels. `more(settings, wanted)`: what it is called with besides.
+    square of pixels comes as one token, the channel varying slowest. `flow`: it learns flow alone; `betas`: anything but flow.
+    `vae`: the kinds of autoencoders on whose latents it works; none: of any, or pixels. `more(settings, wanted, side)`: what it is
+    called with besides, for images of `side` pixels.
     """
 
     call: Callable[..., torch.Tensor]
@@ -36,8 +37,9 @@ class Kind:
     channels: Callable[[Mapping[str, Any]], int] = lambda settings: int(settings.get("in_channels") or 3)
     packed: int = 1
     flow: Flow | None = None
+    betas: bool = False
     vae: tuple[str, ...] = ()
-    more: Callable[[Mapping[str, Any], Generator], dict[str, Any]] = lambda settings, wanted: {}
+    more: Callable[[Mapping[str, Any], Generator, int], dict[str, Any]] = lambda settings, wanted, side: {}
 
 
 def _unet(network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -74,6 +76,7 @@ def _dit_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     }  # fmt: skip
 
 
+PIXART_SIZED = 128
 FLUX_TIMES = 1000  # a Flux network multiplies its times by it
 _MORE = ("addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "class_embed_type", "num_class_embeds",
          "time_cond_proj_dim")  # fmt: skip
@@ -92,12 +95,32 @@ def _conditioned(network: nn.Module, images: torch.Tensor, times: torch.Tensor, 
     return network(images, times, encoder_hidden_states=told["text"], return_dict=False)[0]  # type: ignore[no-any-return]
 
 
+def _xl(
+    network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor], side: int
+) -> torch.Tensor:  # fmt: skip
+    """Also told the size of the picture as it was, where it was cut, and its size now (Podell et al. 2023, section 2.2)."""
+    sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=told["pooled"].dtype, device=images.device)
+    added = {"text_embeds": told["pooled"], "time_ids": sizes.expand(len(images), -1)}
+    said = network(images, times, encoder_hidden_states=told["text"], added_cond_kwargs=added, return_dict=False)
+    return said[0]  # type: ignore[no-any-return]
+
+
+def _xl_text(settings: Mapping[str, Any]) -> Shapes:
+    numbers = int(settings.get("projection_class_embeddings_input_dim") or 0) - 6 * int(settings["addition_time_embed_dim"])
+    return {**_text(settings), "pooled": (numbers,)}
+
+
+def _xl_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+    made = _conditioned_settings({**settings, "addition_embed_type": None}, shape)
+    return {**made, "addition_embed_type": settings["addition_embed_type"]}
+
+
 def _conditioned_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     for key in _MORE:
         if settings.get(key) is not None:
             raise UserError(
-                f"a UNet2DConditionModel with {key}: {settings[key]} is told more than the texts of one encoder, which graft "
-                "cannot do; those of Stable Diffusion 1 and 2 are told nothing else"
+                f"a UNet2DConditionModel with {key}: {settings[key]} is told more than texts, which graft cannot do; those of "
+                "Stable Diffusion 1, 2 and XL are told nothing else"
             )
     return {
         **settings, "in_channels": shape.channels, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
@@ -130,6 +153,40 @@ def _flux(
     return torch.as_tensor(
         said.reshape(count, rows, columns, given, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(count, given, height, width)
     )
+
+
+def _pixart(
+    network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor], side: int | None = None
+) -> torch.Tensor:  # fmt: skip
+    """Of which tokens there are it is told as well; and of the size in pixels, where it learnt that (Chen et al. 2024)."""
+    added: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
+    if side is not None:
+        one = torch.ones(len(images), 1, dtype=told["text"].dtype, device=images.device)
+        added = {"resolution": side * one.expand(-1, 2), "aspect_ratio": one}
+    said = network(
+        images, encoder_hidden_states=told["text"], encoder_attention_mask=told["mask"], timestep=times, added_cond_kwargs=added,
+        return_dict=False,
+    )  # fmt: skip
+    return said[0]  # type: ignore[no-any-return]
+
+
+def _sized(settings: Mapping[str, Any]) -> bool:
+    """Whether a PixArt network is told the size of an image."""
+    said = settings.get("use_additional_conditions")
+    return settings.get("sample_size", 128) == PIXART_SIZED if said is None else bool(said)
+
+
+def _pixart_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+    sized = _sized(settings)
+    if sized and shape.size != PIXART_SIZED:
+        raise UserError(
+            f"a PixArtTransformer2DModel that is told the size of an image is told it by its pipeline for latents of {PIXART_SIZED} x "
+            f"{PIXART_SIZED} alone, and these are {shape.size} x {shape.size}; leave model.adapt.image_size out"
+        )
+    return {
+        **settings, "in_channels": shape.channels, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
+        "use_additional_conditions": sized,
+    }  # fmt: skip
 
 
 def _sd3_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
@@ -177,6 +234,21 @@ KINDS = {
         _flux, _flux_settings, "x_embedder", "proj_out", ("norm_out",), flow=Flow(2, even=True), vae=("AutoencoderKL",),
         text=_pooled("joint_attention_dim", "pooled_projection_dim", 4096, 768), packed=2,
         channels=lambda settings: int(settings.get("in_channels") or 64) // 4,
-        more=lambda settings, wanted: {"guidance": wanted.distilled} if settings.get("guidance_embeds") else {},
+        more=lambda settings, wanted, side: {"guidance": wanted.distilled} if settings.get("guidance_embeds") else {},
+    ),
+    "PixArtTransformer2DModel": Kind(
+        _pixart, _pixart_settings, "pos_embed.proj", "proj_out", (), vae=("AutoencoderKL",), betas=True,
+        text=lambda settings: {"text": (0, int(settings.get("caption_channels") or 4096)), "mask": (0,)},
+        channels=lambda settings: int(settings.get("in_channels") or 4),
+        more=lambda settings, wanted, side: {"side": side} if _sized(settings) else {},
     ),
 }  # fmt: skip
+_XL = Kind(
+    _xl, _xl_settings, "conv_in", "conv_out", ("conv_norm_out",), text=_xl_text, vae=("AutoencoderKL",), betas=True,
+    more=lambda settings, wanted, side: {"side": side},
+)  # fmt: skip
+
+
+def kind_of(settings: Mapping[str, Any]) -> Kind:
+    """What is known of a network with these settings, of one of the `KINDS`."""
+    return _XL if settings.get("addition_embed_type") == "text_time" else KINDS[settings["_class_name"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -115,7 +115,7 @@ class Reader:
         return made
 
 
-def named(index: dict[str, Any], part: str) -> str | None:
+def named(index: Mapping[str, Any], part: str) -> str | None:
     """The class of a part of a pipeline, as its index says; none where there is none."""
     said = index.get(part)
     return str(said[1]) if isinstance(said, list) and len(said) == 2 and said[1] else None

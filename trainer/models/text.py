@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,9 @@ class Recipe:
 
     `kinds`: the class of each of its encoders; `most`: tokens of a text in each, 0: as many as it has places. `shapes`: of what
     comes out for a text, from the readers and what the network wants. `join`: that itself, from what the encoders say. `hidden`:
-    it takes the layers in between. `last`: the last encoder may be missing, and says zeros then.
+    it takes the layers in between. `last`: the last encoder may be missing, and says zeros then. `masked`: encoders look at
+    the text alone, not at what fills it up, and so is the network told to. `plain`: in small letters. `zeros`: that nothing is
+    said are zeros, unless the pipeline says otherwise (`force_zeros_for_empty_prompt`).
     """
 
     kinds: tuple[str, ...]
@@ -33,6 +35,9 @@ class Recipe:
     join: Callable[[Sequence[Any], Shapes], dict[str, torch.Tensor]]
     hidden: bool = False
     last: bool = False
+    masked: bool = False
+    plain: bool = False
+    zeros: bool = False
 
 
 def _one_shapes(readers: Sequence[Reader], network: Mapping[str, Any]) -> Shapes:
@@ -68,28 +73,54 @@ def _flux(said: Sequence[Any], shapes: Shapes) -> dict[str, torch.Tensor]:
     return {"text": said[1][0], "pooled": said[0].pooler_output}
 
 
+def _xl_shapes(readers: Sequence[Reader], network: Mapping[str, Any]) -> Shapes:
+    return {"text": (readers[0].length, sum(reader.width for reader in readers)), "pooled": (readers[1].pooled,)}
+
+
+def _xl(said: Sequence[Any], shapes: Shapes) -> dict[str, torch.Tensor]:
+    """Podell et al. 2023, section 2.1: the layers before the last side by side."""
+    return {"text": torch.cat([one.hidden_states[-2] for one in said], dim=-1), "pooled": said[1][0]}
+
+
+def _pixart_shapes(readers: Sequence[Reader], network: Mapping[str, Any]) -> Shapes:
+    return {**_one_shapes(readers, network), "mask": (readers[0].length,)}
+
+
 SD = Recipe(("CLIPTextModel",), (0,), _one_shapes, _one)
 SD3 = Recipe(
     ("CLIPTextModelWithProjection", "CLIPTextModelWithProjection", "T5EncoderModel"), (0, 0, 256), _sd3_shapes, _sd3,
     hidden=True, last=True,
 )  # fmt: skip
 FLUX = Recipe(("CLIPTextModel", "T5EncoderModel"), (0, 512), _flux_shapes, _flux)
-RECIPES = {"SD3Transformer2DModel": SD3, "FluxTransformer2DModel": FLUX}  # by the class of the network; of any other: SD
+XL = Recipe(("CLIPTextModel", "CLIPTextModelWithProjection"), (0, 0), _xl_shapes, _xl, hidden=True, zeros=True)
+ALPHA = Recipe(("T5EncoderModel",), (120,), _pixart_shapes, _one, masked=True, plain=True)
+
+
+def recipe_of(index: Mapping[str, Any]) -> Recipe:
+    """That of a pipeline, by what its `model_index.json` says."""
+    network = named(index, "transformer")
+    if network == "PixArtTransformer2DModel":
+        return replace(ALPHA, most=(300,)) if index.get("_class_name") == "PixArtSigmaPipeline" else ALPHA
+    if named(index, "unet") is not None and named(index, "text_encoder_2") is not None:
+        return XL
+    return {"SD3Transformer2DModel": SD3, "FluxTransformer2DModel": FLUX}.get(network or "", SD)
 
 
 class Words:
     """The text encoders of a pipeline, read when they are first needed.
 
-    `shapes`: of what they give of a text, by name; `length`: tokens that the one with the longest view sees. They compute in 32
-    bits whatever the training's precision.
+    `shapes`: of what they give of a text, by name; `length`: tokens that the one with the longest view sees; `zeros`: that nothing
+    is said are zeros. They compute in 32 bits whatever the training's precision.
     """
 
     def __init__(self, place: str) -> None:
         self.source = place
         where = Place.of(place)
         index = where.json("model_index.json") or {}
-        recipe = RECIPES.get(named(index, "transformer") or "", SD)
+        self.pipeline = str(index.get("_class_name"))
+        recipe = recipe_of(index)
         self._recipe = recipe
+        self.zeros = recipe.zeros and index.get("force_zeros_for_empty_prompt") is not False
         self._readers = [
             Reader(where, f"_{place + 1}" if place else "", kind, most)
             for place, (kind, most) in enumerate(zip(recipe.kinds, recipe.most, strict=True))
@@ -138,22 +169,30 @@ class Words:
             found |= {reader.cutter: reader.tokenizer, reader.part: reader.network}
         return found
 
-    def encode(self, texts: Sequence[str], device: torch.device) -> dict[str, torch.Tensor]:
-        """By name float32 [n, …] on the device, of texts cut to so many tokens as each encoder sees."""
+    def encode(self, texts: Sequence[str | None], device: torch.device) -> dict[str, torch.Tensor]:
+        """By name float32 [n, …] on the device, of texts cut to so many tokens as each encoder sees; None: nothing is said."""
         self.to(device)
         found = []
         for start in range(0, len(texts), _AT_ONCE):
-            part = list(texts[start : start + _AT_ONCE])
+            part = [text or "" for text in texts[start : start + _AT_ONCE]]
             found.append(self._encode(part + [""] * (_AT_ONCE - len(part)), device))
-        return {name: torch.cat([one[name] for one in found])[: len(texts)] for name in self.shapes}
+        whole = {name: torch.cat([one[name] for one in found])[: len(texts)] for name in self.shapes}
+        silent = [place for place, text in enumerate(texts) if text is None and self.zeros]
+        for value in whole.values():
+            value[silent] = 0
+        return whole
 
     def _encode(self, texts: Sequence[str], device: torch.device) -> dict[str, torch.Tensor]:
-        said = []
+        said, recipe, found = [], self._recipe, {}
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             for reader in self._readers:
-                more = {"output_hidden_states": True} if self._recipe.hidden and reader.kind.startswith("CLIP") else {}
-                said.append(reader.network(reader.tokens(texts).input_ids.to(device), **more))
-            return {name: value.float() for name, value in self._recipe.join(said, self.shapes).items()}
+                tokens = reader.tokens([text.lower().strip() for text in texts] if recipe.plain else texts).to(device)
+                more: dict[str, Any] = {"attention_mask": tokens.attention_mask} if recipe.masked else {}
+                if recipe.hidden and reader.kind.startswith("CLIP"):
+                    more["output_hidden_states"] = True
+                said.append(reader.network(tokens.input_ids, **more))
+                found = {"mask": tokens.attention_mask} if recipe.masked else {}
+            return {name: value.float() for name, value in (recipe.join(said, self.shapes) | found).items()}
 
     def too_long(self, texts: Sequence[str]) -> list[tuple[str, int]]:
         """The texts of which no encoder sees the end, each with its number of tokens."""

@@ -75,7 +75,9 @@ class Diffusion:
     def bind(self, beside: Beside, seed: int) -> None:
         """Take what stands beside the network that was built. Raises UserError where it does not go with the settings."""
         self._beside, self._seed = beside, seed
-        self._process = process(self._config, beside.schedule, latents=beside.vae is not None, flow=beside.flow is not None)
+        self._process = process(
+            self._config, beside.schedule, latents=beside.vae is not None, flow=beside.flow is not None, betas=beside.betas
+        )
         steps, asked = self._process.steps, self._config.samples.steps
         if asked > steps:
             raise UserError(

@@ -113,16 +113,23 @@ def _cumulated(settings: tuple[tuple[str, Any], ...]) -> torch.Tensor:
     return left
 
 
-def process(config: Config, saved: Mapping[str, Any] | None, *, latents: bool, flow: bool = False) -> Process:
+def process(
+    config: Config, saved: Mapping[str, Any] | None, *, latents: bool, flow: bool = False, betas: bool = False
+) -> Process:  # fmt: skip
     """The noise of a run: that of the scheduler `saved` with the weights, changed as the run file says; without one the defaults.
 
-    `flow`: the network learns flow alone. Raises UserError for a scheduler of another objective, or of another kind of noise.
+    `flow`: the network learns flow alone; `betas`: anything but flow. Raises UserError for a scheduler of another objective, or of
+    another kind of noise.
     """
     found = _process(config, saved, latents=latents, flow=flow)
     if flow and found.objective != "flow":
         raise UserError(
             f"task.objective is {found.objective}, and diffusers samples this network by flow alone; write task.objective: flow"
             + (", with task.retarget: true" if saved is not None and _objective(saved) != "flow" else "")
+        )
+    if betas and found.objective == "flow":
+        raise UserError(
+            "task.objective is flow, and diffusers' pipeline of this network samples by steps of noise; write epsilon or v"
         )
     if not flow and found.settings.get("use_dynamic_shifting"):
         raise UserError(

@@ -114,7 +114,7 @@ class Texts(Told):
         new = [number for number in numbers if number not in self._held]
         if not new:
             return
-        found = self.encoder.encode(["" if number == NOTHING else self.words[number] for number in new], device)
+        found = self.encoder.encode([None if number == NOTHING else self.words[number] for number in new], device)
         kept = {name: value.cpu() for name, value in found.items()}
         self._held |= {number: {name: value[place] for name, value in kept.items()} for place, number in enumerate(new)}
         over = len(self._held) - self._room
