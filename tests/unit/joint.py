@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from tests.unit.test_generators import VAE
-from tests.unit.test_texts import LENGTH, LETTERS, encoder, tokenizer
+from tests.unit.test_texts import LETTERS, UNET, encoder, tokenizer
 from trainer.config.adapt import Adapt
 from trainer.config.run import Model
 from trainer.models import Built, build_model
@@ -25,6 +25,14 @@ FLUX: dict[str, Any] = {
     "patch_size": 1, "in_channels": 8, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8,
     "num_attention_heads": 1, "joint_attention_dim": 16, "pooled_projection_dim": 8, "guidance_embeds": True,
     "axes_dims_rope": (4, 2, 2),
+}  # fmt: skip
+PIXART: dict[str, Any] = {
+    "num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 2, "out_channels": 4, "num_layers": 1, "sample_size": 4,
+    "patch_size": 2, "cross_attention_dim": 8, "caption_channels": 16,
+}  # fmt: skip
+XL: dict[str, Any] = {
+    **UNET, "cross_attention_dim": 16, "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 32, "transformer_layers_per_block": 1, "use_linear_projection": True,
 }  # fmt: skip
 
 
@@ -82,10 +90,33 @@ def flux_pipeline(folder: Path, *, dynamic: bool = True, **network: Any) -> str:
     return f"diffusers:{folder}"
 
 
+def pixart_pipeline(folder: Path, *, sigma: bool = False, **network: Any) -> str:
+    """Like PixArt's, alpha or sigma, of a few thousand parameters."""
+    torch.manual_seed(4)
+    made: Any = diffusers.PixArtSigmaPipeline if sigma else diffusers.PixArtAlphaPipeline
+    made(
+        t5_tokenizer(), t5(), diffusers.AutoencoderKL(**{**VAE, "shift_factor": None}),
+        diffusers.PixArtTransformer2DModel(**{**PIXART, **network}), diffusers.DPMSolverMultistepScheduler(),
+    ).save_pretrained(folder)  # fmt: skip
+    return f"diffusers:{folder}"
+
+
+def xl_pipeline(folder: Path, *, zeros: bool = True, **network: Any) -> str:
+    """Like Stable Diffusion XL's, of a few thousand parameters."""
+    torch.manual_seed(4)
+    made: Any = diffusers.StableDiffusionXLPipeline
+    one = clip(folder / "tokenizer", projection=False)
+    other = clip(folder / "tokenizer_2", projection=True)
+    made(
+        diffusers.AutoencoderKL(**{**VAE, "shift_factor": None}), one[1], other[1], one[0], other[0],
+        diffusers.UNet2DConditionModel(**{**XL, **network}),
+        diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+        force_zeros_for_empty_prompt=zeros, add_watermarker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return f"diffusers:{folder}"
+
+
 def build(source: str, **more: Any) -> Built:
     """The network of a pipeline, for latents of its autoencoder and texts."""
     config = Model(source=source, adapt=Adapt(**{"in_channels": 1, "image_size": 8, **more}))
     return build_model(config, "auto", Generator(("a", "b"), True, "pipeline", True, 3.5), 0)
-
-
-__all__ = ["FLUX", "LENGTH", "SD3", "build", "flux_pipeline", "sd3_pipeline", "t5"]

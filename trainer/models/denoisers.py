@@ -59,8 +59,8 @@ def of(rest: str, config: Model) -> Denoiser:
         read=None if config.weights == "none" else partial(_read, source), table=table,
         schedule=source.place.json("scheduler/scheduler_config.json") if source.part else None, spare=kind.spare,
         vae=beside(rest.partition("#")[0]) if source.part else None, text=kind.text(settings),
-        words=Words.beside(rest.partition("#")[0]) if source.part else None, flow=kind.flow, betas=kind.betas, latents=kind.vae,
-        more=partial(kind.more, settings),
+        words=Words.beside(rest.partition("#")[0]) if source.part else None, flow=kind.flow,
+        betas=kind.betas, latents=kind.vae, more=partial(kind.more, settings),
     )  # fmt: skip
 
 
@@ -118,8 +118,8 @@ def _from_scratch(name: str, config: Model) -> Denoiser:
     read = None if config.weights == "none" else partial(read_checkpoint, Path(config.weights))
     return Denoiser(
         f"diffusers:{name}", partial(_make, model, {"_class_name": name, **config.args}), partial(_parts, kind), kind.call,
-        channels=None, size=None, read=read, spare=kind.spare, text=kind.text(config.args), flow=kind.flow, betas=kind.betas, latents=kind.vae,
-        more=partial(kind.more, config.args),
+        channels=None, size=None, read=read, spare=kind.spare, text=kind.text(config.args), flow=kind.flow,
+        betas=kind.betas, latents=kind.vae, more=partial(kind.more, config.args),
     )  # fmt: skip
 
 

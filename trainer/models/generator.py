@@ -68,8 +68,8 @@ class Denoiser:
     not known, or there is none. `read`: the checkpoint, if there is one. `spare`: its tables always have a row for no class.
     `vae`: the autoencoder that stands beside it, as FOLDER#PART. `text`: the shapes of what it is told of a text, 0 for any
     number of tokens (nothing: it is told none); `words`: the pipeline whose text encoders stand beside it. `flow`: it learns flow
-    alone, `betas`: anything but flow; `latents`: the kinds of autoencoders that it makes latents of (nothing: any, or pixels); `more`: what it is
-    called with besides, for images of so many pixels.
+    alone, `betas`: anything but flow; `latents`: the kinds of autoencoders that it makes latents of (nothing: any, or pixels);
+    `more(wanted, side)`: what it is called with besides, for images of `side` pixels.
     """
 
     name: str

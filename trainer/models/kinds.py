@@ -22,8 +22,8 @@ class Kind:
     `rows(settings)`: how many its class tables have; `text(settings)`: the shapes of what it is told of a text, 0 for any number
     of tokens. `spare`: the last row always stands for no class. `channels(settings)`: of an image that it takes. `packed`: a
     square of pixels comes as one token, the channel varying slowest. `flow`: it learns flow alone; `betas`: anything but flow.
-    `vae`: the kinds of autoencoders on whose latents it works; none: of any, or pixels. `more(settings, wanted, side)`: what it is
-    called with besides, for images of `side` pixels.
+    `vae`: the kinds of autoencoders on whose latents it works; none: of any, or pixels. `more(settings, wanted, side)`: what it
+    is called with besides, for images of `side` pixels.
     """
 
     call: Callable[..., torch.Tensor]
@@ -106,7 +106,9 @@ def _xl(
 
 
 def _xl_text(settings: Mapping[str, Any]) -> Shapes:
-    numbers = int(settings.get("projection_class_embeddings_input_dim") or 0) - 6 * int(settings["addition_time_embed_dim"])
+    numbers = int(settings.get("projection_class_embeddings_input_dim") or 0) - 6 * int(
+        settings.get("addition_time_embed_dim") or 0
+    )
     return {**_text(settings), "pooled": (numbers,)}
 
 
@@ -180,8 +182,8 @@ def _pixart_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any
     sized = _sized(settings)
     if sized and shape.size != PIXART_SIZED:
         raise UserError(
-            f"a PixArtTransformer2DModel that is told the size of an image is told it by its pipeline for latents of {PIXART_SIZED} x "
-            f"{PIXART_SIZED} alone, and these are {shape.size} x {shape.size}; leave model.adapt.image_size out"
+            f"a PixArtTransformer2DModel that is told the size of an image is told it by its pipeline for latents of "
+            f"{PIXART_SIZED} x {PIXART_SIZED} alone, and these are {shape.size} x {shape.size}; leave model.adapt.image_size out"
         )
     return {
         **settings, "in_channels": shape.channels, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,

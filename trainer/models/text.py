@@ -109,8 +109,8 @@ def recipe_of(index: Mapping[str, Any]) -> Recipe:
 class Words:
     """The text encoders of a pipeline, read when they are first needed.
 
-    `shapes`: of what they give of a text, by name; `length`: tokens that the one with the longest view sees; `zeros`: that nothing
-    is said are zeros. They compute in 32 bits whatever the training's precision.
+    `shapes`: of what they give of a text, by name; `length`: tokens that the one with the longest view sees; `zeros`: they are
+    what says nothing. They compute in 32 bits whatever the training's precision.
     """
 
     def __init__(self, place: str) -> None:

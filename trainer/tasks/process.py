@@ -118,8 +118,8 @@ def process(
 ) -> Process:  # fmt: skip
     """The noise of a run: that of the scheduler `saved` with the weights, changed as the run file says; without one the defaults.
 
-    `flow`: the network learns flow alone; `betas`: anything but flow. Raises UserError for a scheduler of another objective, or of
-    another kind of noise.
+    `flow`: the network learns flow alone; `betas`: anything but flow. Raises UserError for a scheduler of another objective, or
+    of another kind of noise.
     """
     found = _process(config, saved, latents=latents, flow=flow)
     if flow and found.objective != "flow":
@@ -128,9 +128,7 @@ def process(
             + (", with task.retarget: true" if saved is not None and _objective(saved) != "flow" else "")
         )
     if betas and found.objective == "flow":
-        raise UserError(
-            "task.objective is flow, and diffusers' pipeline of this network samples by steps of noise; write epsilon or v"
-        )
+        raise UserError("task.objective is flow, and diffusers' pipeline of this network samples by betas; write epsilon or v")
     if not flow and found.settings.get("use_dynamic_shifting"):
         raise UserError(
             "the scheduler saved with the weights shifts by the size of an image (use_dynamic_shifting), which this network has "
