@@ -127,8 +127,8 @@ class Autoencoder(Protocol):
 class TextEncoder(Protocol):
     """What turns texts into numbers for a generator: by name, in `shapes` for each text.
 
-    `source`: the pipeline that it is of, and `pipeline` its class; `length`: tokens of a text that it sees; `zeros`: they are what
-    says nothing.
+    `source`: the pipeline that it is of, and `pipeline` its class; `length`: tokens of a text that it sees; `zeros`: they are
+    what says nothing.
     """
 
     source: str

@@ -90,12 +90,12 @@ def flux_pipeline(folder: Path, *, dynamic: bool = True, **network: Any) -> str:
     return f"diffusers:{folder}"
 
 
-def pixart_pipeline(folder: Path, *, sigma: bool = False, **network: Any) -> str:
+def pixart_pipeline(folder: Path, *, sigma: bool = False, vae: dict[str, Any] | None = None, **network: Any) -> str:
     """Like PixArt's, alpha or sigma, of a few thousand parameters."""
     torch.manual_seed(4)
     made: Any = diffusers.PixArtSigmaPipeline if sigma else diffusers.PixArtAlphaPipeline
     made(
-        t5_tokenizer(), t5(), diffusers.AutoencoderKL(**{**VAE, "shift_factor": None}),
+        t5_tokenizer(), t5(), diffusers.AutoencoderKL(**{**VAE, "shift_factor": None, **(vae or {})}),
         diffusers.PixArtTransformer2DModel(**{**PIXART, **network}), diffusers.DPMSolverMultistepScheduler(),
     ).save_pretrained(folder)  # fmt: skip
     return f"diffusers:{folder}"

@@ -131,7 +131,7 @@ def test_what_is_beside_a_generator_and_does_not_fit(tmp_path: Path, caplog: pyt
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"addition_embed_type": "text_time"}, "addition_embed_type: text_time is told more than the texts of one encoder"),
+        ({"addition_embed_type": "text"}, "addition_embed_type: text is told more than texts"),
         ({"cross_attention_dim": [8, 16]}, "is told several texts"),
         ({"_class_name": "HunyuanDiT2DModel"}, "a HunyuanDiT2DModel is no generator that is known here"),
     ],

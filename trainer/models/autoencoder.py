@@ -51,9 +51,7 @@ class Codec:
         self._scale = float(settings.get("scaling_factor") or 1.0)
         self.shift = float(settings.get("shift_factor") or 0.0)
         if settings.get("latents_mean") is not None or settings.get("latents_std") is not None:
-            raise UserError(
-                f"task.vae: {self.name} has a mean for each channel of its latents (latents_mean), which graft cannot do"
-            )
+            raise UserError(f"task.vae: {self.name} scales each channel of its latents (latents_mean), which graft cannot do")
         self._network: nn.Module | None = None
 
     @staticmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,13 +19,13 @@ from trainer.config.run import Model
 from trainer.models.adapt import inputs_of, seeded
 from trainer.models.autoencoder import Codec
 from trainer.models.base import Built, Checkpoint, LoadReport, Need, first_few
+from trainer.models.beside import refuse_latents, warn_of_latents, words_of
 from trainer.models.channels import outputs_of
 from trainer.models.class_tables import Table, table_rows
 from trainer.models.text import Shapes, Words
 from trainer.models.trial import check_size
 from trainer.spec import Beside, Call, Flow, Generator, InputSpec
 
-log = logging.getLogger("graft")
 _HALF = 0.5
 
 
@@ -97,12 +96,12 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     adapt = config.adapt
     _refuse(config)
     codec = None if wanted.vae is None else Codec.of(wanted.vae, source.vae)
-    words = _words(source, wanted)
-    _refuse_latents(source, codec)
-    _warn_of_latents(source, codec)
+    words = words_of(source, wanted)
+    warn_of_latents(source, codec)
     image_size = adapt.image_size or (source.size * (codec.factor if codec else 1) if source.size else None)
     if image_size is None:
         raise UserError(f"model.adapt.image_size is missing: {source.name} does not say what size it makes; write it in pixels")
+    refuse_latents(source, codec, image_size)
     shape = _shape(source, wanted, adapt, image_size, codec)
     source = replace(source, call=partial(source.call, **source.more(wanted, image_size)))
     with seeded(seed):
@@ -170,54 +169,6 @@ def _refuse(config: Model) -> None:
         raise UserError(
             "model.adapt.head_module names the output layer of a classifier; leave it out for a network that generates"
         )
-
-
-def _refuse_latents(source: Denoiser, codec: Codec | None) -> None:
-    """Raises UserError for what the pipeline of the network could make no pictures of."""
-    if source.latents and (codec is None or codec.kind not in source.latents):
-        said = "task.vae is none" if codec is None else f"{codec.name} is a {codec.kind}"
-        raise UserError(f"{source.name}: makes latents of an {' or '.join(source.latents)}, and {said}; write task.vae: pipeline")
-    if source.betas and codec is not None and codec.shift:
-        raise UserError(
-            f"{codec.name}: shifts its latents (shift_factor), which the pipelines for {source.name} do not look at; write the "
-            "autoencoder that it was trained with"
-        )
-
-
-def _warn_of_latents(source: Denoiser, codec: Codec | None) -> None:
-    """Say where a generator was not trained on what it is given now."""
-    if source.read is None:
-        return
-    if codec is None and source.vae is not None:
-        log.warning("%s was trained on latents, and task.vae is none: it learns on pixels; write task.vae: pipeline", source.name)
-    if codec is not None and source.channels not in (None, codec.channels):
-        log.warning(
-            "task.vae: %s has latents of %d channels, and %s was trained on %d: its input and output are adapted, and have to be "
-            "learnt; write the autoencoder that it was trained with", codec.name, codec.channels, source.name, source.channels,
-        )  # fmt: skip
-
-
-def _words(source: Denoiser, wanted: Generator) -> Words | None:
-    """The text encoder of a generator that is told texts. Raises UserError where one of the two is missing."""
-    if bool(source.text) != wanted.text:
-        raise UserError(
-            f"{source.name}: is told a text; write task.condition: text (the names of classes are texts as well)"
-            if source.text
-            else f"{source.name}: is told no text; write task.condition: class, or none"
-        )
-    if not wanted.text:
-        return None
-    if source.words is None:
-        raise UserError(f"{source.name}: is told a text, and there is no text encoder beside it; name the folder of its pipeline")
-    words = Words(source.words)
-    for name, shape in source.text.items():
-        given = words.shapes.get(name)
-        if given is None or shape[-1] not in (0, given[-1]):
-            raise UserError(
-                f"{source.name}: is told texts of {shape[-1]} numbers {'a token' if len(shape) > 1 else 'in all'}, and the text "
-                f"encoder beside it gives {given[-1] if given else 'none'}; it is that of another network"
-            )
-    return words
 
 
 def _shape(source: Denoiser, wanted: Generator, adapt: Adapt, image_size: int, codec: Codec | None) -> Shape:
