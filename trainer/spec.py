@@ -61,7 +61,7 @@ class Generator:
     dropped: bool = False
     vae: str | None = None
     text: bool = False
-    distilled: float = 1.0
+    distilled: float | None = None
 
 
 @dataclass(frozen=True)

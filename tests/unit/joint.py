@@ -119,4 +119,4 @@ def xl_pipeline(folder: Path, *, zeros: bool = True, **network: Any) -> str:
 def build(source: str, **more: Any) -> Built:
     """The network of a pipeline, for latents of its autoencoder and texts."""
     config = Model(source=source, adapt=Adapt(**{"in_channels": 1, "image_size": 8, **more}))
-    return build_model(config, "auto", Generator(("a", "b"), True, "pipeline", True, 3.5), 0)
+    return build_model(config, "auto", Generator(("a", "b"), True, "pipeline", True), 0)

@@ -31,7 +31,7 @@ from trainer.tasks.diffusion import build as build_task
 
 CPU = torch.device("cpu")
 TEXTS = ("Hat ", "a pair of shoes")
-SIZED = {
+SIZED: dict[str, Any] = {
     "sample_size": 128, "patch_size": 16, "num_attention_heads": 3, "cross_attention_dim": 12,
     "vae": {"mid_block_add_attention": False},
 }  # fmt: skip
@@ -54,7 +54,8 @@ def learn(network: nn.Module, task: Diffusion, size: int, steps: int = 6) -> tup
     for _ in range(steps):
         loss = task.error(task.run(network, batch)).mean()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
+        assert all(p.grad is not None for p in network.parameters() if p.requires_grad), "as data parallelism counts on"
         optimizer.step()
         losses.append(float(loss.detach()))
     return losses[0], losses[-1]
@@ -96,13 +97,12 @@ def test_plain_diffusers_makes_the_same_images(
     else:
         given = [list(TEXTS)] * (3 if name == "StableDiffusion3" else 2)
         text, nothing, pooled, no_pooled = pipe.encode_prompt(*given, device=CPU)
-    close = {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(told["text"], torch.cat([text, nothing[:1]]), **close)
+    torch.testing.assert_close(told["text"], torch.cat([text, nothing[:1]]), rtol=1e-4, atol=1e-4)
     if "pooled" in told:
-        torch.testing.assert_close(told["pooled"], torch.cat([pooled, no_pooled[:1]]), **close)
+        torch.testing.assert_close(told["pooled"], torch.cat([pooled, no_pooled[:1]]), rtol=1e-4, atol=1e-4)
 
     with torch.no_grad():
-        next(module for module in reversed(list(built.network.modules())) if getattr(module, "bias", None) is not None).bias += 1
+        built.network.get_parameter(f"{built.head[0]}.bias").add_(1)
     assert pipeline.compared(pipe, built.network, task, form) > 1, "a network that is another one"
 
 
@@ -135,7 +135,7 @@ def test_channels_are_adapted(tmp_path: Path, make: Callable[..., str]) -> None:
     diffusers.AutoencoderKL(**{**VAE, **shifted, "latent_channels": 3}).save_pretrained(tmp_path / "vae")
     old = joint.build(source)
     config = Model(source=source, adapt=Adapt(in_channels=1, image_size=8, channels="zero"))
-    new = build_model(config, "auto", Generator(("a",), True, f"diffusers:{tmp_path / 'vae'}", True, 3.5), 0)
+    new = build_model(config, "auto", Generator(("a",), True, f"diffusers:{tmp_path / 'vae'}", True), 0)
     assert len(new.head) == len(old.head) + 1, "the input learns as well"
     said = []
     for built in (old, new):
@@ -174,6 +174,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     flux = joint.flux_pipeline(tmp_path / "flux")
     with pytest.raises(UserError, match="does not say what size it makes"):
         joint.build(flux, image_size=None)
+    told = Generator(("a",), True, "pipeline", True, 2.0)
+    with pytest.raises(UserError, match=r"distilled_guidance is 2, and .* is not told how strongly it is guided; leave it out"):
+        build_model(
+            Model(source=joint.flux_pipeline(tmp_path / "fast", guidance_embeds=False), adapt=config.adapt), "auto", told, 0
+        )
     with pytest.raises(UserError, match="the pipeline of this network takes the sampler euler alone"):
         task_of(joint.build(flux), samples={"sampler": "heun", "steps": 4}, noise={"shift": 3.0})
     rewrite(tmp_path / "flux" / "transformer" / "config.json", in_channels=16, out_channels=8)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.models.kinds import guidance_of
 from trainer.tasks.diffusion import Diffusion
 
 
@@ -70,7 +71,7 @@ def asked(network: Any, task: Diffusion, prompts: str | Sequence[str], guidance:
         return {"prompt": prompts, "guidance_scale": guidance}
     size = task.beside.image[1]
     nothing = "" if isinstance(prompts, str) else [""] * len(prompts)
-    told = {"guidance_scale": task.generator.distilled} if network.config.guidance_embeds else {}
+    told = {"guidance_scale": guidance_of(task.generator)} if network.config.guidance_embeds else {}
     less = {"negative_prompt": nothing, "true_cfg_scale": guidance} if guidance != 1 else {}
     return {"prompt": prompts, **told, **less, "height": size, "width": size}
 

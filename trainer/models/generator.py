@@ -103,7 +103,12 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
         raise UserError(f"model.adapt.image_size is missing: {source.name} does not say what size it makes; write it in pixels")
     refuse_latents(source, codec, image_size)
     shape = _shape(source, wanted, adapt, image_size, codec)
-    source = replace(source, call=partial(source.call, **source.more(wanted, image_size)))
+    more = source.more(wanted, image_size)
+    if wanted.distilled is not None and "guidance" not in more:
+        raise UserError(
+            f"task.distilled_guidance is {wanted.distilled:g}, and {source.name} is not told how strongly it is guided; leave it out"
+        )
+    source = replace(source, call=partial(source.call, **more))
     with seeded(seed):
         network = source.make(shape)
     parts = source.parts(network, shape)
@@ -257,4 +262,5 @@ def _turned(value: torch.Tensor, parts: Parts, dim: int, *, back: bool = False) 
     if pixels == 1 or value.shape[dim] % pixels:
         return value
     sizes = (pixels, -1) if back else (-1, pixels)
-    return value.unflatten(dim, sizes).transpose(dim, dim + 1).flatten(dim, dim + 1).contiguous()
+    apart = value.reshape(*value.shape[:dim], *sizes, *value.shape[dim + 1 :])
+    return apart.transpose(dim, dim + 1).flatten(dim, dim + 1).contiguous()

@@ -76,6 +76,7 @@ def _dit_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     }  # fmt: skip
 
 
+DISTILLED = 3.5  # as diffusers' pipeline and its examples of training have it
 PIXART_SIZED = 128
 FLUX_TIMES = 1000  # a Flux network multiplies its times by it
 _MORE = ("addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "class_embed_type", "num_class_embeds",
@@ -191,6 +192,11 @@ def _pixart_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any
     }  # fmt: skip
 
 
+def guidance_of(wanted: Generator) -> float:
+    """How strongly a distilled network is guided."""
+    return DISTILLED if wanted.distilled is None else wanted.distilled
+
+
 def _sd3_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     return {
         **settings, "in_channels": shape.channels, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size
@@ -236,7 +242,7 @@ KINDS = {
         _flux, _flux_settings, "x_embedder", "proj_out", ("norm_out",), flow=Flow(2, even=True), vae=("AutoencoderKL",),
         text=_pooled("joint_attention_dim", "pooled_projection_dim", 4096, 768), packed=2,
         channels=lambda settings: int(settings.get("in_channels") or 64) // 4,
-        more=lambda settings, wanted, side: {"guidance": wanted.distilled} if settings.get("guidance_embeds") else {},
+        more=lambda settings, wanted, side: {"guidance": guidance_of(wanted)} if settings.get("guidance_embeds") else {},
     ),
     "PixArtTransformer2DModel": Kind(
         _pixart, _pixart_settings, "pos_embed.proj", "proj_out", (), vae=("AutoencoderKL",), betas=True,
