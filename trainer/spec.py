@@ -54,7 +54,7 @@ class Generator:
     `classes`: it is told which of these an image is of, by number; none: nothing. `dropped`: it also knows the number after the
     last class, which says that the class is not told (Ho and Salimans 2022). `text`: it is told a text instead, by the encoder of
     its pipeline. `vae`: the images are the latents of an autoencoder, that of its own pipeline (`pipeline`) or another source;
-    none: pixels.
+    none: pixels. `distilled`: how strongly it is guided, for a network that is told that; none: as is usual.
     """
 
     classes: tuple[str, ...] = ()

@@ -28,6 +28,7 @@ from trainer.spec import Generator
 from trainer.strategies import inject, merge
 from trainer.tasks.diffusion import Diffusion
 from trainer.tasks.diffusion import build as build_task
+from trainer.tasks.sampler import scheduler
 
 CPU = torch.device("cpu")
 TEXTS = ("Hat ", "a pair of shoes")
@@ -106,21 +107,22 @@ def test_plain_diffusers_makes_the_same_images(
     assert pipeline.compared(pipe, built.network, task, form) > 1, "a network that is another one"
 
 
-def test_adapters_of_stable_diffusion_xl_are_loaded_by_diffusers(tmp_path: Path) -> None:
-    built = joint.build(joint.xl_pipeline(tmp_path / "pipe"))
+@pytest.mark.parametrize("make", [joint.flux_pipeline, joint.xl_pipeline])
+def test_adapters_are_loaded_by_diffusers(tmp_path: Path, make: Callable[..., str]) -> None:
+    built = joint.build(make(tmp_path / "pipe"))
     config = Lora(rank=2, head="keep")
     inject(config, built.network, built.head, (), 0)
-    for parameter_name, parameter in built.network.named_parameters():
-        parameter.requires_grad_("lora_" in parameter_name)
+    for name, parameter in built.network.named_parameters():
+        parameter.requires_grad_("lora_" in name)
     task = task_of(built)
     learn(built.network, task, 8)
-    made: Any = diffusers.StableDiffusionXLPipeline
-    made.save_lora_weights(tmp_path, unet_lora_layers=adapters.layers(built.network), weight_name=adapters.FILE)
-    pipe = made.from_pretrained(tmp_path / "pipe", add_watermarker=False)
-    pipe.scheduler = diffusers.DDIMScheduler(**{k: v for k, v in task.plan().settings.items() if not k.startswith("_")
-                                                and k in diffusers.DDIMScheduler().config})  # fmt: skip
+    layers = adapters.layers(built.network)
     network = merge(config, built.network).eval()
-    form = pipeline.form_of(network, task, task.plan(), task.beside.vae.network if task.beside.vae else None)
+    form, _ = pipeline.write(network, task, tmp_path / "new")
+    made = getattr(diffusers, form.name)
+    made.save_lora_weights(tmp_path, **{f"{form.part}_lora_layers": layers}, weight_name=adapters.FILE)
+    pipe = made.from_pretrained(tmp_path / "pipe", **form.load)
+    pipe.scheduler = scheduler(task.plan().settings, "auto")
     assert pipeline.compared(pipe, network, task, form) > 1
     pipe.load_lora_weights(tmp_path, weight_name=adapters.FILE)
     assert pipeline.compared(pipe, network, task, form) <= 1

@@ -106,7 +106,8 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     more = source.more(wanted, image_size)
     if wanted.distilled is not None and "guidance" not in more:
         raise UserError(
-            f"task.distilled_guidance is {wanted.distilled:g}, and {source.name} is not told how strongly it is guided; leave it out"
+            f"task.distilled_guidance is {wanted.distilled:g}, and {source.name} is not told how strongly it is guided; leave it "
+            "out"
         )
     source = replace(source, call=partial(source.call, **more))
     with seeded(seed):
