@@ -243,7 +243,7 @@ class Forecast:
                 noise = torch.empty(count * (1 if asked.guidance == 1 else 2), beside.channels, beside.size, beside.size)
                 told = {"classes": torch.empty(len(noise), dtype=torch.int64)} if task.generator.classes else {}
                 if beside.text is not None:
-                    told = {"text": torch.empty(len(noise), beside.text.length, beside.text.width)}
+                    told = {name: torch.empty(len(noise), *shape) for name, shape in beside.text.shapes.items()}
                 if beside.source:
                     told["source"] = torch.empty_like(noise)
                 beside.call(parts.phase.network, noise, torch.empty(len(noise)), told)

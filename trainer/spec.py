@@ -55,6 +55,7 @@ class Generator:
     last class, which says that the class is not told (Ho and Salimans 2022). `text`: it is told a text instead, by the encoder of
     its pipeline. `vae`: the images are the latents of an autoencoder, that of its own pipeline (`pipeline`) or another source;
     none: pixels. `source`: it is given another picture beside each noised one, as further channels, as many as that has.
+    `distilled`: how strongly it is guided, for a network that is told that; none: as is usual.
     """
 
     classes: tuple[str, ...] = ()
@@ -62,6 +63,7 @@ class Generator:
     vae: str | None = None
     text: bool = False
     source: bool = False
+    distilled: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,25 +151,31 @@ class Autoencoder(Protocol):
 
 
 class TextEncoder(Protocol):
-    """What turns texts into numbers [n, length, width] for a generator. `source`: the pipeline that it is of."""
+    """What turns texts into numbers for a generator: by name, in `shapes` for each text.
+
+    `source`: the pipeline that it is of, and `pipeline` its class; `length`: tokens of a text that it sees; `zeros`: they are
+    what says nothing.
+    """
 
     source: str
+    pipeline: str
     length: int
-    width: int
+    shapes: dict[str, tuple[int, ...]]
+    zeros: bool
 
     @property
-    def tokenizer(self) -> Any:
-        """What cuts texts into tokens, of its own library."""
+    def parts(self) -> dict[str, Any]:
+        """What cuts texts into tokens, and what reads them, by the names that pipelines have for them."""
 
     @property
     def network(self) -> nn.Module:
-        """The encoder itself, with its weights."""
+        """The encoder itself, with its weights; of several all of them."""
 
     def to(self, device: torch.device) -> None:
         """Read its weights, where that was not done, and move it to a device. Raises UserError."""
 
-    def encode(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
-        """[n, length, width] float32 on the device."""
+    def encode(self, texts: Sequence[str | None], device: torch.device) -> dict[str, torch.Tensor]:
+        """By name float32 [n, …] on the device; None: nothing is said."""
 
     def too_long(self, texts: Sequence[str]) -> list[tuple[str, int]]:
         """The texts of which the end is not seen, each with its number of tokens."""
@@ -191,12 +199,25 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
+class Flow:
+    """A network that learns flow alone (Liu et al. 2023), and how it is sampled.
+
+    `patch`: side of the squares that it sees as one place each; the more there are the more noise there is, where a scheduler
+    shifts by that. `even`: in even steps, down to one before none.
+    """
+
+    patch: int
+    even: bool = False
+
+
+@dataclass(frozen=True)
 class Beside:
     """What a task must know of a generator besides the network itself.
 
     `call` sends a batch through it; `channels` and `size` are those of what it makes: of latents, where there is a `vae`;
     `image` are channels and size of an image. `schedule`: the settings of the scheduler that its weights were trained with, as
     diffusers saved them, where that is known. `source`: `call` also takes a picture [n, channels, size, size] of this name.
+    `flow`: it learns flow alone; `betas`: anything but flow.
     """
 
     call: Call
@@ -207,6 +228,8 @@ class Beside:
     vae: Autoencoder | None = None
     text: TextEncoder | None = None
     source: bool = False
+    flow: Flow | None = None
+    betas: bool = False
 
 
 @dataclass(frozen=True)

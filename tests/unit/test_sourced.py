@@ -135,7 +135,7 @@ def test_a_network_that_is_told_texts_is_told_the_empty_one(tmp_path: Path) -> N
     noise = draws.normal(draws.keys(5, 1, nothing, torch.arange(3)), mean.shape[1:])
     torch.testing.assert_close(seen[0][:, :2], output.at.alpha * clean + output.at.sigma * noise)
     assert torch.equal(seen[0][:, 2:], of.beside.vae.encode(pairs[:, :1])[0])
-    assert torch.equal(made.told(torch.tensor([0, 4]))["text"], of.beside.text.encode(["", ""], CPU))
+    assert torch.equal(made.told(torch.tensor([0, 4]))["text"], of.beside.text.encode(["", ""], CPU)["text"])
     with torch.no_grad():
         first(of)[:, 2:] += 0.1
     form, _ = pipeline.write(of.network.eval(), made, tmp_path / "new")

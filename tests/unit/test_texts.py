@@ -81,13 +81,13 @@ def test_texts_are_those_of_the_pipeline(tmp_path: Path) -> None:
     words, cpu = built.beside.text, torch.device("cpu")
     assert words is not None
     texts = ["a dress", "", "a text of many more letters", "7", "hat"]
-    found = words.encode(texts, cpu)
+    found = words.encode(texts, cpu)["text"]
     plain: Any = diffusers.StableDiffusionPipeline
     pipe = plain.from_pretrained(tmp_path)
     expected, nothing = pipe.encode_prompt(texts, cpu, 1, True)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(found[1], nothing[0])
-    assert torch.equal(words.encode(texts[3:], cpu), found[3:]), "to the bit, whatever is encoded with it"
+    assert torch.equal(words.encode(texts[3:], cpu)["text"], found[3:]), "to the bit, whatever is encoded with it"
     assert words.too_long(texts) == [(texts[2], 24)]
     assert not built.fresh
     assert built.head == ("conv_out", "conv_norm_out")
@@ -121,7 +121,7 @@ def test_what_is_beside_a_generator_and_does_not_fit(tmp_path: Path, caplog: pyt
     tensors = load_file(weights)
     save_file({name: value for name, value in tensors.items() if "fc1" not in name}, weights)
     assert built.beside.text is not None
-    with pytest.raises(UserError, match=r"its text encoder have no '.*fc1\.(weight|bias)' of its shape: partial"):
+    with pytest.raises(UserError, match=r"its text_encoder have no '.*fc1\.(weight|bias)' of its shape: partial"):
         built.beside.text.encode(["a"], torch.device("cpu"))
     rewrite(folder / "model_index.json", text_encoder=["transformers", "T5EncoderModel"])
     with pytest.raises(UserError, match="its text_encoder is a T5EncoderModel; a text goes through CLIPTextModel"):
@@ -131,10 +131,9 @@ def test_what_is_beside_a_generator_and_does_not_fit(tmp_path: Path, caplog: pyt
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"addition_embed_type": "text_time"}, "addition_embed_type: text_time is told more than the texts of one encoder"),
+        ({"addition_embed_type": "text"}, "addition_embed_type: text is told more than texts"),
         ({"cross_attention_dim": [8, 16]}, "is told several texts"),
-        ({"_class_name": "SD3Transformer2DModel"}, "a SD3Transformer2DModel is no generator that is known here"),
-        ({"_class_name": "FluxTransformer2DModel"}, "a FluxTransformer2DModel is no generator that is known here"),
+        ({"_class_name": "HunyuanDiT2DModel"}, "a HunyuanDiT2DModel is no generator that is known here"),
     ],
 )
 def test_networks_that_are_told_more(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
@@ -221,13 +220,14 @@ def test_texts_that_are_too_long_are_counted_and_nothing_is_encoded_twice(
     encoded: list[str] = []
     encode = words.encode
 
-    def noted(texts: list[str], device: torch.device) -> torch.Tensor:
+    def noted(texts: list[str], device: torch.device) -> dict[str, torch.Tensor]:
         encoded.extend(texts)
-        return torch.as_tensor(encode(texts, device))
+        found: dict[str, torch.Tensor] = encode(texts, device)
+        return found
 
     monkeypatch.setattr(words, "encode", noted)
     told = task.told(torch.tensor([2, -1, 0]))["text"]
-    assert torch.equal(told, encode(["the shoes", "", "the hat"], torch.device("cpu")))
+    assert torch.equal(told, encode(["the shoes", "", "the hat"], torch.device("cpu"))["text"])
     assert not encoded, "all are held"
     number = task.number("a new one")
     assert task.number("a new one") == number == 3

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from trainer.config.strategies import lora
-from trainer.export.pipeline import TEXT, Form, compared, current
+from trainer.export.pipeline import Form, compared
+from trainer.export.texted import current
 from trainer.models.place import Place
 from trainer.restored import Restored, restore
 from trainer.tasks.diffusion import Diffusion
@@ -24,8 +25,10 @@ def _place(restored: Restored) -> str:
 def _unfit(restored: Restored, strategy: lora.Config, form: Form) -> str | None:
     """Why the adapters of a run are no such file."""
     source = restored.run.model.source
-    if form.name != TEXT:
-        return "only diffusers' pipelines of text load one"
+    import diffusers
+
+    if not hasattr(getattr(diffusers, form.name, None), "save_lora_weights"):
+        return f"{form.name} loads no such file (load_lora_weights)"
     if not source.startswith("diffusers:") or restored.run.model.weights != "DEFAULT":
         return f"they stand beside other weights than those of a pipeline of diffusers ({source}, {restored.run.model.weights})"
     if strategy.method != "lora":
@@ -33,7 +36,7 @@ def _unfit(restored: Restored, strategy: lora.Config, form: Form) -> str | None:
     if strategy.head == "full" or strategy.train:
         return "other layers learnt in full beside them; strategy.head: keep, without strategy.train, leaves those as they are"
     network: Any = restored.network
-    before = (Place.of(_place(restored)).json("unet/config.json") or {}).get("in_channels")
+    before = (Place.of(_place(restored)).json(f"{form.part}/config.json") or {}).get("in_channels")
     if before != network.config.in_channels:
         return f"the input and the output were adapted from {before} channels to {network.config.in_channels}"
     return None
@@ -69,13 +72,15 @@ def write(restored: Restored, form: Form, new: Path) -> str | None:
     task, place = restored.task, _place(restored)
     assert isinstance(task, Diffusion)
     apart = restore(restored.folder, str(restored.step), merge=False).network
-    diffusers.StableDiffusionPipeline.save_lora_weights(new, unet_lora_layers=layers(apart), weight_name=FILE)
-    before, now = _base(place), restored.network
-    size: Any = now.config
-    before.register_to_config(sample_size=size.sample_size)  # adapters are of every size
-    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(
-        new, unet=before, scheduler=scheduler(task.plan().settings, task.plan().sampler)
-    )
+    part, made = form.part, getattr(diffusers, form.name)
+    made.save_lora_weights(new, **{f"{part}_lora_layers": layers(apart)}, weight_name=FILE)
+    now: Any = restored.network
+    before = _base(f"{place}#{part}")
+    if "sample_size" in before.config:
+        before.register_to_config(sample_size=now.config.sample_size)  # adapters are of every size
+    plan = task.plan()
+    given = {part: before, "scheduler": scheduler(plan.settings, plan.sampler), **form.load}
+    pipe: Any = made.from_pretrained(new, **given)
     pipe.load_lora_weights(new, weight_name=FILE)
     difference = compared(pipe, now, task, form)
     if difference <= 1:
@@ -84,10 +89,10 @@ def write(restored: Restored, form: Form, new: Path) -> str | None:
     return f"over {place} it makes other images than the run (by {difference:g} of 255)"
 
 
-def _base(place: str) -> Any:
+def _base(part: str) -> Any:
     """The network that a pipeline had before anything was learnt."""
     from trainer.models.diffusers import load
 
-    network: Any = load(f"{place}#unet")
+    network: Any = load(part)
     current(network)
     return network

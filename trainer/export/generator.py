@@ -50,7 +50,7 @@ def export_generator(restored: Restored, out: Path, summary: dict[str, Any], eva
         about = {"graft": graft_version(), "name": restored.run.name, "step": restored.step, **told}
         (new / "graft.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         manifest = restored.folder.read_json(restored.folder.manifest)
-        code = form.code if not (new / adapters.FILE).is_file() else f"{form.code}\n{_over(restored)}"
+        code = form.code if not (new / adapters.FILE).is_file() else f"{form.code}\n{_over(restored, form)}"
         text = card(restored, code, manifest, summary, evaluation, shown=shown)
         (new / "README.md").write_text(text, encoding="utf-8")
     return out
@@ -67,11 +67,12 @@ def _reading(restored: Restored) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _over(restored: Restored) -> str:
+def _over(restored: Restored, form: pipeline.Form) -> str:
     """How the adapters alone are loaded, for the card."""
     place = restored.run.model.source.removeprefix("diffusers:").partition("#")[0]
+    load = "".join(f", {name}={value!r}" for name, value in form.load.items())
     return (
         f"# or what was learnt alone, over the weights that it was learnt from\n"
-        f'pipe = {pipeline.TEXT}.from_pretrained("{Path(place).name}")\n'
+        f'pipe = {form.name}.from_pretrained("{Path(place).name}"{load})\n'
         f'pipe.load_lora_weights("FOLDER", weight_name="{adapters.FILE}")\n'
     )

@@ -6,7 +6,8 @@ import copy
 import importlib
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import nn
 
 from trainer import sheet
 from trainer.config import UserError
+from trainer.export import texted
 from trainer.gallery import picture
 from trainer.models.class_tables import class_tables
-from trainer.spec import Generator
 from trainer.tasks.base import Makes
 from trainer.tasks.diffusion import Diffusion
 from trainer.tasks.process import FLOW
@@ -28,21 +29,24 @@ CHECKED = 5  # passes through the network, of a check
 SHOWN, COLUMNS = 24, 8
 _CLASSES = 1000  # rows of a DiT's table that diffusers' pipeline for it counts on, before the one for no class
 _FLOWS = (FLOW, "FlowMatchHeunDiscreteScheduler")
-TEXT = "StableDiffusionPipeline"
 _PLAIN = {"DDIMScheduler": "DDIMPipeline", "DDPMScheduler": "DDPMPipeline", FLOW: "DDPMPipeline"}
 
 
 @dataclass(frozen=True)
 class Form:
-    """Which pipeline it is: a class of diffusers, or graft's `own`; `code`: how it is loaded and called, for the card."""
+    """Which pipeline it is: a class of diffusers, or graft's `own`; `code`: how it is loaded and called, for the card; `load`:
+    what loading has to be told besides, `part`: what it calls the network."""
 
     name: str
     own: bool
     code: str
+    load: Mapping[str, Any] = field(default_factory=dict)
+    part: str = "unet"
 
 
-def form_of(kind: str, plan: Plan, wanted: Generator, shown: str, vae: Any) -> Form:
-    """The pipeline that makes the same images: one of diffusers' own where there is one for it. `shown`: a class or a text."""
+def form_of(network: Any, task: Diffusion, plan: Plan, vae: Any) -> Form:
+    """The pipeline that makes the same images: one of diffusers' own where there is one for it."""
+    kind, wanted, shown = type(network).__name__, task.generator, task.word(task.shown()[0])
     if wanted.source:
         given, load = 'Image.open("picture.png"), ', ", trust_remote_code=True"
         return Form("TranslationPipeline", True, "from PIL import Image\n" + _code("DiffusionPipeline", plan, given, load))
@@ -54,12 +58,17 @@ def form_of(kind: str, plan: Plan, wanted: Generator, shown: str, vae: Any) -> F
     if kind == "DiTTransformer2DModel" and latents and not shifted and made == "DDIMScheduler" and len(classes) <= _CLASSES:
         return Form("DiTPipeline", False, _code("DiTPipeline", plan, f"class_labels=[0], guidance_scale={plan.guidance:g}, "))
     if wanted.text:
-        given = f"prompt={shown!r}, guidance_scale={plan.guidance:g}, "
-        if type(vae).__name__ == "AutoencoderKL" and not shifted and plan.settings["_class_name"] not in _FLOWS:
-            return Form(TEXT, False, _code(TEXT, plan, given))
+        told = texted.asked(network, task, shown, plan.guidance)
+        given = "".join(f"{name}={value!r}, " for name, value in told.items())
+        beside = task.beside
+        olds = type(vae).__name__ == "AutoencoderKL" and not shifted and plan.settings["_class_name"] not in _FLOWS
+        if beside.flow is not None or beside.betas or olds:
+            found = texted.texted(network, task)
+            load = "".join(f", {name}={value!r}" for name, value in found.load.items())
+            return Form(found.name, False, _code(found.name, plan, given, load), found.load, found.part)
         return Form("ClassPipeline", True, _code("DiffusionPipeline", plan, given, ", trust_remote_code=True"))
-    told = f"class_labels=[{shown!r}], guidance_scale={plan.guidance:g}, " if classes else ""
-    return Form("ClassPipeline", True, _code("DiffusionPipeline", plan, told, ", trust_remote_code=True"))
+    given = f"class_labels=[{shown!r}], guidance_scale={plan.guidance:g}, " if classes else ""
+    return Form("ClassPipeline", True, _code("DiffusionPipeline", plan, given, ", trust_remote_code=True"))
 
 
 def _code(name: str, plan: Plan, given: str = "", load: str = "") -> str:
@@ -80,12 +89,12 @@ def write(network: Any, task: Diffusion, new: Path, reading: dict[str, Any] | No
 
     plan, wanted = task.plan(), task.generator
     vae = None if task.beside.vae is None else task.beside.vae.network
-    form = form_of(type(network).__name__, plan, wanted, task.word(task.shown()[0]), vae)
+    form = form_of(network, task, plan, vae)
     made = scheduler(plan.settings, plan.sampler)
     classes = () if wanted.text else wanted.classes
     told: dict[str, Any] = {"classes": list(classes), "dropped": wanted.dropped}
     labels = {str(index): name.replace(",", " ") for index, name in enumerate(classes)}
-    words = _words(task)
+    words = {} if task.beside.text is None else task.beside.text.parts
     whole: Any
     if wanted.source:
         from trainer.export.own_translation import TranslationPipeline
@@ -96,12 +105,8 @@ def write(network: Any, task: Diffusion, new: Path, reading: dict[str, Any] | No
         from trainer.export.own_pipeline import ClassPipeline
 
         whole = ClassPipeline(network, made, vae, **words, labels=list(classes) or None, nothing=plan.nothing)
-    elif form.name == TEXT:
-        current(network)
-        given = {"unet": network, "vae": vae, "scheduler": made, **words}
-        whole = diffusers.StableDiffusionPipeline(
-            **given, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
+    elif wanted.text:
+        whole = texted.made(network, task, made)
     elif form.name == "DiTPipeline":
         whole = diffusers.DiTPipeline(padded(network, len(wanted.classes)), vae, made, labels or None)
         told["rows"] = _CLASSES + 1
@@ -111,26 +116,6 @@ def write(network: Any, task: Diffusion, new: Path, reading: dict[str, Any] | No
     if form.name == "DiTPipeline" and labels:
         _say(new, id2label=labels)
     return form, told
-
-
-def current(network: Any) -> None:
-    """Let a network say that this version of diffusers made it: of an old one a pipeline of texts doubts the size."""
-    import diffusers
-
-    network.register_to_config(_diffusers_version=diffusers.__version__)
-
-
-def _words(task: Diffusion) -> dict[str, Any]:
-    """The tokenizer and the encoder of texts, where there are some; texts are cut where graft cuts them."""
-    text = task.beside.text
-    if text is None:
-        return {}
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    encoder, tokenizer = text.network, text.tokenizer
-    tokenizer.model_max_length = text.length
-    return {"tokenizer": tokenizer, "text_encoder": encoder}
 
 
 def padded(network: Any, classes: int) -> nn.Module:
@@ -180,7 +165,7 @@ def check(network: nn.Module, task: Diffusion, form: Form, new: Path) -> None:
 
     diffusers.utils.logging.disable_progress_bar()
     place = f"trainer.export.{OWN[form.name].removesuffix('.py')}" if form.own else "diffusers"
-    pipe: Any = getattr(importlib.import_module(place), form.name).from_pretrained(new)
+    pipe: Any = getattr(importlib.import_module(place), form.name).from_pretrained(new, **form.load)
     difference = compared(pipe, network, task, form)
     if not difference <= 1:
         raise UserError(f"the exported pipeline makes other images than the run (by {difference:g} of 255); nothing was written")
@@ -201,7 +186,7 @@ def compared(pipe: Any, network: nn.Module, task: Diffusion, form: Form) -> floa
         return _apart(pipe, given, expected)
     expected = task.sample(network, [0, 1], numbers, few)
     if task.generator.text:
-        given |= {"prompt": [task.word(number) for number in numbers], "guidance_scale": guidance}
+        given |= texted.asked(network, task, [task.word(number) for number in numbers], guidance)
     elif task.generator.classes or form.name == "DiTPipeline":
         given |= {"class_labels": numbers, "guidance_scale": guidance}
     else:

@@ -49,7 +49,9 @@ class Codec:
         self.in_channels = int(settings.get("in_channels") or 3)
         self.factor = 2 ** (len(settings.get("block_out_channels") or (0,)) - 1)
         self._scale = float(settings.get("scaling_factor") or 1.0)
-        self._shift = float(settings.get("shift_factor") or 0.0)
+        self.shift = float(settings.get("shift_factor") or 0.0)
+        if settings.get("latents_mean") is not None or settings.get("latents_std") is not None:
+            raise UserError(f"task.vae: {self.name} scales each channel of its latents (latents_mean), which graft cannot do")
         self._network: nn.Module | None = None
 
     @staticmethod
@@ -93,10 +95,10 @@ class Codec:
             else:
                 posterior = network.encode(images.float()).latent_dist
                 mean, deviation = posterior.mean, posterior.std
-            return (mean - self._shift) * self._scale, deviation * self._scale
+            return (mean - self.shift) * self._scale, deviation * self._scale
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         self.to(latents.device)
         network: Any = self.network
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
-            return torch.as_tensor(network.decode(latents.float() / self._scale + self._shift).sample)
+            return torch.as_tensor(network.decode(latents.float() / self._scale + self.shift).sample)

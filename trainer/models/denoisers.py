@@ -1,16 +1,14 @@
-"""The networks of diffusers that generate: what of each is adapted, and how it is called."""
+"""A saved network of diffusers that generates, or a class of theirs, as what is adapted to a task."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from trainer.config import UserError, nearest
@@ -20,112 +18,15 @@ from trainer.models.base import Checkpoint, Need
 from trainer.models.class_tables import Table, class_names, class_tables
 from trainer.models.file import read_checkpoint
 from trainer.models.generator import Denoiser, Parts, Shape
+from trainer.models.kinds import KINDS, Kind, kind_of
 from trainer.models.place import Place
 from trainer.models.text import Words
 from trainer.models.torchvision import is_path
-from trainer.spec import Call
 
 if TYPE_CHECKING:
     from trainer.models.diffusers import Source
 
 ROLES = ("unet", "transformer")  # what pipelines call the part that generates
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A class of diffusers: how it is built for a shape, called, and what of it is adapted.
-
-    `rows(settings)`: how many its class tables have; `text(settings)`: numbers a token of the text that it is told. `spare`: the
-    last row always stands for no class.
-    """
-
-    call: Call
-    build: Callable[[Mapping[str, Any], Shape], dict[str, Any]]
-    inputs: str
-    outputs: str
-    head: tuple[str, ...]
-    rows: Callable[[Mapping[str, Any]], int]
-    text: Callable[[Mapping[str, Any]], int] = lambda settings: 0
-    spare: bool = False
-
-
-def _unet(network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return network(images, times, class_labels=told.get("classes"), return_dict=False)[0]  # type: ignore[no-any-return]
-
-
-def _dit(network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    classes = told["classes"] if "classes" in told else torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    return network(images, timestep=times, class_labels=classes, return_dict=False)[0]  # type: ignore[no-any-return]
-
-
-def _outputs(settings: Mapping[str, Any], channels: int) -> int:
-    """As many channels as it takes, or twice as many where it also gave variances (Nichol and Dhariwal 2021)."""
-    old = settings.get("in_channels")
-    return channels * (2 if old is not None and settings.get("out_channels") == 2 * old else 1)
-
-
-def _unet_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
-    if settings.get("class_embed_type") is not None:
-        raise UserError(
-            f"a UNet2DModel whose classes are given as '{settings['class_embed_type']}' has no table of classes; "
-            "only class_embed_type: null can be told of classes"
-        )
-    return {
-        **settings, "in_channels": shape.taken, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
-        "num_class_embeds": shape.rows or None,
-    }  # fmt: skip
-
-
-def _dit_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
-    return {
-        **settings, "in_channels": shape.taken, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
-        "num_embeds_ada_norm": shape.rows - 1,
-    }  # fmt: skip
-
-
-_MORE = ("addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "class_embed_type", "num_class_embeds",
-         "time_cond_proj_dim")  # fmt: skip
-
-
-def _text(settings: Mapping[str, Any]) -> int:
-    """Numbers a token of the text that a UNet2DConditionModel is told."""
-    width = settings.get("cross_attention_dim") or 1280
-    widths = set(width) if isinstance(width, list | tuple) else {width}
-    if len(widths) > 1:
-        raise UserError(f"a UNet2DConditionModel with cross_attention_dim: {width} is told several texts, which graft cannot do")
-    return int(widths.pop())
-
-
-def _conditioned(network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return network(images, times, encoder_hidden_states=told["text"], return_dict=False)[0]  # type: ignore[no-any-return]
-
-
-def _conditioned_settings(settings: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
-    for key in _MORE:
-        if settings.get(key) is not None:
-            raise UserError(
-                f"a UNet2DConditionModel with {key}: {settings[key]} is told more than the texts of one encoder, which graft "
-                "cannot do; those of Stable Diffusion 1 and 2 are told nothing else"
-            )
-    return {
-        **settings, "in_channels": shape.taken, "out_channels": _outputs(settings, shape.channels), "sample_size": shape.size,
-    }  # fmt: skip
-
-
-KINDS = {
-    "UNet2DModel": Kind(
-        _unet, _unet_settings, "conv_in", "conv_out", ("conv_norm_out",),
-        lambda settings: int(settings.get("num_class_embeds") or 0),
-    ),
-    "DiTTransformer2DModel": Kind(
-        _dit, _dit_settings, "pos_embed.proj", "proj_out_2", ("proj_out_1",),
-        lambda settings: int(settings.get("num_embeds_ada_norm") or 0) + 1, spare=True,
-    ),
-    "UNet2DConditionModel": Kind(
-        _conditioned, _conditioned_settings, "conv_in", "conv_out", ("conv_norm_out",), lambda settings: 0,
-        _text,
-    ),
-}  # fmt: skip
 
 
 def of(rest: str, config: Model) -> Denoiser:
@@ -143,7 +44,7 @@ def of(rest: str, config: Model) -> Denoiser:
         )
     for key in config.args:
         raise UserError(f"model.args.{key} cannot be set for diffusers:{rest}: its config.json says what it is")
-    kind = KINDS[name]
+    kind = kind_of(settings)
     size = settings.get("sample_size")
     rows = kind.rows(settings)
     graft = source.place.json("graft.json") or {}
@@ -154,12 +55,13 @@ def of(rest: str, config: Model) -> Denoiser:
     table = Table(rows, names, dropped) if rows else None
     return Denoiser(
         f"diffusers:{rest}", partial(_make, source.model, settings), partial(_parts, kind), kind.call,
-        channels=source.channels, source=source.beside,
+        channels=kind.channels(settings) // (1 + source.beside), source=source.beside,
         size=max(size) if isinstance(size, list | tuple) else size,
         read=None if config.weights == "none" else partial(_read, source), table=table,
         schedule=source.place.json("scheduler/scheduler_config.json") if source.part else None, spare=kind.spare,
         vae=beside(rest.partition("#")[0]) if source.part else None, text=kind.text(settings),
-        words=Words.beside(rest.partition("#")[0]) if source.part else None,
+        words=Words.beside(rest.partition("#")[0]) if source.part else None, flow=kind.flow,
+        betas=kind.betas, latents=kind.vae, more=partial(kind.more, settings),
     )  # fmt: skip
 
 
@@ -217,12 +119,13 @@ def _from_scratch(name: str, config: Model) -> Denoiser:
     read = None if config.weights == "none" else partial(read_checkpoint, Path(config.weights))
     return Denoiser(
         f"diffusers:{name}", partial(_make, model, {"_class_name": name, **config.args}), partial(_parts, kind), kind.call,
-        channels=None, size=None, read=read, spare=kind.spare, text=kind.text(config.args),
+        channels=None, size=None, read=read, spare=kind.spare, text=kind.text(config.args), flow=kind.flow,
+        betas=kind.betas, latents=kind.vae, more=partial(kind.more, config.args),
     )  # fmt: skip
 
 
 def _make(model: Callable[[dict[str, Any]], nn.Module], settings: Mapping[str, Any], shape: Shape) -> nn.Module:
-    network = model(KINDS[settings["_class_name"]].build(settings, shape))
+    network = model(kind_of(settings).build(settings, shape))
     drops: list[Any] = [module for module in network.modules() if hasattr(module, "token_drop")]
     for module in drops:
         module.dropout_prob = 0.0  # which class is dropped is drawn by the task, the same for every split of a batch
@@ -231,8 +134,12 @@ def _make(model: Callable[[dict[str, Any]], nn.Module], settings: Mapping[str, A
 
 
 def _in_order(network: nn.Module) -> None:
-    """Children in the order in which they are called: a UNet defines its way up before its middle."""
+    """Children in the order in which they are called: a UNet defines its way up before its middle, PixArt what looks at times and
+    texts at the end."""
     children = network._modules
+    if "adaln_single" in children:
+        for name in ("transformer_blocks", "norm_out", "proj_out"):
+            children[name] = children.pop(name)
     if "mid_block" in children and "up_blocks" in children:
         for name in ("up_blocks", "conv_norm_out", "conv_act", "conv_out"):
             children[name] = children.pop(name)
@@ -240,4 +147,4 @@ def _in_order(network: nn.Module) -> None:
 
 def _parts(kind: Kind, network: nn.Module, shape: Shape) -> Parts:
     del shape
-    return Parts((kind.inputs,), (kind.outputs,), class_tables(network), kind.head)
+    return Parts((kind.inputs,), (kind.outputs,), class_tables(network), kind.head, kind.packed)

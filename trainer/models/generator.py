@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,13 +19,13 @@ from trainer.config.run import Model
 from trainer.models.adapt import inputs_beside, seeded
 from trainer.models.autoencoder import Codec
 from trainer.models.base import Built, Checkpoint, LoadReport, Need, first_few
+from trainer.models.beside import refuse_latents, warn_of_latents, words_of
 from trainer.models.channels import outputs_of
 from trainer.models.class_tables import Table, table_rows
-from trainer.models.text import Words
+from trainer.models.text import Shapes, Words
 from trainer.models.trial import check_size
-from trainer.spec import Beside, Call, Generator, InputSpec
+from trainer.spec import Beside, Call, Flow, Generator, InputSpec
 
-log = logging.getLogger("graft")
 _HALF = 0.5
 
 
@@ -33,13 +33,14 @@ _HALF = 0.5
 class Shape:
     """What a generator is built for: channels that it takes and gives, their side, and rows of its class tables (0: none).
 
-    `text`: numbers a token of the text that it is told (0: none). `source`: it also takes a picture beside, of as many channels.
+    `text`: shapes of what it is told of a text, 0 for any number of tokens. `source`: it also takes a picture beside, of as many
+    channels.
     """
 
     channels: int
     size: int
     rows: int
-    text: int = 0
+    text: Shapes = field(default_factory=dict)
     source: bool = False
 
     @property
@@ -53,13 +54,15 @@ class Parts:
     """The layers of a generator that are adapted, by dotted name.
 
     `inputs`: those that take its channels; `outputs`: those that give them, as many numbers a pixel of a patch as there are
-    channels, or twice as many; `tables`: those of its classes; `head`: what else belongs to the outputs.
+    channels, or twice as many; `tables`: those of its classes; `head`: what else belongs to the outputs. `packed`: side of the
+    squares whose channels they take and give one after the other, pixel by pixel in each.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     tables: tuple[str, ...]
     head: tuple[str, ...] = ()
+    packed: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,11 @@ class Denoiser:
     `make(shape)` builds the network, `parts(network, shape)` its layers, `call` sends a batch through it. `channels`, `size`
     and `table` are those of the weights, `schedule` the settings of the scheduler that was saved with them; none where that is
     not known, or there is none. `read`: the checkpoint, if there is one. `spare`: its tables always have a row for no class.
-    `vae`: the autoencoder that stands beside it, as FOLDER#PART. `text`: it is told texts, in so many numbers a token (0: it is
-    not); `words`: the pipeline whose text encoder stands beside it. `source`: its weights also take a picture beside, as many
-    channels behind the first ones.
+    `vae`: the autoencoder that stands beside it, as FOLDER#PART. `text`: the shapes of what it is told of a text, 0 for any
+    number of tokens (nothing: it is told none); `words`: the pipeline whose text encoders stand beside it. `source`: its weights
+    also take a picture beside, as many channels behind the first ones. `flow`: it learns flow alone, `betas`: anything but flow;
+    `latents`: the kinds of autoencoders that it makes latents of (nothing: any, or pixels); `more(wanted, side)`: what it is
+    called with besides, for images of `side` pixels.
     """
 
     name: str
@@ -85,9 +90,13 @@ class Denoiser:
     schedule: Mapping[str, Any] | None = None
     spare: bool = False
     vae: str | None = None
-    text: int = 0
+    text: Shapes = field(default_factory=dict)
     words: str | None = None
     source: bool = False
+    flow: Flow | None = None
+    betas: bool = False
+    latents: tuple[str, ...] = ()
+    more: Callable[[Generator, int], dict[str, Any]] = lambda wanted, side: {}
 
 
 def with_source(call: Call) -> Call:
@@ -121,16 +130,24 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     adapt = config.adapt
     _refuse(config)
     codec = None if wanted.vae is None else Codec.of(wanted.vae, source.vae)
-    words = _words(source, wanted)
-    _warn_of_latents(source, codec)
+    words = words_of(source, wanted)
+    warn_of_latents(source, codec)
     image_size = adapt.image_size or (source.size * (codec.factor if codec else 1) if source.size else None)
     if image_size is None:
         raise UserError(f"model.adapt.image_size is missing: {source.name} does not say what size it makes; write it in pixels")
+    refuse_latents(source, codec, image_size)
     shape = _shape(source, wanted, adapt, image_size, codec)
+    more = source.more(wanted, image_size)
+    if wanted.distilled is not None and "guidance" not in more:
+        raise UserError(
+            f"task.distilled_guidance is {wanted.distilled:g}, and {source.name} is not told how strongly it is guided; leave it "
+            "out"
+        )
+    source = replace(source, call=partial(source.call, **more))
     with seeded(seed):
         network = source.make(shape)
     parts = source.parts(network, shape)
-    check_size(network, source, shape)
+    check_size(network, source, shape, codec.factor if codec else 1)
     adapt = adapt.model_copy(update={"in_channels": shape.channels})
     heads = [*parts.outputs, *parts.head, *parts.tables]
     if source.channels not in (None, shape.channels):
@@ -149,7 +166,18 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
     schedule = None if source.read is None else source.schedule
     call = with_source(source.call) if wanted.source else source.call
     image = (config.adapt.in_channels, image_size)
-    beside = Beside(call, shape.channels, shape.size, image, schedule, codec, words, wanted.source)
+    beside = Beside(
+        call,
+        shape.channels,
+        shape.size,
+        image,
+        schedule,
+        codec,
+        words,
+        wanted.source,
+        source.flow,
+        source.betas,
+    )
     return Built(network, tuple(heads), tuple(fresh), spec, report, beside)
 
 
@@ -186,41 +214,6 @@ def _refuse(config: Model) -> None:
         raise UserError(
             "model.adapt.head_module names the output layer of a classifier; leave it out for a network that generates"
         )
-
-
-def _warn_of_latents(source: Denoiser, codec: Codec | None) -> None:
-    """Say where a generator was not trained on what it is given now."""
-    if source.read is None:
-        return
-    if codec is None and source.vae is not None:
-        log.warning("%s was trained on latents, and task.vae is none: it learns on pixels; write task.vae: pipeline", source.name)
-    if codec is not None and source.channels not in (None, codec.channels):
-        log.warning(
-            "task.vae: %s has latents of %d channels, and %s was trained on %d: its input and output are adapted, and have to be "
-            "learnt; write the autoencoder that it was trained with", codec.name, codec.channels, source.name, source.channels,
-        )  # fmt: skip
-
-
-def _words(source: Denoiser, wanted: Generator) -> Words | None:
-    """The text encoder of a generator that is told texts. Raises UserError where one of the two is missing."""
-    silent = wanted.source and source.text and not wanted.text  # it is told the empty text
-    if bool(source.text) != wanted.text and not silent:
-        raise UserError(
-            f"{source.name}: is told a text; write task.condition: text (the names of classes are texts as well)"
-            if source.text
-            else f"{source.name}: is told no text; write task.condition: class, or none"
-        )
-    if not source.text:
-        return None
-    if source.words is None:
-        raise UserError(f"{source.name}: is told a text, and there is no text encoder beside it; name the folder of its pipeline")
-    words = Words(source.words)
-    if words.width != source.text:
-        raise UserError(
-            f"{source.name}: is told texts of {source.text} numbers a token, and the text encoder beside it gives "
-            f"{words.width}; it is that of another network"
-        )
-    return words
 
 
 def _shape(source: Denoiser, wanted: Generator, adapt: Adapt, image_size: int, codec: Codec | None) -> Shape:
@@ -280,10 +273,10 @@ def fill(
                 values[name] = value
                 report.fresh.append(name)
                 continue
-        elif name in inputs and (fitted := _taken(value, target, source, shape, adapt)) is not None:
-            value, how = fitted
-        elif name in outputs and (given := outputs_of(value, target.shape, old, adapt)) is not None:
-            value, how = given
+        elif name in inputs and (fitted := _taken(_turned(value, parts, 1), target, source, shape, adapt)) is not None:
+            value, how = _turned(fitted[0], parts, 1, back=True), fitted[1]
+        elif name in outputs and (given := outputs_of(_turned(value, parts, 0), target.shape, old, adapt)) is not None:
+            value, how = _turned(given[0], parts, 0, back=True), given[1]
         elif value.shape != target.shape:
             wrong.append(f"{name} {list(value.shape)} in the file, {list(target.shape)} in the network")
             continue
@@ -311,3 +304,13 @@ def _taken(
     if source.channels is None and shape.source and value.shape == target.shape:
         return value, None  # a network of one's own that takes the source picture by itself
     return inputs_beside(value, target.shape, adapt, source.channels or shape.channels, had=source.source, wanted=shape.source)
+
+
+def _turned(value: torch.Tensor, parts: Parts, dim: int, *, back: bool = False) -> torch.Tensor:
+    """With the channel varying fastest in a dimension, where it varies slowest there; `back`: the other way round."""
+    pixels = parts.packed**2
+    if pixels == 1 or value.shape[dim] % pixels:
+        return value
+    sizes = (pixels, -1) if back else (-1, pixels)
+    apart = value.reshape(*value.shape[:dim], *sizes, *value.shape[dim + 1 :])
+    return apart.transpose(dim, dim + 1).flatten(dim, dim + 1).contiguous()

@@ -21,7 +21,7 @@ _AROUND = 128  # pixels to either side, where a size that works is looked for
 def told(shape: Shape, count: int, device: str = "cpu") -> dict[str, torch.Tensor]:
     """What a generator is told of `count` images, for a trial."""
     if shape.text:
-        return {"text": torch.zeros(count, 2, shape.text, device=device)}
+        return {name: torch.zeros(count, *(size or 2 for size in one), device=device) for name, one in shape.text.items()}
     return {"classes": torch.arange(count, device=device) % shape.rows} if shape.rows else {}
 
 
@@ -56,8 +56,11 @@ def trial(network: nn.Module, call: Call, shape: Shape, size: int) -> torch.Tens
     return found
 
 
-def check_size(network: nn.Module, source: Denoiser, shape: Shape) -> None:
-    """Raises UserError, with the nearest sizes that work, where the network does not give as many pixels as it is given."""
+def check_size(network: nn.Module, source: Denoiser, shape: Shape, factor: int) -> None:
+    """Raises UserError, with the nearest sizes that work, where the network does not give as many pixels as it is given.
+
+    `factor`: pixels of an image to one of what the network makes, along each side.
+    """
 
     def problem(size: int) -> str | None:
         try:
@@ -76,6 +79,6 @@ def check_size(network: nn.Module, source: Denoiser, shape: Shape) -> None:
     why = problem(shape.size)
     if why is None:
         return
-    near = [str(size) for size in nearest_working(lambda size: problem(size) is None, shape.size, _AROUND)]
+    near = [str(size * factor) for size in nearest_working(lambda size: problem(size) is None, shape.size, _AROUND)]
     hint = f"; the nearest sizes that it does are {' and '.join(near)}: set model.adapt.image_size accordingly" if near else ""
     raise UserError(f"{source.name}: does not generate {shape.size} x {shape.size} of {shape.channels} channels ({why}){hint}")

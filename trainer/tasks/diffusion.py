@@ -21,7 +21,7 @@ from trainer.tasks.likeness import Likeness
 from trainer.tasks.likening import Ruler
 from trainer.tasks.process import At, Process, process
 from trainer.tasks.repainting import PairMeasure
-from trainer.tasks.sampler import Plan, sample, scheduler
+from trainer.tasks.sampler import Plan, begin, sample, scheduler
 from trainer.tasks.told import Classes, Silence, Texts, Told
 
 NOISE, TIMES, DROP, LATENT = 1, 2, 3, 4  # streams of draws
@@ -80,8 +80,9 @@ class Diffusion:
     def generator(self) -> Generator:
         """What the network is told, and what it makes."""
         dropped = bool(self._classes) and self._config.drop > 0
-        text, source = self._config.condition == "text", self._config.pairs is not None
-        return Generator(self._classes, dropped, self._config.vae, text, source)
+        config = self._config
+        text, source = config.condition == "text", config.pairs is not None
+        return Generator(self._classes, dropped, config.vae, text, source, config.distilled_guidance)
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -91,13 +92,15 @@ class Diffusion:
     def bind(self, beside: Beside, seed: int) -> None:
         """Take what stands beside the network that was built. Raises UserError where it does not go with the settings."""
         self._beside, self._seed = beside, seed
-        self._process = process(self._config, beside.schedule, latents=beside.vae is not None)
+        self._process = process(
+            self._config, beside.schedule, latents=beside.vae is not None, flow=beside.flow is not None, betas=beside.betas
+        )
         steps, asked = self._process.steps, self._config.samples.steps
         if asked > steps:
             raise UserError(
                 f"task.samples.steps is {asked}, more than the {steps} time steps of the noise; write {steps} or less"
             )
-        scheduler(self._process.settings, self._config.samples.sampler)
+        begin(scheduler(self._process.settings, self._config.samples.sampler), beside, asked)
         if self._config.figures:
             self.ruler.fits(*beside.image)
         if beside.text is not None and not isinstance(self.told, Texts):

@@ -113,15 +113,35 @@ def _cumulated(settings: tuple[tuple[str, Any], ...]) -> torch.Tensor:
     return left
 
 
-def process(config: Config, saved: Mapping[str, Any] | None, *, latents: bool) -> Process:
+def process(
+    config: Config, saved: Mapping[str, Any] | None, *, latents: bool, flow: bool = False, betas: bool = False
+) -> Process:  # fmt: skip
     """The noise of a run: that of the scheduler `saved` with the weights, changed as the run file says; without one the defaults.
 
-    Raises UserError for a scheduler of another objective, or of another kind of noise.
+    `flow`: the network learns flow alone; `betas`: anything but flow. Raises UserError for a scheduler of another objective, or
+    of another kind of noise.
     """
+    found = _process(config, saved, latents=latents, flow=flow)
+    if flow and found.objective != "flow":
+        raise UserError(
+            f"task.objective is {found.objective}, and diffusers samples this network by flow alone; write task.objective: flow"
+            + (", with task.retarget: true" if saved is not None and _objective(saved) != "flow" else "")
+        )
+    if betas and found.objective == "flow":
+        raise UserError("task.objective is flow, and diffusers' pipeline of this network samples by betas; write epsilon or v")
+    if not flow and found.settings.get("use_dynamic_shifting"):
+        raise UserError(
+            "the scheduler saved with the weights shifts by the size of an image (use_dynamic_shifting), which this network has "
+            "no rule for; write one shift for all, such as task.noise.shift: 3"
+        )
+    return found
+
+
+def _process(config: Config, saved: Mapping[str, Any] | None, *, latents: bool, flow: bool) -> Process:
     # what diffusers' pipelines of text make of every scheduler that they are given
     usual = {"steps_offset": 1, "clip_sample": False} if config.condition == "text" and latents else {}
     if saved is None:
-        objective: str = "epsilon" if config.objective == "auto" else config.objective
+        objective: str = ("flow" if flow else "epsilon") if config.objective == "auto" else config.objective
         return Process(config, objective, _new(config.noise, objective, latents=latents, usual=usual))
     said = _objective(saved)
     objective = said if config.objective == "auto" else config.objective
@@ -136,6 +156,8 @@ def process(config: Config, saved: Mapping[str, Any] | None, *, latents: bool) -
     for key, value in settings.items():
         if key in saved and saved[key] != value:
             log.warning("task.noise: %s is %s, and %s in the scheduler saved with the weights", key, value, saved[key])
+    if objective == "flow" and config.noise.shift is not None and settings.get("use_dynamic_shifting"):
+        settings |= {"use_dynamic_shifting": False}  # the one that is asked for, whatever the size
     if objective != "flow":
         settings |= {"prediction_type": _SAYS[objective], **usual}
     if settings.get("rescale_betas_zero_snr") and objective == "epsilon":

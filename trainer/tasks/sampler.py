@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -46,6 +47,8 @@ def scheduler(settings: Mapping[str, Any], sampler: str) -> Any:
         kind = "flow" if flow else "a network that was not trained for flow"
         raise UserError(f"the sampler {name} does not go with {kind}; write {', '.join(known)}, or auto")
     made = getattr(diffusers, known[name])
+    if flow and name != "euler" and settings.get("use_dynamic_shifting"):
+        raise UserError(f"the sampler {name} has no shift by the size of an image; write euler, or such as task.noise.shift: 3")
     taken = inspect.signature(made.__init__).parameters
     return made(**{key: value for key, value in settings.items() if key in taken})
 
@@ -54,6 +57,25 @@ def noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[torch.Tensor, lis
     """What images are made of, float32 [n, *shape]: of each seed what torch draws first, as in pipelines of diffusers."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.stack([torch.randn(*shape, generator=generator) for generator in generators]), generators
+
+
+def begin(made: Any, beside: Beside, steps: int) -> None:
+    """Let a scheduler begin so many steps, as the pipeline of the network does.
+
+    Where it shifts by the size of an image, the exponent grows linearly with the number of places (Esser et al. 2024, section
+    5.3.2, as Flux has it). Raises UserError for one that the pipeline does not take.
+    """
+    given: dict[str, Any] = {"num_inference_steps": steps}
+    flow, taken = beside.flow, inspect.signature(made.set_timesteps).parameters
+    if flow is not None and flow.even:
+        if "sigmas" not in taken:
+            raise UserError("the pipeline of this network takes the sampler euler alone; write euler, or auto")
+        given = {"sigmas": np.linspace(1.0, 1 / steps, steps)}
+    if flow is not None and made.config.get("use_dynamic_shifting"):
+        said = made.config
+        slope = (said.max_shift - said.base_shift) / (said.max_image_seq_len - said.base_image_seq_len)
+        given["mu"] = (beside.size // flow.patch) ** 2 * slope + said.base_shift - slope * said.base_image_seq_len
+    made.set_timesteps(**given)
 
 
 @torch.no_grad()
@@ -69,7 +91,7 @@ def sample(
     """
     made = scheduler(plan.settings, plan.sampler)
     images, generators = noise(seeds, (beside.channels, beside.size, beside.size))
-    made.set_timesteps(plan.steps)
+    begin(made, beside, plan.steps)
     images = images.to(device) * made.init_noise_sigma if hasattr(made, "init_noise_sigma") else images.to(device)
     draws = {"generator": generators} if "generator" in inspect.signature(made.step).parameters else {}
     for time in made.timesteps:

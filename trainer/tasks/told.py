@@ -61,7 +61,7 @@ class Texts(Told):
         self._numbers = {text: number for number, text in enumerate(self.words)}
         self._template = template
         self.encoder: TextEncoder | None = None
-        self._held: dict[int, torch.Tensor] = {}
+        self._held: dict[int, dict[str, torch.Tensor]] = {}
 
     def number(self, word: str) -> int:
         """The number of any text; one that the encoder sees only the beginning of is warned of."""
@@ -78,14 +78,23 @@ class Texts(Told):
     def __call__(self, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
         wanted = numbers.tolist()
         self._hold(dict.fromkeys(wanted), numbers.device)
-        return {"text": torch.stack([self._held[number] for number in wanted]).to(numbers.device, non_blocking=True)}
+        assert self.encoder is not None
+        return {
+            name: torch.stack([self._held[number][name] for number in wanted]).to(numbers.device, non_blocking=True)
+            for name in self.encoder.shapes
+        }
 
     def ready(self, device: torch.device) -> None:
         """Encode the texts of the data, as far as there is room to hold them, and say which are cut."""
         self._warn(self.words)
         self._hold([NOTHING], device)
-        room = max(0, _HELD // self._held[NOTHING].nbytes - 1)
-        self._hold(range(min(len(self.words), room)), device)
+        self._hold(range(min(len(self.words), self._room - 1)), device)
+
+    @property
+    def _room(self) -> int:
+        """How many texts can be held, which are all of one size."""
+        one = next(iter(self._held.values()))
+        return max(1, _HELD // sum(value.nbytes for value in one.values()))
 
     def _warn(self, texts: Sequence[str]) -> None:
         """Say how many texts are too long."""
@@ -105,11 +114,12 @@ class Texts(Told):
         new = [number for number in numbers if number not in self._held]
         if not new:
             return
-        found = self.encoder.encode(["" if number == NOTHING else self.words[number] for number in new], device).cpu()
-        over = len(self._held) + len(new) - max(1, _HELD // found[0].nbytes)
+        found = self.encoder.encode([None if number == NOTHING else self.words[number] for number in new], device)
+        kept = {name: value.cpu() for name, value in found.items()}
+        self._held |= {number: {name: value[place] for name, value in kept.items()} for place, number in enumerate(new)}
+        over = len(self._held) - self._room
         for number in [held for held in self._held if held != NOTHING and held not in numbers][: max(0, over)]:
             del self._held[number]
-        self._held |= dict(zip(new, found, strict=True))
 
 
 class Silence(Texts):

@@ -33,6 +33,9 @@ class Config(Task):
     drop: float = Field(
         0.1, ge=0, lt=1, description="share of the images whose class is not told, for guidance (Ho and Salimans 2022)"
     )
+    distilled_guidance: float | None = Field(
+        None, ge=0, description="of a network that is told how strongly it is guided (some of Flux's): what it is told; none: 3.5"
+    )
     objective: Literal["auto", "epsilon", "v", "sample", "flow"] = Field(
         "auto",
         description="what the network says: epsilon: the noise (Ho et al. 2020); v: Salimans and Ho 2022; sample: the image; "
