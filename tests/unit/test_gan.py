@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from trainer.config import Run, UserError
+from trainer.config.load import load
 from trainer.config.model import Model
 from trainer.config.tasks.gan import Config
 from trainer.models import build_model
@@ -311,3 +312,18 @@ def test_settings_that_do_not_go_together(changes: dict[str, Any], message: str)
     assert Run.model_validate(run).checkpoint.best == "val/fd_resnet18"
     with pytest.raises(ValidationError, match=message):
         Run.model_validate(run | changes)
+
+
+def test_the_folder_of_an_export_is_found_from_anywhere(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the new pair stays what it is, whatever lies beside it."""
+    monkeypatch.chdir(old.parent)
+    (old.parent / "resnet").mkdir()
+    for source, found in (("gan:old", f"gan:{old}"), ("gan:resnet", "gan:resnet")):
+        lines = [
+            "name: r", "strategy: {kind: full}", "optimizer: {kind: adam, lr: 1e-3}", f"model: {{source: '{source}'}}",
+            "task: {kind: gan, fidelity: {samples: 10}}", "data: {train: 'folder:x', val: 'folder:y'}",
+        ]  # fmt: skip
+        (old.parent / "run.yaml").write_text("\n".join(lines))
+        run = load(old.parent / "run.yaml")
+        assert (run.model.source, run.model.weights) == (found, "none" if source == "gan:resnet" else "DEFAULT")
+        assert run.checkpoint.best == "val/fid"
