@@ -210,6 +210,17 @@ def test_rows_of_both_tables_follow_the_names_of_classes(old: Path) -> None:
     assert torch.allclose(colour.critic(repeated, labels), before.critic(repeated[:, :1], labels), atol=1e-5)
 
 
+def test_new_rows_are_not_the_old_ones_drawn_again(tmp_path: Path) -> None:
+    """By the same seed, as two runs have it that say nothing of seeds."""
+    first = model("gan:resnet", NAMES, args={"width": 8, "latent": 8})
+    folder = exported(tmp_path / "first", first.critic, first.network)
+    after = model(f"gan:{folder}", ("yak", "fly", "eel"))
+    rows = [built.get_parameter("class_embedding.weight").detach() for built in (first.network, after.network)]
+    nearest = [torch.corrcoef(torch.stack([one, other]))[0, 1].abs() for one, other in zip(rows[0], rows[1], strict=True)]
+    assert max(nearest) < 0.9
+    assert after.fresh == ("class_embedding.weight",)
+
+
 def test_what_is_made_of_a_latent_depends_on_no_other_one() -> None:
     generator = ResnetGenerator(2, 28, 0, latent=8, width=8)
     latents = torch.randn(3, 8)
