@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from trainer.config import Run, UserError
+from trainer.config.load import load
 from trainer.config.model import Model
 from trainer.config.tasks.gan import Config
 from trainer.models import build_model
@@ -209,6 +210,17 @@ def test_rows_of_both_tables_follow_the_names_of_classes(old: Path) -> None:
     assert torch.allclose(colour.critic(repeated, labels), before.critic(repeated[:, :1], labels), atol=1e-5)
 
 
+def test_new_rows_are_not_the_old_ones_drawn_again(tmp_path: Path) -> None:
+    """By the same seed, as two runs have it that say nothing of seeds."""
+    first = model("gan:resnet", NAMES, args={"width": 8, "latent": 8})
+    folder = exported(tmp_path / "first", first.critic, first.network)
+    after = model(f"gan:{folder}", ("yak", "fly", "eel"))
+    rows = [built.get_parameter("class_embedding.weight").detach() for built in (first.network, after.network)]
+    nearest = [torch.corrcoef(torch.stack([one, other]))[0, 1].abs() for one, other in zip(rows[0], rows[1], strict=True)]
+    assert max(nearest) < 0.9
+    assert after.fresh == ("class_embedding.weight",)
+
+
 def test_what_is_made_of_a_latent_depends_on_no_other_one() -> None:
     generator = ResnetGenerator(2, 28, 0, latent=8, width=8)
     latents = torch.randn(3, 8)
@@ -311,3 +323,18 @@ def test_settings_that_do_not_go_together(changes: dict[str, Any], message: str)
     assert Run.model_validate(run).checkpoint.best == "val/fd_resnet18"
     with pytest.raises(ValidationError, match=message):
         Run.model_validate(run | changes)
+
+
+def test_the_folder_of_an_export_is_found_from_anywhere(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the new pair stays what it is, whatever lies beside it."""
+    monkeypatch.chdir(old.parent)
+    (old.parent / "resnet").mkdir()
+    for source, found in (("gan:old", f"gan:{old}"), ("gan:resnet", "gan:resnet")):
+        lines = [
+            "name: r", "strategy: {kind: full}", "optimizer: {kind: adam, lr: 1e-3}", f"model: {{source: '{source}'}}",
+            "task: {kind: gan, fidelity: {samples: 10}}", "data: {train: 'folder:x', val: 'folder:y'}",
+        ]  # fmt: skip
+        (old.parent / "run.yaml").write_text("\n".join(lines))
+        run = load(old.parent / "run.yaml")
+        assert (run.model.source, run.model.weights) == (found, "none" if source == "gan:resnet" else "DEFAULT")
+        assert run.checkpoint.best == "val/fid"

@@ -23,7 +23,7 @@ _TYPES = {
     "model_type": "a section with keys of its own", "model_attributes_type": "a section with keys of its own",
     "tuple_type": "a list", "none_required": "null", "dataclass_type": "an amount such as '5 epochs'",
 }  # fmt: skip
-SAVED = ("timm", "transformers", "diffusers", "run")  # schemes of `model.source` that can name a folder
+SAVED = ("timm", "transformers", "diffusers", "gan", "run")  # schemes of `model.source` that can name a folder
 _WRONG_TYPE = (*_TYPES, "literal_error")
 
 
@@ -205,7 +205,7 @@ def _absolute(run: Run, base: Path) -> Run:
         file, colon, factory = rest.rpartition(":")
         if scheme == "python" and colon and (file.endswith(".py") or "/" in file):
             model = model.model_copy(update={"source": f"python:{path(file)}:{factory}"})
-        elif scheme in SAVED:
+        elif scheme in SAVED and model.source != "gan:resnet":
             model = model.model_copy(update={"source": f"{scheme}:{_saved(scheme, rest, base)}"})
         if "/" in model.weights or Path(model.weights).suffix:
             model = model.model_copy(update={"weights": path(model.weights)})

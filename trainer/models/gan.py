@@ -30,6 +30,7 @@ from trainer.models.resnet_gan import GROUPS, ResnetCritic, ResnetGenerator
 from trainer.spec import InputSpec, Pair
 
 HALF, LEAST = 0.5, 8
+NAMES = ("generator", "critic")
 FILES = ("generator.safetensors", "critic.safetensors")
 NEW = "resnet"
 Networks = tuple[nn.Module, nn.Module]
@@ -87,9 +88,10 @@ def build_pair(config: Model, wanted: Pair, seed: int, *, load_weights: bool) ->
     if source.read is not None and load_weights:
         found = source.read()
         report = LoadReport(found[0].source)
-        for name, network, layers, checkpoint in zip(("generator", "critic"), networks, parts, found, strict=True):
+        for place, (name, network, layers, checkpoint) in enumerate(zip(NAMES, networks, parts, found, strict=True)):
             one = _One(source.channels, source.table, partial(_given, checkpoint))
-            filled = fill(network, one, layers, shape, adapt, wanted.classes, seed)
+            # not `seed` itself, by which a run of the same seed drew the old rows: new ones would be theirs
+            filled = fill(network, one, layers, shape, adapt, wanted.classes, seed + 1 + place)
             for word in ("matched", "adapted", "fresh", "left_over"):
                 getattr(report, word).extend(f"{name}.{entry}" for entry in getattr(filled, word))
         fresh = [name for name, _ in generator.named_parameters() if f"generator.{name}" in report.fresh]

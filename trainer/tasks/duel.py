@@ -37,7 +37,7 @@ class Duel:
         like = next(critic.parameters())
         self._signs = torch.zeros(2, dtype=torch.float64, device=like.device)  # their sum at this step, and how many
         augment = config.augment
-        self._share = torch.tensor([0.0 if augment is None else augment.share], device=like.device)
+        self._share = torch.tensor([0.0 if augment is None else augment.begins], device=like.device)
         adaptive = None if augment is None else augment.adaptive
         if adaptive is not None:
             critic.register_buffer(SHARE, self._share)

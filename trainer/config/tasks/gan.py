@@ -51,8 +51,15 @@ class Augment(Section):
     """Changes of what the critic sees, real or made, that gradients go through (Zhao et al. 2020)."""
 
     changes: list[Change] = Field(default_factory=_all, min_length=1)
-    share: float = Field(1.0, ge=0, le=1, description="of the images that each of them changes; at first, where it is adaptive")
+    share: float | None = Field(
+        None, ge=0, le=1, description="of the images that each of them changes; none: 1, and where it is adaptive 0 at first"
+    )
     adaptive: Adaptive | None = None
+
+    @property
+    def begins(self) -> float:
+        """The share at first."""
+        return self.share if self.share is not None else 0.0 if self.adaptive is not None else 1.0
 
     @field_validator("changes")
     @classmethod
