@@ -115,12 +115,16 @@ def test_figures_are_of_the_same_pairs_on_any_number_of_ranks(
 def test_pictures_are_made_by_graft_and_by_plain_diffusers(
     whole: RunDir, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same as in the evaluation, by one process and by two; the exported pipeline makes them as well."""
+    """The same as in the evaluation, by one process and by the shares of two; the exported pipeline makes them as well."""
     monkeypatch.setenv("TORCH_HOME", str(photographs))
     ask = ["translate", str(whole.path), str(photographs / "val"), "--device", "cpu", "--batch", "2", "--derive",
            "--checkpoint", "last"]  # fmt: skip
-    for name, more in (("one", []), ("two", ["--processes", "2"])):
-        assert main([*ask, *more, "--out", str(tmp_path / name)]) == 0
+    assert main([*ask, "--out", str(tmp_path / "one")]) == 0
+    with monkeypatch.context() as env:  # as `--processes 2` starts them
+        env.setenv("WORLD_SIZE", "2")
+        for rank in ("1", "0"):
+            env.setenv("RANK", rank)
+            assert main([*ask, "--out", str(tmp_path / "two")]) == 0
     made = {path.name: np.array(Image.open(path)) for path in sorted((tmp_path / "one").iterdir())}
     assert len(made) == 13
     assert all(np.array_equal(image, np.array(Image.open(tmp_path / "two" / name))) for name, image in made.items())
@@ -152,12 +156,14 @@ def test_pictures_are_made_by_graft_and_by_plain_diffusers(
     assert np.abs(np.array(found).astype(int) - expected).max() <= 1
 
 
-def test_a_run_and_an_export_go_on(whole: RunDir, trainers: Zygote, photographs: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_as_another_one(whole: RunDir, trainers: Zygote, photographs: Path, tmp_path: Path) -> None:
     """With the channels of the source as they were learnt; for other pairs."""
     last = [p["val/loss"] for p in points(whole.path) if "val/loss" in p][-1]
     task = {"kind": "diffusion", "condition": "none", "pairs": "masked", "draws": 2, "samples": {"count": 0}}
     model = {"source": f"run:{whole.path}", "weights": "last", "adapt": {"image_size": SIZE}}
-    more = {"evaluate": {"every": "4 steps", "at_start": True}, "strategy": {"kind": "lora", "head": "keep"}}
+    more = {
+        "evaluate": {"at_start": True}, "strategy": {"kind": "lora", "head": "keep"}, "train": {"steps": 1, "global_batch": 4},
+    }  # fmt: skip
     path = file(tmp_path, photographs, task=task, model=model, **more)
     assert trainers.run(path, tmp_path) == [0]
     assert next(p["val/loss"] for p in points(tmp_path / "run") if "val/loss" in p) == pytest.approx(last, abs=1e-5)
