@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """A section of the run file: unknown keys, wrong types, nan and infinity are refused; values cannot be changed afterwards."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    # what checks a section is built when one is first made: most kinds are never used, and every command would wait for them
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Kind(Section):

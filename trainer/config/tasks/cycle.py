@@ -32,7 +32,7 @@ class Config(Painting):
     losses: list[Literal["adversarial", "cycle", "identity"]] = Field(
         ["adversarial", "cycle"], description="cycle weighs 10 and identity 5, unless losses.weights says otherwise"
     )
-    adversary: Critics = Critics()
+    adversary: Critics = Field(default_factory=Critics)
     fidelity: Distances | None = Field(None, description="how like each class what is made of the other is; none: not measured")
     back: Model | None = Field(None, description="the network of the way back; left out: another one like model")
     decoder: Decoder = Field(default_factory=Decoder, description="of classifiers' trunks")
