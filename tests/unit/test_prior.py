@@ -59,7 +59,7 @@ class Asked(nn.Module):
 
 
 def task(**prior: Any) -> Diffusion:
-    config = Config(prior={"classes": ["3"], **prior} if prior else None, drop=0.0)
+    config = Config.model_validate({"prior": {"classes": ["3"], **prior} if prior else None, "drop": 0.0})
     found = build(config, Facts.plain([str(n) for n in range(5, 10)], [1] * 5))
     call = lambda network, images, times, told: network(images, times, told["classes"])  # noqa: E731
     found.bind(Beside(call, 1, 8, (1, 8)), seed=0)
