@@ -55,6 +55,7 @@ def test_plan_shows_it_and_refuses_what_matches_nothing(tmp_path: Path) -> None:
     memory = told["learning"]["memory"]
     assert (memory["gpu"], memory["world"], memory["share"], memory["footprint"]["weights"] // 512) == (True, 2, 12, 22)
     assert [one["answer"] for one in memory["cards"]] == ["fits"]
+    assert memory["depends"], "a micro-batch that is found by trying changes what BatchNorm learns"
     assert told["failures"]
     still = ("data.augment={crop: none, flip: 0.0}", "strategy={kind: head}")
     kept = plan("--json", *still, "data.cache=features")

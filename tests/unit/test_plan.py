@@ -113,6 +113,9 @@ def test_evaluations_are_counted_with_the_one_at_the_start() -> None:
 def test_a_plan_on_gpus_takes_one_rank_each() -> None:
     made = plan(run(), COUNTS, Machine(gpus=4, cores=16))
     assert (made.device, made.world_size, made.shares, made.threads) == ("cuda", 4, (16,) * 4, 4)
+    assert "if the GPU has no room for so many" in dict(plan_rows(made, "starts"))["batch"]
+    written = plan(run(train={"micro_batch": 16}), COUNTS, Machine(gpus=4, cores=16))
+    assert "no room" not in dict(plan_rows(written, "starts"))["batch"]
     assert plan(run(parallel={"device": "cpu"}), COUNTS, Machine(gpus=4, cores=16)).world_size == 1
 
 
