@@ -170,9 +170,8 @@ def main() -> int:
             for name in (*arms, *reversed(arms)):
                 found[name].append(arms[name]())
     base = median(found["torchvision's reference"])
-    print(
-        f"{comparison.steps * given.batch} images an epoch, {given.workers} workers, {given.resize} to {given.size}, crop: {given.crop}"
-    )
+    images = comparison.steps * given.batch
+    print(f"{images} images an epoch, {given.workers} workers, {given.resize} to {given.size}, crop: {given.crop}")
     for name, rates in found.items():
         low, high = min(rates), max(rates)
         print(
