@@ -1,4 +1,7 @@
-"""Measures how fast a run is on this machine: its loader alone, its steps alone, and both together. Nothing of it is kept."""
+"""Measures how fast a run is on this machine: its loader alone, its steps alone, and both together.
+
+Nothing of the training is kept; what `data.cache` keeps is made, as the run would make it.
+"""
 
 from __future__ import annotations
 

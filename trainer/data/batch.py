@@ -50,7 +50,11 @@ class Batch:
         images = self.images.to(device, non_blocking=True)
         if spec is not None:
             scale, shift = _affine(spec, device)
-            images = torch.addcmul(shift, images, scale)
+            if device.type == "cpu" and images.dtype == torch.uint8:  # in place: half the time, and the same bits
+                found = images.float()
+                images = torch.addcmul(shift, found, scale, out=found)
+            else:
+                images = torch.addcmul(shift, images, scale)
         targets, values = (
             None if given is None else given.to(device, non_blocking=True) for given in (self.targets, self.values)
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 import trainer.data
-from trainer.config import RefusedError, Run, UserError
+from trainer.config import GraftError, RefusedError, Run, UserError
 from trainer.config.sources import Listing
 from trainer.data import Batch, ImageDataset, transforms
 from trainer.data.dataset import BadCount
@@ -121,14 +122,17 @@ class Decoding:
 
 
 class KeptReader:
-    """Reads images that are kept, by the keys of a listing."""
+    """Reads images that are kept, by the keys of a listing; with so many files mapped as this process may well hold open."""
 
-    def __init__(self, listing: Listing, found: Complete, channels: int) -> None:
+    def __init__(self, listing: Listing, found: Complete) -> None:
         assert isinstance(found.store, PictureStore)
+        self._store, self._names = found.store, found.names
         self._place = {item.key: index for index, item in enumerate(listing.items)}
-        self._which, self._row, self._bad, self._channels = found.which, found.row, found.bad, channels
-        used = sorted(set(found.which.tolist()) - {-1})
-        self._files = {index: found.store.pictures(found.names[index]) for index in used}
+        self._which, self._row, self._bad = found.which, found.row, found.bad
+        self._files: dict[int, tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._most = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
+        for which in sorted(set(found.which.tolist()) - {-1})[: self._most]:
+            self._file(which)
 
     def read(self, key: str, channels: int, max_pixels: int) -> torch.Tensor:
         """uint8 [channels, h, w]. Raises BadImageError for one that could not be decoded."""
@@ -136,11 +140,23 @@ class KeptReader:
         which = int(self._which[index])
         if which < 0:
             raise BadImageError(*self._bad[index])
-        pixels, starts, sizes = self._files[which]
+        pixels, starts, sizes = self._files.get(which) or self._file(which)
         row = int(self._row[index])
         height, width = sizes[row].tolist()
         start = int(starts[row])
         return torch.from_numpy(pixels[start : start + channels * height * width]).view(channels, height, width)
+
+    def _file(self, which: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+        name = self._names[which]
+        try:
+            found = self._store.pictures(name)
+        except OSError as error:
+            where = self._store.folder / name
+            raise GraftError(f"{where}: {error.strerror}; was it removed while this run reads it? Start the run again") from None
+        if len(self._files) >= self._most:
+            del self._files[next(iter(self._files))]  # the one that was mapped first
+        self._files[which] = found
+        return found
 
 
 class Decoded(Keeper):
@@ -169,7 +185,7 @@ class Decoded(Keeper):
                 if found is None:
                     return False
                 listing = dataset.listing
-                reader = self._together(lambda: KeptReader(listing, found, self._spec.in_channels))  # noqa: B023
+                reader = self._together(lambda: KeptReader(listing, found))  # noqa: B023
                 self._readers[id(listing), dataset.train] = reader
         except NotKeptError as problem:
             raise RefusedError(f"data.cache: decoded, and images cannot be kept: {problem}; or write data.cache: none") from None
