@@ -81,15 +81,27 @@ def chosen_names(names: Sequence[str], *, full: bool, gpu: bool) -> list[str]:
     return [n for n in known if n in names or (not names and (full or n not in OTHERS) and (gpu or n not in GPU))]
 
 
-def write(sections: Sequence[Section], machine: dict[str, Any], flags: Sequence[str], seconds: float, out: Path) -> None:
+def everywhere() -> dict[str, str]:
+    """Versions as the peers' environment has them, which sees graft's; its own where the peers are not there."""
+    if not peers.PYTHON.exists():
+        return results.versions()
+    code = "import json; from benchmarks import results; print(json.dumps(results.versions()))"
+    done = subprocess.run([str(peers.PYTHON), "-c", code], cwd=HERE.parent, capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def write(
+    sections: Sequence[Section], machine: dict[str, Any], names: Sequence[str], flags: Sequence[str], seconds: float, out: Path
+) -> None:  # fmt: skip
     """RESULTS.md, and beside it the same as JSON."""
-    versions = results.versions()
+    versions = everywhere()
     where = (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {', '.join(machine['gpus']) or 'no GPU'}"
     )
     load = ", ".join(str(value) for value in machine["load"])
     kind = " with small settings (the figures mean little)" if "--quick" in flags else ""
-    command = "python -m benchmarks" + "".join(f" {flag}" for flag in flags)
+    command = " ".join(["python -m benchmarks", *names, *flags])
     head = [
         "# Measured beside others",
         "",
@@ -116,10 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="which (default: all against peers that this machine can)")
     parser.add_argument("--quick", action="store_true", help="small settings: shows that all work")
     parser.add_argument("--full", action="store_true", help="as many pairs as a claim under 3%% needs; takes hours")
-    parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md")
+    parser.add_argument("--out", type=Path, help="write there (default: RESULTS.md for all of them, nothing for some)")
     chosen = parser.parse_args(argv)
     if chosen.quick and chosen.full:
         parser.error("--quick and --full are opposites: give one of them")
+    out = chosen.out or (None if chosen.names else HERE / "RESULTS.md")
     machine = results.machine()
     names = chosen_names(chosen.names, full=chosen.full, gpu=bool(machine["gpus"]))
     peers.make()
@@ -130,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found, ended = measure(name, flags)
         sections += found
         good = good and ended
-        write(sections, machine, flags, time.monotonic() - began, chosen.out)  # what is there is kept, whatever comes
+        if out is not None:  # after each: what is there is kept, whatever comes
+            write(sections, machine, chosen.names, flags, time.monotonic() - began, out)
     return 0 if good else 1
 
 

@@ -217,6 +217,7 @@ def compare(
     training: Training, every: int, turns: int, names: Sequence[str], number: str, goal: str, command: str
 ) -> results.Section:  # fmt: skip
     """Each way by turns, there and back, and what each wrote loaded in the end."""
+    warnings.filterwarnings("ignore", module="torch.distributed")  # it speaks of one process
     pin = training.device.type == "cuda"
     copies = {name: torch.zeros(tensor.shape, pin_memory=pin) for name, tensor in training.state().items()}
     size = sum(tensor.nbytes for tensor in copies.values())
@@ -257,7 +258,6 @@ def compare(
 
 def main(argv: Sequence[str] | None = None) -> int:
     chosen = results.options("benchmarks.checkpoint", __doc__, argv)
-    warnings.filterwarnings("ignore", module="torch.distributed")  # it speaks of one process
     torch.set_num_threads(1)
     training = Training(results.pick(chosen, 512, 2048, 2048), results.pick(chosen, 8, 20, 20))
     goal = "held up at most 1.2 memcpy, steps at most 5% slower"

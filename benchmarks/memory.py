@@ -87,28 +87,33 @@ def run_file(folder: Path, source: str, batch: int, settings: dict[str, Any]) ->
 
 
 def predicted(path: Path) -> list[int]:
-    """Bytes: by graft, `accelerate estimate-memory` (training with Adam in fp32) and DeepSpeed's estimator (ZeRO-2, one GPU).
-
-    The other two look at the number of parameters alone; their own functions are called on the network that graft builds.
-    """
-    from accelerate.commands.estimate import estimate_training_usage
-    from accelerate.utils import calculate_maximum_sizes
-    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
-
+    """Bytes."""
     from trainer.config import load
     from trainer.forecast import Forecast, prepare
 
     run = load(path, [])
     micro_batch = run.train.micro_batch
     assert isinstance(micro_batch, int)
-    parts = prepare(run, 1)
-    network = parts.phase.network
+    return [Forecast(prepare(run, 1), gpu=False)(micro_batch, run.train.global_batch).peak]
+
+
+def estimated(path: Path) -> list[int]:
+    """Bytes by `accelerate estimate-memory` (training with Adam in fp32) and by DeepSpeed's estimator (ZeRO-2 on one GPU).
+
+    Both look at the number of parameters alone; their own functions are called on the network that graft builds.
+    """
+    from accelerate.commands.estimate import estimate_training_usage
+    from accelerate.utils import calculate_maximum_sizes
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    from trainer.config import load
+    from trainer.forecast import prepare
+
+    network = prepare(load(path, []), 1).phase.network
     size, _ = calculate_maximum_sizes(network)
     count = sum(parameter.numel() for parameter in network.parameters())
     usage = estimate_training_usage(int(size), "float32")
-    states = estimate_zero2_model_states_mem_needs(count, 1, 1, cpu_offload=False)[1]
-    peak = Forecast(parts, gpu=False)(micro_batch, run.train.global_batch).peak
-    return [peak, max(usage.values()), states]
+    return [max(usage.values()), estimate_zero2_model_states_mem_needs(count, 1, 1, cpu_offload=False)[1]]
 
 
 def measured(path: Path) -> list[int]:
@@ -208,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for source, batch, settings in every[: 2 if chosen.quick else None]:
         with tempfile.TemporaryDirectory() as name:
             path = run_file(Path(name), source, batch, settings)
-            foretold = apart(predicted, path)
+            foretold = [*apart(predicted, path), *apart(estimated, path)]
             peak, grown = apart(measured, path)
         learns = settings["strategy"]["kind"] + (", average" if "train.ema" in settings else "")
         cells = [source.partition(":")[2], settings["model.adapt.image_size"], learns, batch, f"{peak / 2**20:,.1f}"]

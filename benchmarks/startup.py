@@ -140,7 +140,7 @@ def firsts(folder: Path, passes: int, world: int) -> tuple[list[str], dict[str, 
 def main(argv: Sequence[str] | None = None) -> int:
     chosen = results.options("benchmarks.startup", __doc__, argv)
     again = results.command("benchmarks.startup", chosen)
-    passes = results.pick(chosen, 1, 3, 10)
+    passes = results.pick(chosen, 1, 2, 10)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lines, figures = helps(folder, passes)

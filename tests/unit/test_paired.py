@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from benchmarks import __main__ as runner
+from benchmarks.__main__ import chosen_names
 from benchmarks.paired import Measured, Spread, measure, table
 
 
@@ -60,3 +65,37 @@ def test_nothing_measured_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing was measured"):
         Spread.of([])
     assert Spread.of([2.0]) == Spread(2.0, 2.0, 2.0, 1)
+
+
+def test_the_runner_takes_what_is_there_and_refuses_a_name_that_is_none() -> None:
+    usual = chosen_names([], full=False, gpu=False)
+    assert usual[0] == "loop"
+    assert {"frozen", "checkpoint", "startup", "sweep", "kill", "memory"} <= set(usual)
+    assert not {"gpu", "stop", "diffusion"} & set(usual)
+    assert {"gpu", "stop", "diffusion"} <= set(chosen_names([], full=True, gpu=True))
+    assert chosen_names(["kill", "loop"], full=False, gpu=False) == ["loop", "kill"]
+    with pytest.raises(SystemExit, match="there is no measurement 'lop'; there are: loop, "):
+        chosen_names(["lop"], full=False, gpu=False)
+
+
+def test_a_failure_and_a_text_are_kept_as_sections(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runner, "run", lambda command: (3, "half a table\n", ["why it failed"]))
+    (failed,), good = runner.measure("kill", ["--quick"])
+    assert not good
+    assert (failed.number, failed.command) == ("8", "python -m benchmarks.kill --quick")
+    assert {"half a table", "why it failed"} <= set(failed.lines)
+    monkeypatch.setattr(runner, "run", lambda command: (0, "1.8e-7\n" if "--quick" not in command else "", []))
+    (text,), good = runner.measure("split", ["--quick"])  # takes no options
+    assert good
+    assert "1.8e-7" in text.lines
+    machine = {"processor": "one", "cores": 2, "memory_gib": 8, "load": [0.1], "gpus": [], "system": "Linux", "day": "today"}
+    monkeypatch.setattr(runner, "everywhere", lambda: {"torch": "2"})
+    runner.write([failed, text], machine, ["kill", "split"], ["--quick"], 120, tmp_path / "R.md")
+    page = (tmp_path / "R.md").read_text()
+    assert (
+        "Written by `python -m benchmarks kill split --quick` with small settings (the figures mean little) on today in 2 min."
+        in page
+    )
+    assert "## 8. kill" in page
+    assert "Again: `python -m benchmarks.split`" in page
+    assert json.loads((tmp_path / "R.json").read_text())["sections"][1]["number"] == "–"

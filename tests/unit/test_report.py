@@ -87,6 +87,16 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert "full: What was mistaken for what" in seen.text
 
 
+def test_what_checkpoints_cost_is_a_tile(tmp_path: Path) -> None:
+    folder = trained(tmp_path, "one", classes=DIGITS)
+    at = {"samples": 99_999, "step": 1563, "epoch": 78.0, "time": 1.8e9, "train/loss": 0.1}
+    with folder.metrics.open("a", encoding="utf-8") as file:
+        for stall, shadow in ((0.012, {}), (0.3456, {"checkpoint/shadow": 1.043}), (0.02, {"checkpoint/shadow": 1.01})):
+            file.write(json.dumps({**at, "checkpoint/stall_s": stall, **shadow}) + "\n")
+    text = write_report([folder], tmp_path / "page.html").read_text()
+    assert "<b>346 ms</b><span>held up by a checkpoint at most; steps 1.04 times as long while it is written</span>" in text
+
+
 def test_the_distances_of_a_generator_are_drawn(tmp_path: Path) -> None:
     runs = [trained(tmp_path, name, classes=DIGITS) for name in ("grafted", "scratch")]
     assert "Distance of what it makes" not in page(runs, tmp_path / "report.html").text

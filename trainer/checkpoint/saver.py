@@ -82,6 +82,8 @@ class Saver:
         self._on_commit = on_commit
         self._on_cost = on_cost
         self._shadow = Shadow()
+        self._left = 0.0  # when the training left its steps for the save under way
+        self._held: float | None = None  # for how long; none while it is away
         self._sizes: list[tuple[float, int]] = []  # by rank: seconds held, bytes
         self._staged: dict[str, StagedFile] = {}
         self._thread: threading.Thread | None = None
@@ -122,52 +124,47 @@ class Saver:
 
         `since` (perf_counter): when the training left its steps for this; the wait for the checkpoint before counts, too.
         """
-        began = time.perf_counter() if since is None else since
+        left = time.perf_counter() if since is None else since
         self.join()
         self._failed_at = None  # this is the other try
+        self._left, self._held = left, None
         self.reserve(files)
         for name, tensors in files.items():
             self._staged[name].copy(tensors)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
-        staged = dict(self._staged)
         self._shadow.begin()
-        commit = step, staged, state, best, began, None if wait else time.perf_counter() - began
+        commit = step, dict(self._staged), state, best, wait
         self._thread = threading.Thread(target=self._commit, args=commit, name="checkpoint")
         self._thread.start()
+        self._held = time.perf_counter() - left  # with the start of the thread, which waits until that runs
         if wait:
             self.join()
             if self._failure is not None:
                 raise GraftError(f"the checkpoint of step {step} could not be written: {self._failure}")
 
     def _commit(
-        self, step: int, staged: dict[str, StagedFile], state: dict[str, Any], best: float | None, left: float, held: float | None
-    ) -> None:
-        """`left`: when the training left its steps; `held`: for how long, none where it waits for the end of this."""
+        self, step: int, staged: dict[str, StagedFile], state: dict[str, Any], best: float | None, waited: bool
+    ) -> None:  # fmt: skip
         began = time.perf_counter()
         self._sizes = []
         try:
             if self._others.rank == 0:
-                self._lead(step, staged, state, best, held)
+                self._lead(step, staged, state, best)
             else:
-                self._follow(step, staged, held)
+                self._follow(step, staged)
             self._failure = None
             if self._sizes and self._others.rank == 0:  # else it was there already
-                self._told(step, time.perf_counter() - began, held is None, time.perf_counter() - left)
+                now = time.perf_counter()
+                stall = now - self._left if waited else max(held for held, _ in self._sizes)
+                cost = Cost(step, stall, now - began, sum(size for _, size in self._sizes), self._shadow.ratio())
+                log.info("the checkpoint of step %d: %s", step, cost.text())
+                self._on_cost(cost)
         except BaseException as error:
             self._failure, self._failed_at = error, time.monotonic()
             log.warning("the checkpoint of step %d was not written: %s; the one before is kept", step, error)
 
-    def _told(self, step: int, wrote: float, waited: bool, whole: float) -> None:
-        """Say what a checkpoint cost."""
-        stall = whole if waited else max(held for held, _ in self._sizes)
-        cost = Cost(step, stall, wrote, sum(size for _, size in self._sizes), self._shadow.ratio())
-        log.info("the checkpoint of step %d: %s", step, cost.text())
-        self._on_cost(cost)
-
-    def _lead(
-        self, step: int, staged: dict[str, StagedFile], state: dict[str, Any], best: float | None, held: float | None
-    ) -> None:
+    def _lead(self, step: int, staged: dict[str, StagedFile], state: dict[str, Any], best: float | None) -> None:
         """On rank 0: make the folder, let every rank write into it, commit it, and say what became of it."""
         told = False
 
@@ -175,7 +172,7 @@ class Saver:
             nonlocal told
             told = True
             self._others.tell(str(folder))
-            return self._together(folder, step, staged, held)
+            return self._together(folder, step, staged)
 
         failure: BaseException | None = None
         try:
@@ -190,16 +187,16 @@ class Saver:
         if failure is not None:
             raise failure
 
-    def _follow(self, step: int, staged: dict[str, StagedFile], held: float | None) -> None:
+    def _follow(self, step: int, staged: dict[str, StagedFile]) -> None:
         """On the other ranks: write into the folder that rank 0 made, and hear what became of it."""
         folder = self._others.tell(None)
         if folder is not None:
             with contextlib.suppress(GraftError, OSError):  # rank 0 heard of it, and says it again
-                self._together(Path(folder), step, staged, held)
+                self._together(Path(folder), step, staged)
         if (failed := self._others.tell(None)) is not None:
             _raise(*failed)
 
-    def _together(self, folder: Path, step: int, staged: dict[str, StagedFile], held: float | None) -> Facts:
+    def _together(self, folder: Path, step: int, staged: dict[str, StagedFile]) -> Facts:
         """Write this rank's files; those of all ranks. Raises on every rank what any of them raised."""
         mine: tuple[Facts, tuple[bool, str] | None]
         world = self._others.world
@@ -212,7 +209,8 @@ class Saver:
                 raise
             mine = {}, (isinstance(error, GraftError), str(error))
         facts: Facts = {}
-        sizes = held or 0.0, sum(file.data.nbytes for file in staged.values())
+        held = self._held
+        sizes = time.perf_counter() - self._left if held is None else held, sum(file.data.nbytes for file in staged.values())
         for size, found, failed in self._others.gather((sizes, *mine)):
             if failed is not None:
                 _raise(*failed)
