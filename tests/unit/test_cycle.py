@@ -25,10 +25,10 @@ from trainer.data.unpaired import UnpairedDataset
 from trainer.models import build_model
 from trainer.models.both import Both
 from trainer.models.critic import Several, build_critic
+from trainer.pixels import pixels
 from trainer.spec import Cyclic, InputSpec, Translator
 from trainer.tasks.cycle import Cycle, build
 from trainer.tasks.likeness import distances
-from trainer.tasks.likening import pixels
 
 OWN = Path(painter.__file__)
 SPEC = InputSpec(3, 8, (0.5,) * 3, (0.5,) * 3)

@@ -14,7 +14,8 @@ from trainer.config import Run, UserError
 from trainer.config.pairs import Edges, Grey, Masked, Small
 from trainer.config.sources import open_source, open_splits
 from trainer.data.images import BadImageError
-from trainer.data.pairs import PairDataset, coloured, dataset_of, derive, loaded
+from trainer.data.pairs import PairDataset, dataset_of, derive, loaded
+from trainer.pixels import coloured
 from trainer.spec import InputSpec
 
 SPEC = InputSpec(3, 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

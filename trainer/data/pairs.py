@@ -26,12 +26,12 @@ from trainer.data.batch import Batch
 from trainer.data.dataset import ImageDataset
 from trainer.data.order import Key, Order, mix
 from trainer.data.unpaired import UnpairedDataset
+from trainer.pixels import coloured, luma
 from trainer.spec import InputSpec
 
 Way = Given | Side | Grey | Small | Edges | Masked
 DERIVED = 5  # the stream of what is drawn for an input
 _ASPECT = 0.02  # two pictures of a pair may differ by so much of their aspect, which is rounding
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 _GREY = 128
 
 
@@ -123,21 +123,6 @@ def _fits(way: Way, given: int, made: int) -> None:
         raise UserError(f"model.adapt.in_channels is {given}: a picture has 1 channel or 3; write one of them")
     if way.kind == "grey" and made == 1:
         raise UserError("task.pairs: grey, and task.channels is 1: there would be no colours to make; write channels: 3")
-
-
-def coloured(image: torch.Tensor, channels: int) -> torch.Tensor:
-    """uint8 [1 or 3, h, w] with so many channels: grey repeated, colours as luma."""
-    if image.shape[0] == channels:
-        return image
-    return image.expand(3, -1, -1) if channels == 3 else luma(image)
-
-
-def luma(image: torch.Tensor) -> torch.Tensor:
-    """uint8 [1 or 3, h, w] to [1, h, w]."""
-    if image.shape[0] == 1:
-        return image
-    weights = torch.tensor(_LUMA)[:, None, None]
-    return (image.float() * weights).sum(dim=0, keepdim=True).round().clamp(0, 255).to(torch.uint8)
 
 
 def derive(way: Way, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -194,7 +194,7 @@ def main():
             continue
         with torch.inference_mode():
             made = network(picture)[0]
-        pixels = ((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        pixels = (made / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         v2.functional.to_pil_image(pixels).save(place)
         print(place)
     return failed

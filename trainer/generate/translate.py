@@ -24,11 +24,11 @@ from trainer.generate.images import changed
 from trainer.generate.progress import Progress
 from trainer.generate.share import prepare, share, side_by_side, write
 from trainer.measuring import precision
+from trainer.pixels import pixels
 from trainer.predict import expand
 from trainer.restored import Restored, device_of, restore, warn_of_changes
 from trainer.rundir import RunDir
 from trainer.tasks.diffusion import Diffusion
-from trainer.tasks.likening import pixels
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ class Residual(nn.Module):
         """[n, channels, h, w]."""
         plain = (images * self.std + self.mean) * 2 - 1
         if self.channels == 1 < plain.shape[1]:
+            # ITU-R 601; written out, since exports take the source of this class
             plain = (plain * plain.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
         changed: torch.Tensor = self.network(images)
         return plain + changed

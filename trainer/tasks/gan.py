@@ -13,6 +13,7 @@ from torch import nn
 from trainer.config import UserError
 from trainer.config.targets import Facts
 from trainer.config.tasks.gan import Config
+from trainer.pixels import pixels
 from trainer.spec import InputSpec, Judge, Output, Pair
 from trainer.tasks import draws
 from trainer.tasks.base import Evaluation, Keyed
@@ -133,8 +134,7 @@ class Gan:
         numbers = torch.tensor(classes, dtype=torch.int64, device=device)
         images = network(latents.to(device), *self.told(numbers).values())
         step()
-        pixels: torch.Tensor = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
-        return pixels
+        return pixels(images).cpu()
 
     def predictions(self, logits: torch.Tensor, top: int) -> list[dict[str, Any]]:
         """Raises UserError: it says nothing of images."""

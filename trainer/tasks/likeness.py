@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from trainer.config.fidelity import Distances, Fidelity
+from trainer.pixels import pixels
 from trainer.spec import Judge
 from trainer.tasks.base import Batch
 
@@ -49,9 +50,8 @@ class LikenessMeasure:
         self._there = torch.zeros(count, dtype=torch.uint8)
         self._real = self._empty(count)
         for batch in batches:
-            pixels = (batch.images / 2 + 0.5).mul(255).round().clamp(0, 255).to(torch.uint8)
             rows = batch.indices.cpu()
-            for layer, found in self._likeness.judge(pixels).items():
+            for layer, found in self._likeness.judge(pixels(batch.images)).items():
                 self._real[layer][rows] = found
             self._there[rows] = 1
 

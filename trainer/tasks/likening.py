@@ -11,6 +11,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 from trainer.config import UserError
 from trainer.config.lpips import LEAST, Lpips, named
+from trainer.pixels import coloured, pixels
 from trainer.tasks.base import Batch, Evaluation, Perceives, Sheet
 
 if TYPE_CHECKING:
@@ -20,11 +21,6 @@ _EXACT = 1e-10  # the mean squared error below which PSNR is said as 100 dB
 _REACH = 5  # pixels from the middle of a window to its edge
 _WINDOW = 2 * _REACH + 1
 _FIGURES = ("psnr", "ssim", "mae")
-
-
-def pixels(images: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] to uint8, as it is written to a file."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def figures(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -112,12 +108,7 @@ class PictureMeasure:
         spec = self._task.spec
         mean, std = (torch.tensor(values, device=given.device)[:, None, None] for values in (spec.mean, spec.std))
         image = pixels((given.float() * std + mean) * 2 - 1)
-        channels = self._task.channels
-        if image.shape[1] == channels:
-            return image
-        weights = torch.tensor([0.299, 0.587, 0.114], device=image.device)[:, None, None]
-        grey = (image.float() * weights).sum(dim=1, keepdim=True).round().to(torch.uint8) if channels == 1 else image
-        return grey.expand(-1, channels, -1, -1)
+        return coloured(image, self._task.channels)
 
     def _show(self, indices: Sequence[int], triples: torch.Tensor) -> None:
         for row, index in enumerate(indices):

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from trainer.config.tasks.diffusion import Config
+from trainer.pixels import pixels
 from trainer.tasks.base import Batch, Evaluation, Sheet
 from trainer.tasks.denoising import DenoisingMeasure
-from trainer.tasks.likening import pixels
 
 if TYPE_CHECKING:
     from trainer.tasks.diffusion import Diffusion

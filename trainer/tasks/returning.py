@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from trainer.config.fidelity import Distances
+from trainer.pixels import pixels
 from trainer.spec import Judge
 from trainer.tasks.base import Batch, Evaluation, Sheet
 from trainer.tasks.likeness import distances
-from trainer.tasks.likening import pixels
 
 if TYPE_CHECKING:
     from trainer.tasks.cycle import Cycle

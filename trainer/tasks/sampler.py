@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from trainer.config import UserError
+from trainer.pixels import pixels
 from trainer.spec import Beside
 
 _OF_BETAS = {
@@ -105,7 +106,7 @@ def sample(
         step()
     if beside.vae is not None:
         images = beside.vae.decode(images)
-    return (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+    return pixels(images).cpu()
 
 
 def _said(
