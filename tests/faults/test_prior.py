@@ -17,7 +17,7 @@ from tests.unit.test_texts import text_pipeline
 DATA: dict[str, Any] = {"train": "digits:0-1/train", "val": "digits:0-1/val", "augment": {}}
 
 
-def train(zygote: Zygote, folder: Path, pipe: str, *, world: int = 2, fault: str = "", **sections: Any) -> list[int]:
+def train(zygote: Zygote, folder: Path, pipe: str, *, world: int = 1, fault: str = "", **sections: Any) -> list[int]:
     """A run on digits by their names whose prior are texts, on latents that are kept; LoRA alone learns."""
     task = {
         "condition": "text", "vae": "pipeline", "noise": {}, "drop": 0.3, "samples": {"steps": 2, "count": 0, "batch": 4},
@@ -43,37 +43,31 @@ def drawn(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 def test_a_prior_is_drawn_once_and_a_killed_run_ends_the_same(zygote: Zygote, tmp_path: Path) -> None:
     pipe = text_pipeline(tmp_path / "pipe")
-    whole, broken, alone = tmp_path / "whole", tmp_path / "broken", tmp_path / "alone"
-    assert train(zygote, whole, pipe) == [0, 0]
+    whole, broken, two = tmp_path / "whole", tmp_path / "broken", tmp_path / "two"
+    assert train(zygote, whole, pipe) == [0]
     made = drawn(whole)
     assert list(made) == [f"{number:06d}.png" for number in range(14)]
     assert len({image.tobytes() for image in made.values()}) == 14
 
-    assert KILLED in train(zygote, broken, pipe, fault="prior-drawn@1:1=kill")
-    begun = {path.name: path.stat().st_mtime_ns for path in (broken / "run" / "prior").glob("*.png")}
-    assert 4 <= len(begun) <= 8, "two of four batches"
-    assert KILLED in train(zygote, broken, pipe, fault="step@9:0=kill")
-    after = {path.name: path.stat().st_mtime_ns for path in (broken / "run" / "prior").glob("*.png")}
-    assert after == {**after, **begun}, "what was drawn is not drawn again"
-    source = tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors"
-    away = source.rename(tmp_path / "away")
-    lost = broken / "run" / "prior" / "000005.png"
-    before = lost.read_bytes()
-    lost.write_bytes(before[:-30])
-    assert train(zygote, broken, pipe) != [0, 0], "the weights are needed again, to draw what is lost"
-    away.rename(source)
-    assert train(zygote, broken, pipe) == [0, 0]
-    assert lost.read_bytes() == before
+    assert train(zygote, broken, pipe, fault="prior-drawn@2=kill") == [KILLED]
+    begun = {path: path.stat().st_mtime_ns for path in sorted((broken / "run" / "prior").glob("*.png"))}
+    assert len(begun) == 8, "two of four batches"
+    (damaged,) = [path for path in begun if path.name == "000005.png"]
+    before = damaged.read_bytes()
+    damaged.write_bytes(before[:-30])
+    assert train(zygote, broken, pipe, fault="step@9=kill") == [KILLED]
+    assert damaged.read_bytes() == before, "it was drawn again, with its batch"
+    assert all(path.stat().st_mtime_ns == time for path, time in list(begun.items())[:4]), "and the others were not"
+    (tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "away")
+    assert train(zygote, broken, pipe) == [0], "the weights are needed no more"
     same(broken / "run", whole / "run")
-    assert drawn(broken).keys() == made.keys()
+    (tmp_path / "away").rename(tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors")
 
-    assert train(
-        zygote, alone, pipe, world=1, data={**DATA, "cache": "none"}, train={"steps": 12, "global_batch": 24, "clip": None}
-    ) == [0]
-    for name, image in drawn(alone).items():
+    assert train(zygote, two, pipe, world=2, data={**DATA, "cache": "none"}) == [0, 0]
+    for name, image in drawn(two).items():
         assert np.array_equal(image, made[name]), "whatever the number of ranks"
     keys = ("train/loss", "loss/task", "loss/prior", "val/loss")
-    one, other = ([p[key] for p in points(folder / "run") for key in keys if key in p] for folder in (alone, whole))
+    one, other = ([p[key] for p in points(folder / "run") for key in keys if key in p] for folder in (two, whole))
     assert one == pytest.approx(other, abs=3e-5)
     first = points(whole / "run")[0]
     assert first["train/loss"] == pytest.approx(first["loss/task"] + 0.5 * first["loss/prior"], abs=1e-6)
