@@ -7,14 +7,13 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer import commands_of_time
 from trainer.config import EXIT_DONE, GraftError, UserError
 from trainer.rundir import RunDir
 
 if TYPE_CHECKING:
-    from trainer.restored import Restored
     from trainer.tasks.base import Evaluation
 
 
@@ -223,54 +222,11 @@ def translate(argv: list[str]) -> int:
 
 def export(argv: list[str]) -> int:
     """Write weights, settings, a model card and a program that need no graft."""
+    from trainer.export.command import write
+
     parser = _parser("export", "Write a run's weights with a model card, for use without graft.")
     _checkpoint(parser)
-    parser.add_argument("--out", type=Path, help="the folder to write (default: RUN/export)")
-    arguments = parser.parse_args(argv)
-
-    from trainer.export import export as write
-    from trainer.export import export_autoencoder, export_cycle, export_gan, export_generator, export_translator, fold
-    from trainer.restored import restore
-
-    folder = RunDir(arguments.run.resolve())
-    restored = restore(folder, arguments.checkpoint)
-    evaluation: dict[str, Any] = folder.read_json(folder.samples / "evaluation.json")
-    if evaluation.get("step") != restored.step and restored.run.data.val is not None:
-        evaluation = _again(restored, arguments.device)
-    pictures = {"translate": export_translator, "cycle": export_cycle, "autoencoder": export_autoencoder}.get(
-        restored.run.task.kind
-    )
-    if pictures is not None:
-        out = pictures(restored, arguments.out or folder.export, folder.read_json(folder.summary), evaluation)
-        print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")
-        return EXIT_DONE
-    if restored.run.task.generates:
-        images = export_gan if restored.run.task.duels else export_generator
-        out = images(restored, arguments.out or folder.export, folder.read_json(folder.summary), evaluation)
-        print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")
-        return EXIT_DONE
-    if restored.task.scale is not None:
-        fold(restored.network, restored.head, restored.task.scale, restored.spec)
-    out = write(
-        folder, arguments.out or folder.export, network=restored.network, spec=restored.spec, outputs=restored.task.outputs,
-        run=restored.run, summary=folder.read_json(folder.summary), evaluation=evaluation,
-    )  # fmt: skip
-    print(f"step {restored.step:,} is exported to {out}; its README.md says how to use it")
-    return EXIT_DONE
-
-
-def _again(restored: Restored, device: str) -> dict[str, Any]:
-    """The figures of just these weights, which are not those of the last evaluation; none where the data is out of reach."""
-    from trainer.measuring import measure
-    from trainer.restored import device_of
-
-    try:
-        result, _ = measure(restored, None, device_of(device))
-    except GraftError as error:
-        print(f"graft: the card has no figures, since the validation data cannot be read: {error}", file=sys.stderr)
-        return {}
-    restored.network.cpu()
-    return {"step": restored.step, "metrics": result.metrics, **result.details}
+    return write(parser, argv)
 
 
 def report(argv: list[str]) -> int:
