@@ -16,11 +16,11 @@ from trainer.config.pictures import Pictures
 from trainer.config.task import Task as Config
 from trainer.data import Batch
 from trainer.lpips import Lpips, trunk_needs
-from trainer.models import build_model
 from trainer.models.base import Need
 from trainer.models.file import read_checkpoint
 from trainer.perceptual import Perceptual
-from trainer.spec import Judge, Output
+from trainer.references import seeing
+from trainer.spec import Judge
 from trainer.tasks.base import Likens, Makes, Perceives, Task, Translates
 from trainer.tasks.diffusion import Diffusion
 
@@ -125,14 +125,8 @@ class Other:
 
     def __init__(self, model: Model, device: torch.device) -> None:
         self.name = f"{model.source} ({model.weights})"
-        adapt = model.adapt.model_copy(update={"head": "new"})
-        built = build_model(model.model_copy(update={"adapt": adapt}), "auto", (Output("", ("0", "1")),), 0)
-        fresh = [name for name in built.fresh if not any(name.startswith(f"{head}.") for head in built.head)]
-        if fresh:
-            raise UserError(
-                f"task.fidelity.features: {built.report.source} has no values for '{fresh[0]}', which would be random"
-            )
-        self._network, self._spec, self._device = built.network.to(device).eval().requires_grad_(False), built.spec, device
+        built = seeing(model, "task.fidelity.features", device)
+        self._network, self._spec, self._device = built.network, built.spec, device
         self._given: list[torch.Tensor] = []
         self._network.get_submodule(built.head[0]).register_forward_pre_hook(self._take)
         side = built.spec.image_size

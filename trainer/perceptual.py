@@ -10,9 +10,8 @@ from torch import nn
 from trainer.config import UserError
 from trainer.config.pictures import Perceptual as Config
 from trainer.losses.taps import Taps, maps
-from trainer.models import build_model
-from trainer.references import as_taken, block_names, still
-from trainer.spec import InputSpec, Output
+from trainer.references import as_taken, block_names
+from trainer.spec import InputSpec
 
 _HALF = 0.5
 
@@ -25,21 +24,14 @@ class Perceptual:
     """
 
     def __init__(self, config: Config, channels: int, device: torch.device, *, load_weights: bool = True) -> None:
-        model = config.features
-        model = model.model_copy(update={"adapt": model.adapt.model_copy(update={"head": "new"})})
-        built = build_model(model, "auto", (Output("", ("0", "1")),), 0, load_weights=load_weights)
-        fresh = [name for name in built.fresh if not any(name.startswith(f"{head}.") for head in built.head)]
-        if fresh:
-            raise UserError(
-                f"task.perceptual.features: {built.report.source} has no values for '{fresh[0]}', which would be random"
-            )
+        built = seeing(config.features, "task.perceptual.features", device, load_weights=load_weights)
         self._spec, self._given = built.spec, built.spec.in_channels
         if self._given not in (channels, 3):
             raise UserError(
                 f"task.perceptual.features: takes {self._given} channels, and the pictures have {channels}; write "
                 f"features.adapt.in_channels: {channels}"
             )
-        self.network: nn.Module = still(built.network, device)
+        self.network: nn.Module = built.network
         self._taps = Taps(self.network, "the network of task.perceptual")
         blocks = block_names(self.network, built.head)
         for name in config.layers or blocks:

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from trainer.config.targets import Facts
 from trainer.losses.base import Reference
 from trainer.losses.taps import Taps
 from trainer.models import run as run_source
-from trainer.models.base import Checkpoint
+from trainer.models.base import Built, Checkpoint
 from trainer.models.build import Norm, build_model, origin_of
 from trainer.models.given import as_given
 from trainer.models.rows import rows
@@ -120,6 +121,19 @@ def _scale_of_run(config: Model, outputs: tuple[Output, ...]) -> torch.Tensor | 
                 )
             found.append(given[old][:, pick])
     return torch.stack(found, dim=1)
+
+
+def seeing(model: Model, key: str, device: torch.device, *, load_weights: bool = True) -> Built:
+    """A network whose features are compared, as it stays; its output layer is of no use. `key`: where the run file names it.
+
+    Raises UserError for one that would see by chance.
+    """
+    model = model.model_copy(update={"adapt": model.adapt.model_copy(update={"head": "new"})})
+    built = build_model(model, "auto", (Output("", ("0", "1")),), 0, load_weights=load_weights)
+    fresh = [name for name in built.fresh if not any(name.startswith(f"{head}.") for head in built.head)]
+    if fresh:
+        raise UserError(f"{key}: {built.report.source} has no values for '{fresh[0]}', which would be random")
+    return replace(built, network=still(built.network, device))
 
 
 def start(network: nn.Module, head: Sequence[str], device: torch.device, autocast: Autocast) -> Reference:
