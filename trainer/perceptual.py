@@ -10,7 +10,7 @@ from torch import nn
 from trainer.config import UserError
 from trainer.config.pictures import Perceptual as Config
 from trainer.losses.taps import Taps, maps
-from trainer.references import as_taken, block_names
+from trainer.references import as_taken, block_names, seeing
 from trainer.spec import InputSpec
 
 _HALF = 0.5
