@@ -17,13 +17,14 @@ from trainer.config import Run, UserError
 from trainer.config.load import load
 from trainer.config.model import Model
 from trainer.config.tasks.gan import Config
+from trainer.generate.images import drawn
 from trainer.models import build_model
 from trainer.models.resnet_gan import ResnetCritic, ResnetGenerator
 from trainer.spec import Pair
 from trainer.strategies.blocks_of import blocks_of
 from trainer.tasks.augment import augmented
 from trainer.tasks.duel import SHARE, Duel
-from trainer.tasks.gan import truncated
+from trainer.tasks.gan import Drawn, truncated
 
 FIDELITY = {"samples": 10, "features": {"source": "timm:resnet18", "weights": "DEFAULT"}}
 NAMES = ("ant", "bee", "cat")
@@ -232,6 +233,11 @@ def test_what_is_made_of_a_latent_depends_on_no_other_one() -> None:
 
 
 def test_latents_are_truncated_in_their_order() -> None:
+    """And of what `graft sample` can be told that is all that a gan knows."""
+    assert drawn(Drawn(None), {"steps": None, "guidance": None}, 0.7) == Drawn(0.7)
+    assert drawn(Drawn(0.5), {}, None) == Drawn(0.5)
+    with pytest.raises(UserError, match="--guidance: a gan makes an image in one pass"):
+        drawn(Drawn(None), {"steps": None, "guidance": 3.0}, 0.7)
     latents = torch.randn(4000, generator=torch.Generator().manual_seed(0))
     found = truncated(latents, 0.7)
     assert float(found.abs().max()) <= 0.7

@@ -76,8 +76,8 @@ def _build(network: nn.Module, source: str, args: dict[str, Any], file: str | No
     if isinstance(network, ResnetGenerator):
         known = inspect.signature(ResnetGenerator.__init__).parameters
         given = "".join(f", {key}={value!r}" for key, value in args.items() if key in known)
-        written = [inspect.getsource(part) for part in (begun, ToldNorm, Up, ResnetGenerator)]
-        parts = [f"GROUPS, MOST = {GROUPS}, {MOST}", *written]
+        own: tuple[Any, ...] = (begun, ToldNorm, Up, ResnetGenerator)
+        parts = [f"GROUPS, MOST = {GROUPS}, {MOST}", *map(inspect.getsource, own)]
         classes = len(task.generator.classes)
         body = [f"network = ResnetGenerator({restored.spec.in_channels}, {restored.spec.image_size}, {classes}{given})"]
     else:
