@@ -117,6 +117,7 @@ def test_pictures_are_made_by_graft_and_by_plain_diffusers(
 ) -> None:
     """The same as in the evaluation, by one process and by the shares of two; the exported pipeline makes them as well."""
     monkeypatch.setenv("TORCH_HOME", str(photographs))
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
     ask = ["translate", str(whole.path), str(photographs / "val"), "--device", "cpu", "--batch", "2", "--derive",
            "--checkpoint", "last"]  # fmt: skip
     assert main([*ask, "--out", str(tmp_path / "one")]) == 0
@@ -144,6 +145,7 @@ def test_pictures_are_made_by_graft_and_by_plain_diffusers(
     card = (out / "README.md").read_text()
     assert "| psnr |" in card
     assert "The figures of pictures are of 5 validation pairs. The input itself, taken for the output: PSNR" in card
+    assert "![input, output, target](samples.png)" in card
     assert (out / "samples.png").read_bytes() == (whole.samples / "step-00000012.png").read_bytes()
     capsys.readouterr()
     assert main(["translate", str(whole.path), str(photographs / "val" / "003.png"), "--device", "cpu", "--checkpoint", "last",

@@ -15,11 +15,12 @@ def card(
 ) -> str:  # fmt: skip
     """README.md of an export; what the run did not measure is said to be missing."""
     run = restored.run
+    of = "images of fixed seeds" if way_of(run) is None else "input, output, target"
     return "\n".join([
         f"---\nlicense: unknown\nlibrary_name: diffusers\npipeline_tag: {_tag(restored)}\n---\n",
         f"# {cell(run.name)}\n",
         what(restored),
-        *([f"## What it makes\n\n![what it makes](samples.png)\n\n{_shown(restored)}\n"] if shown else []),
+        *([f"## What it makes\n\n![{of}](samples.png)\n\n{_shown(restored)}\n"] if shown else []),
         _use(code),
         measured(summary, evaluation), of_inputs(evaluation),
         training(run, manifest, summary),
