@@ -37,11 +37,16 @@ class Failures:
     def restarted(self) -> float:
         return _RESTART if self.restart is None else self.restart
 
+    @property
+    def said(self) -> list[str]:
+        """The options that were given."""
+        given = {"--mtbf": self.mtbf, "--save": self.save, "--restart": self.restart}
+        return [name for name, value in given.items() if value is not None]
+
     def only_with_gpus(self) -> None:
         """Raises UserError where something is said of failures, which no plan without --gpus is about."""
-        for name, value in (("--mtbf", self.mtbf), ("--save", self.save), ("--restart", self.restart)):
-            if value is not None:
-                raise UserError(f"{name} is about many GPUs; add --gpus N, or leave it out")
+        if self.said:
+            raise UserError(f"{self.said[0]} is about many GPUs; add --gpus N, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -142,9 +147,9 @@ def script(
     """The job script of the run. Raises UserError for options (`asked`) that it has no use for."""
     from launcher.submit import prepare, script_of
 
-    if asked:
-        raise UserError(f"--script prints the job script alone; leave {asked[0]} out, or --script")
-    failures.only_with_gpus()  # nor does it say anything of failures with them
+    useless = [*asked, *failures.said]
+    if useless:
+        raise UserError(f"--script prints the job script alone; leave {useless[0]} out, or --script")
     more = [] if processes is None else [f"parallel.processes={processes}"]
     if gpus is not None:
         more += on_gpus(start.locate(target, [*overrides, *more], runs)[0], gpus, processes)
