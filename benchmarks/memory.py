@@ -229,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         most = f"median {median(sizes):.2%}, most {sizes[-1]:.2%}"
         lines.append(f"- {whose}: {within} of {len(sizes)} within 3%, {under} more than 3% too low; {most}")
     command = results.command("benchmarks.memory", chosen) + " --others" * chosen.others
+    command += f" --only {chosen.only}" if chosen.only else ""
     goal = "3% on a CPU; never a false 'fits'"
     return results.finish([results.Section("9", "Predicted peak memory", lines, goal, command, off)], chosen)
 
