@@ -44,7 +44,8 @@ def own_index(top: Path, scratch: Path) -> dict[str, str]:
     objects = top / os.fsdecode(git(top, "rev-parse", "--git-path", "objects").removesuffix(b"\n"))
     (scratch / "objects").mkdir()
     if index.exists():
-        shutil.copyfile(index, scratch / "index")
+        # with its time: a file that changed in the second in which the index was written is known by that alone
+        shutil.copy2(index, scratch / "index")
     quoted = str(objects).replace("\\", "\\\\").replace('"', '\\"')
     return {
         "GIT_INDEX_FILE": str(scratch / "index"), "GIT_OBJECT_DIRECTORY": str(scratch / "objects"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,18 @@ def test_the_tree_tells_whether_the_code_changed(repo: Path) -> None:
     take(code)
     assert (code.files / "nets" / "small.py").read_text() == "A = 3\n"
     assert [path.name for path in code.folder.parent.iterdir()] == ["code"], "nothing temporary is left"
+
+
+def test_a_file_that_changed_in_the_second_of_its_commit_is_seen(repo: Path) -> None:
+    """As many bytes in the same second as those that git knows: the time of the index alone tells that it may not be sure."""
+    file, code = repo / "nets" / "small.py", code_of(repo)
+    time.sleep(1 - time.time() % 1)
+    file.write_text("A = 2\n")
+    subprocess.run(["git", "-C", str(repo), "commit", "-qam", "two"], check=True)
+    file.write_text("A = 3\n")
+    time.sleep(1 - time.time() % 1)
+    take(code)
+    assert (code.files / "nets" / "small.py").read_text() == "A = 3\n"
 
 
 def test_a_folder_below_the_top_is_where_the_job_works(repo: Path) -> None:
