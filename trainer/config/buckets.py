@@ -22,7 +22,7 @@ class Buckets(Section):
     """
 
     step: int = Field(64, ge=1, le=4096, description="pixels that heights and widths are multiples of")
-    max_ratio: float = Field(2.0, ge=1, le=16, description="most of the long side over the short one; longer images are cut")
+    max_ratio: float = Field(2.0, ge=1, le=8, description="most of the long side over the short one; longer images are cut")
 
 
 def sizes(buckets: Buckets, side: int) -> tuple[Sides, ...]:

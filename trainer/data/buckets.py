@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config.buckets import Sides
+from trainer.config.buckets import Sides, sizes
+from trainer.config.run import Run
 from trainer.config.sources import Listing
+from trainer.data import readers
 from trainer.data.images import BadImageError
 from trainer.data.order import Key, Order, mix, permutation
-from trainer.data.readers import FileReader
 
 log = logging.getLogger("graft")
 _WITHIN, _STEPS = 0x6275636B, 0x73746570  # keep the draws of a bucket, and of the steps of an epoch, apart
@@ -60,23 +61,25 @@ class Sorted:
         ]
         if small:
             log.warning(
-                "data.buckets: fewer images than the %d of a step in %s: such a step shows an image more than once, and comes less "
-                "than once an epoch; a lower max_ratio or a larger step makes fewer buckets",
+                "data.buckets: fewer images than the %d of a step in %s: such a step shows an image more than once, and comes "
+                "less than once an epoch; a lower max_ratio or a larger step makes fewer buckets",
                 self.together, ", ".join(small),
             )  # fmt: skip
 
 
-def nearest(sizes: Sequence[Sides], height: int, width: int) -> int:
+def nearest(among: Sequence[Sides], height: int, width: int) -> int:
     """The place of the size whose aspect is nearest, by the ratio of the aspects; of two as near the first."""
     aspect = math.log(width / height)
-    return min(range(len(sizes)), key=lambda place: abs(math.log(sizes[place][1] / sizes[place][0]) - aspect))
+    return min(range(len(among)), key=lambda place: abs(math.log(among[place][1] / among[place][0]) - aspect))
 
 
-def sort(listing: Listing, reader: FileReader, sizes: tuple[Sides, ...], together: int) -> Sorted:
+def sort(run: Run, listing: Listing, side: int) -> Sorted:
     """Each image of a listing to its bucket, by the size that its header says.
 
-    One whose header cannot be read goes with the square ones: it is told of when its turn comes.
+    One whose header cannot be read goes with the square ones: it is told of when its turn comes. `side` is that of the square.
     """
+    assert run.data.buckets is not None
+    reader, among = readers.reader(listing), sizes(run.data.buckets, side)
     known: dict[Sides, int] = {}
     of = np.zeros(len(listing.items), dtype=np.int64)
     for place, item in enumerate(listing.items):
@@ -85,9 +88,9 @@ def sort(listing: Listing, reader: FileReader, sizes: tuple[Sides, ...], togethe
         except BadImageError:
             continue
         if found not in known:
-            known[found] = nearest(sizes, *found)
+            known[found] = nearest(among, *found)
         of[place] = known[found]
-    return Sorted(sizes, of, together)
+    return Sorted(among, of, run.train.global_batch)
 
 
 class BucketOrder(Order):

@@ -73,7 +73,7 @@ def train_batches(
 
 
 def eval_batches(dataset: Samples, *, batch: int, rank: int, world: int, workers: int, pin: bool) -> Generator[Batch, None, None]:
-    """This rank's samples rank, rank + world, … each exactly once, none added; batches of at most `batch`, of buckets each of one.
+    """This rank's samples rank, rank + world, … each exactly once, none added; batches of at most `batch`, each of one bucket.
 
     Over all ranks that is every sample once. The workers end with the last batch, or with `close()`.
     """
