@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -41,9 +41,9 @@ def file(folder: Path, pictures: Path) -> Path:
         "train": f"folder:{pictures / 'train'}", "val": f"folder:{pictures / 'val'}", "classes": ["warm", "cold"], "workers": 0,
         "augment": {"flip": 0.5},
     }  # fmt: skip
-    run["train"] |= {"steps": 12, "global_batch": 12, "micro_batch": 3}
-    run["evaluate"] = {"every": "6 steps", "batch": 3}
-    run["checkpoint"] = {"every": "4 steps", "keep": 2, "best": "val/cycle_psnr"}
+    run["train"] |= {"steps": 8, "global_batch": 12, "micro_batch": 3}
+    run["evaluate"] = {"every": "4 steps", "batch": 3}
+    run["checkpoint"] = {"every": "3 steps", "keep": 2, "best": "val/cycle_psnr"}
     path.write_text(json.dumps(run))
     return path
 
@@ -67,15 +67,15 @@ def whole(zygote: Zygote, pictures: Path, tmp_path_factory: pytest.TempPathFacto
 
 def test_killed_and_started_again_it_ends_the_same(trainers: Zygote, whole: RunDir, pictures: Path, tmp_path: Path) -> None:
     """All four networks and both optimizers, on two ranks; killed between two checkpoints."""
-    assert KILLED in trainers.run(file(tmp_path, pictures), tmp_path, world=2, fault="step@6:1=kill")
+    assert KILLED in trainers.run(file(tmp_path, pictures), tmp_path, world=2, fault="step@5:1=kill")
     assert trainers.run(file(tmp_path, pictures), tmp_path, world=2) == [0, 0]
     same(tmp_path / "run", whole.path)
-    newest = whole.checkpoints / "step-00000012"
+    newest = whole.checkpoints / "step-00000008"
     names = {name.partition(".")[0] for name in load_file(newest / "model.safetensors")}
     assert names == {"forth", "back"}
     assert {name.partition(".")[0] for name in load_file(newest / "critic.safetensors")} == {"0", "1"}
     assert (newest / "critic-optimizer.safetensors").is_file()
-    one, other = (np.array(Image.open(folder / "samples" / "step-00000012.png")) for folder in (tmp_path / "run", whole.path))
+    one, other = (np.array(Image.open(folder / "samples" / "step-00000008.png")) for folder in (tmp_path / "run", whole.path))
     assert np.array_equal(one, other)
 
 
@@ -92,7 +92,7 @@ def test_each_picture_is_measured_once_on_any_number_of_ranks(
     for name, value in told["metrics"].items():
         assert last[f"val/{name}"] == pytest.approx(value, abs=1e-5), name
     assert told["metrics"]["loss"] == pytest.approx(10 * told["losses"]["cycle"] + 5 * told["losses"]["identity"])
-    shown = sheet.read(whole.samples / "step-00000012.png")
+    shown = sheet.read(whole.samples / "step-00000008.png")
     assert shown is not None
     image, layout = shown
     assert layout.captions == ("input", "output", "back") * 4
@@ -104,7 +104,7 @@ def test_each_picture_is_measured_once_on_any_number_of_ranks(
 
 
 def test_both_ways_by_graft_and_by_the_export_alone(
-    whole: RunDir, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: RunDir, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "export"
     assert main(["export", str(whole.path), "--device", "cpu", "--out", str(out)]) == 0
@@ -113,8 +113,11 @@ def test_both_ways_by_graft_and_by_the_export_alone(
         more = ["--back"] * (name == "back")
         ask = ["translate", str(whole.path), str(pictures / "val" / of), *more, "--device", "cpu", "--out", str(tmp_path / name)]
         assert main(ask) == 0
-    program = [sys.executable, str(out / "back" / "translate.py"), str(tmp_path / "plain"), str(pictures / "val/cold/002.png")]
-    subprocess.run(program, check=True, cwd=tmp_path, capture_output=True)
+    program = out / "back" / "translate.py"
+    monkeypatch.setattr(sys, "argv", [str(program), str(tmp_path / "plain"), str(pictures / "val/cold/002.png")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(program), run_name="__main__")
+    assert ended.value.code == 0
     one, other, forth = (np.array(Image.open(tmp_path / name / "002.png")).astype(int) for name in ("plain", "back", "forth"))
     assert np.abs(one - other).max() <= 1
     assert np.abs(one - forth).max() > 1
@@ -127,7 +130,7 @@ def test_both_ways_by_graft_and_by_the_export_alone(
 def test_a_run_goes_on_with_both_networks(whole: RunDir) -> None:
     model = Model.model_validate({"source": f"run:{whole.path}", "weights": "last", "adapt": {"image_size": 8}})
     built = build_model(model, "auto", Cyclic(Translator(3, 16)), 5)
-    kept = load_file(whole.checkpoints / "step-00000012" / "model-average.safetensors")
+    kept = load_file(whole.checkpoints / "step-00000008" / "model-average.safetensors")
     assert all(torch.equal(value, kept[name]) for name, value in built.network.state_dict().items())
     assert built.head == ("forth.network.decoder", "back.network.decoder")
     with pytest.raises(UserError, match=r"has two networks, one for each way; write task: {kind: cycle}"):

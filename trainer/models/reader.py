@@ -100,7 +100,8 @@ class Reader:
         lacking = [name for name in lacking if not name.endswith("position_ids")]
         if lacking:
             raise UserError(f"{self._place.name}: the weights of its {self.part} have no '{lacking[0]}' of its shape: partial")
-        whole = {name: own[name] if value is None else value.float() for name, value in values.items()}
+        given = {name: own[name] if value is None else value for name, value in values.items()}
+        whole = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
         encoder.load_state_dict(whole, assign=any(value.is_meta for value in own.values()))
 
     def _tokenizer(self, transformers: Any) -> Any:

@@ -200,9 +200,8 @@ class Makes(Task, Protocol):
     def generator(self) -> Generator:
         """What the network has to be."""
 
-    @property
     def image(self) -> tuple[int, int]:
-        """Channels and side of an image."""
+        """Channels and side of an image, once there is a network."""
 
     def compare(self, judge: Judge) -> None:
         """Measure how like the data its images are, by the features of a judge."""

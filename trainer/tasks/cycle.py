@@ -49,7 +49,7 @@ class Cycle:
         self._weights: Mapping[str, float] = config.weights
         self._critics: nn.Module | None = None
         self._made: deque[tuple[torch.Tensor, torch.Tensor]] = deque()  # micro-batches that the critics have yet to see
-        self.perceives: nn.Module | None = None
+        self.perceives: dict[str, nn.Module] = {}
         self.likeness: Likeness | None = None
 
     @property

@@ -145,7 +145,6 @@ class Diffusion:
             raise RuntimeError("the task has no network yet")
         return self._beside
 
-    @property
     def image(self) -> tuple[int, int]:
         """Channels and side of an image."""
         return self.beside.image

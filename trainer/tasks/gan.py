@@ -63,7 +63,6 @@ class Gan:
         """What both networks are told."""
         return Pair(self._classes)
 
-    @property
     def image(self) -> tuple[int, int]:
         """Channels and side of an image."""
         return self._image

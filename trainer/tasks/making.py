@@ -51,7 +51,7 @@ class Making:
 
     def finish(self, network: nn.Module, rank: int, world: int, at: Callable[[str], None]) -> None:
         """Make this rank's share of the images."""
-        channels, size = self._maker.image
+        channels, size = self._maker.image()
         chosen = list(self._chosen())
         made = torch.zeros(len(chosen), channels, size, size, dtype=torch.uint8)
         batch, first = self._shown.batch, self._shown.seed
