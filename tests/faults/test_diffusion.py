@@ -175,8 +175,9 @@ def test_buckets_of_aspects(diffusers: Zygote, tmp_path: Path) -> None:
 
     whole, broken, alone = (tmp_path / name for name in ("whole", "broken", "alone"))
     assert diffusers.run(made("whole"), whole, world=2) == [0, 0]
-    (said, *_) = diffusers.started
-    assert "buckets: 17 of 8 x 8, 4 of 16 x 4" in said.text()
+    log = (whole / "run" / "log" / "attempt-001-rank-00000.log").read_text()
+    assert "buckets: 16 of 8 x 8, 5 of 16 x 4" in log
+    assert "fewer images than the 6 of a step in 16 x 4 (5)" in log
     assert KILLED in diffusers.run(made("broken"), broken, world=2, fault="step@7:1=kill")
     assert diffusers.run(made("broken"), broken, world=2) == [0, 0]
     same(broken / "run", whole / "run")

@@ -64,7 +64,7 @@ def test_sizes_are_multiples_of_the_step_and_no_larger_than_the_square() -> None
     found = sizes(Buckets(step=64, max_ratio=2.0), 512)
     assert found == ((512, 512), (448, 576), (576, 448), (384, 640), (640, 384))
     assert sizes(Buckets(step=8, max_ratio=1.5), 16) == ((16, 16),)
-    with pytest.raises(UserError, match="write data.buckets.step: 50, or model.adapt.image_size: 128"):
+    with pytest.raises(UserError, match=r"write data\.buckets\.step: 50, or model\.adapt\.image_size: 128"):
         sizes(Buckets(step=64), 100)
 
 

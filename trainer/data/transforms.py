@@ -37,7 +37,7 @@ class Transforms:
 
 
 def evaluation(data: Data, spec: InputSpec, sides: Sides | None = None) -> Transforms:
-    """Resize and cut the middle, to squares or to `sides`. Raises UserError when the resized image would be smaller than the cut."""
+    """Resize and cut the middle, to squares or to `sides`. Raises UserError for a resized image that is smaller than the cut."""
     return Transforms(_Fixed(data, spec) if sides is None else _Cover(data, spec, sides), None)
 
 
