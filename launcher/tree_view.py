@@ -52,6 +52,8 @@ def show(found: dict[str, Any], lr: float) -> None:
     kept = found["features"]
     where = f"; {size(kept['bytes'])} in {kept['folder']}" if kept["kept"] else ""
     print(f"features of the frozen first part: {kept['text']}{where}")
+    if buckets := found.get("buckets"):
+        print(f"buckets (width x height): {', '.join(f'{width} x {height}' for height, width in buckets)}")
 
 
 def _grow(tree: Tree, node: dict[str, Any], lr: float, depth: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from trainer import restored, rivals, strategies  # noqa: F401 (restored: what a `run:` source is read with)
+from trainer import aspects, restored, rivals, strategies  # noqa: F401 (restored: what a `run:` source is read with)
 from trainer.config import Run, UserError, nearest
 from trainer.config.amounts import Amount
 from trainer.config.arithmetic import micro_batches, rank_shares, total_steps
@@ -71,6 +71,7 @@ def build(
         build_model, run.model, run.data.normalize, wanted(task), mix(run.train.seed, WEIGHTS), load_weights=as_it_came
     )
     built = by_turns(runtime, model)
+    aspects.fitting(run, built)
     if task.scale is not None and saved is None:
         foldable(built.network, built.head, task.scale, built.spec)
     if isinstance(task, Translates | Duels):
@@ -131,6 +132,7 @@ def build(
         fingerprints, features, rivals.rivals(run, runtime, task, built),
         Decoded(run, runtime, built.spec) if run.data.cache.kind == "decoded" else None, groups, choice,
         micro_batches(shares[0], run.train.micro_batch)[0],
+        buckets=aspects.bucketed(run, runtime, built, splits) if load_weights else None,
     )  # fmt: skip
 
 
@@ -187,6 +189,8 @@ def chosen(
     seen = steps * run.train.global_batch
     if run.task.duels:
         return Choice(None, "a generator looks at no image")
+    if run.data.buckets is not None:
+        return Choice(None, "images of buckets have several sizes")
     if run.task.generates:
         return choose_latents(run, built.beside, built.spec, samples=samples, seen=seen)
     if run.task.translates or run.task.reconstructs:

@@ -10,6 +10,7 @@ from torch import nn
 
 from trainer.config import Run
 from trainer.config.arithmetic import micro_batches, rank_shares
+from trainer.config.buckets import sizes
 from trainer.config.footprint import CARDS, Card, fit
 from trainer.config.optimizers import SGD
 from trainer.config.parallel import kind_of
@@ -74,6 +75,8 @@ def describe(run: Run, *, world: int = 1, cards: Sequence[Card] = ()) -> dict[st
     """
     parts = prepare(run, world)
     found = {**summary(run, parts.phase.network, parts.groups), "features": features(parts)}
+    if run.data.buckets is not None:
+        found["buckets"] = sizes(run.data.buckets, parts.built.spec.image_size)
     return {**found, "memory": memory(parts, world, cards)}
 
 

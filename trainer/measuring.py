@@ -13,6 +13,7 @@ from torch import nn
 from trainer.config import Run, UserError
 from trainer.config.sources import Listing, open_source, open_splits
 from trainer.data import Batch
+from trainer.data.buckets import sort
 from trainer.data.dataset import BadCount
 from trainer.data.loader import Samples, eval_batches
 from trainer.data.pairs import dataset_of, loaded
@@ -63,7 +64,9 @@ def figures(
     run: Run, task: Task, listing: Listing, network: nn.Module, spec: InputSpec, device: torch.device
 ) -> tuple[Evaluation, int]:  # fmt: skip
     """The figures of a network for a task over exactly the readable samples of a listing, and how many were not readable."""
-    dataset = dataset_of(run, listing, spec, train=False)
+    dataset = square = dataset_of(run, listing, spec, train=False)
+    if run.data.buckets is not None:
+        dataset = dataset_of(run, listing, spec, train=False, buckets=sort(run, listing, spec.image_size))
     bad = BadCount(run.data.max_bad)
     unreadable: set[str] = set()
 
@@ -80,7 +83,7 @@ def figures(
 
     with precision(run.train.precision, device):
         result = task.measure(len(dataset), device)
-        refer(result, lambda name: dataset, read, prepare)
+        refer(result, lambda name: square, read, prepare)
         measured(network, result, read(dataset), prepare)
         if isinstance(result, Finishing):
             result.finish(network, 0, 1, lambda stage: None)

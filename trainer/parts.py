@@ -13,6 +13,7 @@ from trainer.config import Run
 from trainer.config.data import Uniform
 from trainer.config.sources import Listing, Splits
 from trainer.data import Batch
+from trainer.data.buckets import Sorted
 from trainer.data.companions import Accompanied
 from trainer.data.dataset import BadCount, ImageDataset
 from trainer.data.loader import Samples, eval_batches, train_batches
@@ -58,6 +59,7 @@ class Parts:
     micro_batch: int  # samples; of `auto` a rank's whole share, until less is found to fit
     prior: Listing | None = None  # of a generator: samples of what it knew before, one beside each, once they are there
     evaluated: int | None = None  # samples at a time in evaluations, where twice the micro-batch did not fit
+    buckets: tuple[Sorted, Sorted | None] | None = None  # of the training and the validation samples
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -96,8 +98,14 @@ class Parts:
         """What dropout is seeded with: a pure function of (seed, step, rank, micro-batch)."""
         return mix(self.run.train.seed, DROPOUT, step, rank, index)
 
-    def dataset(self, listing: Listing, *, train: bool) -> ImageDataset | PairDataset | UnpairedDataset:
-        found = dataset_of(self.run, listing, self.built.spec, train=train)
+    def dataset(
+        self, listing: Listing, *, train: bool, square: bool = False
+    ) -> ImageDataset | PairDataset | UnpairedDataset:  # fmt: skip
+        """The samples of a listing; `square`: also where they come in buckets."""
+        buckets = None
+        if self.buckets is not None and not square:
+            buckets = self.buckets[0] if listing is self.splits.train else self.buckets[1]
+        found = dataset_of(self.run, listing, self.built.spec, train=train, buckets=buckets)
         if self.decoded is not None and isinstance(found, ImageDataset):
             self.decoded.serve(found)
         return found
@@ -158,7 +166,7 @@ class Parts:
         def measured() -> Evaluation:
             measure = self.task.measure(len(dataset), runtime.device)
             images = {"val": listing, "train": self.splits.train}
-            refer(measure, lambda name: self.dataset(images[name], train=False), loaded, self.pixels, at)
+            refer(measure, lambda name: self.dataset(images[name], train=False, square=True), loaded, self.pixels, at)
             return evaluate(runtime, self.engine.called, measure, loaded(dataset), self.prepare, self.average, at, idle)
 
         return measured

@@ -217,7 +217,8 @@ class Beside:
     `call` sends a batch through it; `channels` and `size` are those of what it makes: of latents, where there is a `vae`;
     `image` are channels and size of an image. `schedule`: the settings of the scheduler that its weights were trained with, as
     diffusers saved them, where that is known. `source`: `call` also takes a picture [n, channels, size, size] of this name.
-    `flow`: it learns flow alone; `betas`: anything but flow.
+    `flow`: it learns flow alone; `betas`: anything but flow. `problem(height, width)`: why it does not make what is so large;
+    none in its place where it makes one size alone.
     """
 
     call: Call
@@ -230,6 +231,7 @@ class Beside:
     source: bool = False
     flow: Flow | None = None
     betas: bool = False
+    problem: Callable[[int, int], str | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -148,3 +148,42 @@ def test_what_an_autoencoder_says_is_kept(diffusers: Zygote, tmp_path: Path) -> 
     first, again = ((folder / "run" / "log" / "rank-00000.log").read_text() for folder in (tmp_path / "kept", broken))
     assert "1,446 samples in" in first
     assert "1,446 samples in" not in again, "nothing is encoded again"
+
+
+def test_buckets_of_aspects(diffusers: Zygote, tmp_path: Path) -> None:
+    """Latents of pictures of two aspects: killed and started again on two ranks the same, and on one rank the same losses."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(30):
+        sides = (10, 30) if number % 5 == 0 else (12, 14)
+        Image.fromarray(draw.integers(0, 256, sides, dtype=np.uint8)).save(tmp_path / "photos" / f"{number:02d}.png")
+    latent_pipeline(tmp_path / "pipe")
+    sections: dict[str, Any] = {
+        "data": {"train": f"folder:{tmp_path / 'photos'}", "val": "split:0.3", "buckets": {"step": 4, "max_ratio": 4}},
+        "task": {"condition": "none", "vae": f"diffusers:{tmp_path / 'pipe'}#vae", "noise": {}},
+        "train": {"steps": 12, "global_batch": 6, "micro_batch": 2, "clip": None},
+        "model": {"adapt": {"in_channels": 1, "image_size": 8}},
+    }
+
+    def made(name: str) -> Path:
+        path = file(tmp_path / name, dropout=0.0)
+        run = json.loads(path.read_text())
+        for section, values in sections.items():
+            run[section] |= values
+        path.write_text(json.dumps(run))
+        return path
+
+    whole, broken, alone = (tmp_path / name for name in ("whole", "broken", "alone"))
+    assert diffusers.run(made("whole"), whole, world=2) == [0, 0]
+    log = (whole / "run" / "log" / "attempt-001-rank-00000.log").read_text()
+    assert "buckets: 16 of 8 x 8, 5 of 16 x 4" in log
+    assert "fewer images than the 6 of a step in 16 x 4 (5)" in log
+    assert KILLED in diffusers.run(made("broken"), broken, world=2, fault="step@7:1=kill")
+    assert diffusers.run(made("broken"), broken, world=2) == [0, 0]
+    same(broken / "run", whole / "run")
+    assert diffusers.run(made("alone"), alone) == [0]
+    losses = [
+        [p[key] for p in points(folder / "run") for key in ("train/loss", "val/loss") if key in p] for folder in (alone, whole)
+    ]
+    assert len(losses[0]) == 14
+    assert losses[0] == pytest.approx(losses[1], abs=2e-5)

@@ -44,7 +44,9 @@ def refused(source: str, *words: str) -> None:
 
 def pixels(listing: Listing) -> list[NDArray[np.uint8]]:
     reader = pickle.loads(pickle.dumps(readers.reader(listing)))  # as a spawned process would have it
-    return [reader.read(item.key, 3, 10**6).permute(1, 2, 0).numpy() for item in listing.items]
+    found = [reader.read(item.key, 3, 10**6).permute(1, 2, 0).numpy() for item in listing.items]
+    assert [reader.sides(item.key) for item in listing.items] == [one.shape[:2] for one in found]
+    return found
 
 
 def same(listing: Listing, pictures: list[Any], labels: list[int]) -> None:

@@ -73,6 +73,8 @@ def not_compiled(run: Run) -> str | None:
         return f"losses.balance: {run.losses.balance.kind}, which goes back through the network several times"
     if run.task.duels:
         return "task.kind: gan, whose penalty takes gradients of gradients"
+    if run.data.buckets is not None:
+        return "data.buckets, of whose sizes the code that is compiled would depend on which came first"
     if run.parallel.kind == "zero3":
         return "parallel.kind: zero3, which gathers weights in between"
     return None

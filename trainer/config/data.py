@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trainer.config.base import Section
+from trainer.config.buckets import Buckets
 from trainer.config.cache import Cache, Choice
 
 
@@ -147,6 +148,9 @@ class Data(Section):
         "crop", description="crop: scale the short side, cut the middle; squash: ignore the aspect"
     )
     resize_to: int | None = Field(None, ge=8, description="short side before the middle is cut; none: image_size")
+    buckets: Buckets | None = Field(
+        None, description="of task diffusion: images keep their aspect; none: all are squares of image_size"
+    )
     interpolation: Literal["auto", "nearest", "bilinear", "bicubic"] = Field(
         "auto", description="auto: as for the weights, bilinear where that is not known"
     )

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainer.config.amounts import Amount, Interval, Seconds
 from trainer.config.base import Section, kinds, one_of
+from trainer.config.buckets import unsorted
 from trainer.config.compute import Compute, unfit
 from trainer.config.data import Augment as Augment
 from trainer.config.data import Data as Data
@@ -277,7 +278,7 @@ class Run(Section):
                 raise ValueError("losses.balance: adatask takes gradients that train.clip does not clip; leave clip out")
         if self.losses.balance.own_gradients and self.train.precision == "fp16":
             raise ValueError(f"losses.balance: {balance} takes gradients that fp16 does not scale; write train.precision: bf16")
-        if (why := refused(self) or unfit(self)) is not None:
+        if (why := refused(self) or unfit(self) or unsorted(self)) is not None:
             raise ValueError(why)
         norm = self.data.normalize
         if isinstance(norm, Normalize) and not len(norm.mean) == len(norm.std) == self.model.adapt.in_channels:

@@ -17,6 +17,7 @@ from trainer.config.sources import Listing
 from trainer.data import images, readers, transforms
 from trainer.data import mix as mixing
 from trainer.data.batch import Batch
+from trainer.data.buckets import BucketOrder, Sorted
 from trainer.data.order import Key, Order, WeightedOrder, mix
 from trainer.spec import InputSpec
 
@@ -44,11 +45,13 @@ class BadCount:
 class ImageDataset:
     """The images of a listing as the network takes them, still uint8.
 
-    `cheap`: no file is read (digits) and nothing is random, so that fetching is indexing.
+    `cheap`: no file is read (digits) and nothing is random, so that fetching is indexing. `buckets`: the sizes of the images; all
+    that are fetched together have that of the first.
     """
 
     def __init__(
-        self, listing: Listing, data: Data, spec: InputSpec, *, train: bool, seed: int, reader: readers.Reader | None = None
+        self, listing: Listing, data: Data, spec: InputSpec, *, train: bool, seed: int, reader: readers.Reader | None = None,
+        buckets: Sorted | None = None,
     ) -> None:  # fmt: skip
         self.listing = listing
         self.train = train
@@ -57,7 +60,10 @@ class ImageDataset:
         self._size = spec.image_size
         self._max_pixels = data.max_pixels
         self._max_bad = data.max_bad
-        self._transforms = (transforms.training if train else transforms.evaluation)(data, spec)
+        made = transforms.training if train else transforms.evaluation
+        self._transforms = made(data, spec)
+        self.buckets = buckets
+        self._of_sides = {} if buckets is None else {sides: made(data, spec, sides) for sides in buckets.sizes}
         self._labels = torch.tensor([item.label for item in listing.items], dtype=torch.int64)
         said = None if listing.plain else [item.values for item in listing.items]
         self._values = None if said is None else torch.tensor(said, dtype=torch.float32)
@@ -86,7 +92,9 @@ class ImageDataset:
         return self._pixels is not None and self._transforms.random is None and self._mix is None
 
     def order(self, seed: int) -> Order:
-        """The order of training, as often as `data.sampling` says."""
+        """The order of training, as often as `data.sampling` says; of buckets a batch is of one."""
+        if self.buckets is not None:
+            return BucketOrder(self.buckets, seed)
         if self._rates is None:
             return Order(len(self), seed)
         return WeightedOrder(np.array(self._rates), self._labels.numpy(), seed)
@@ -119,7 +127,7 @@ class ImageDataset:
         return replace(first, images=pixels, bad=first.bad + second.bad, targets=targets)
 
     def plain(self, keys: Sequence[Key]) -> Batch:
-        """The samples of (epoch, index) keys as uint8 [n, c, size, size].
+        """The samples of (epoch, index) keys as uint8 [n, c, size, size], or [n, c, h, w] of a bucket.
 
         A file that cannot be read is listed in `bad`; in training the next index that can be read takes its place, augmented
         as (epoch, its index) would be. Raises UserError when more than data.max_bad files in a row cannot be read.
@@ -165,7 +173,11 @@ class ImageDataset:
     def _fetch_files(self, keys: Sequence[Key]) -> Batch:
         kept: list[Key] = []
         bad: list[tuple[str, str]] = []
-        pixels = torch.empty((len(keys), self._channels, self._size, self._size), dtype=torch.uint8)
+        sides, transform = (self._size, self._size), self._transforms
+        if self.buckets is not None and len(keys):
+            sides = self.buckets.size(keys[0][1])
+            transform = self._of_sides[sides]
+        pixels = torch.empty((len(keys), self._channels, *sides), dtype=torch.uint8)
         with _kept_state() as generator:
             for epoch, wanted in keys:
                 found = self._read(wanted, bad)
@@ -173,7 +185,7 @@ class ImageDataset:
                     continue
                 index, image = found
                 generator.manual_seed(mix(self.seed, epoch, index))
-                pixels[len(kept)] = self._transforms(image)
+                pixels[len(kept)] = transform(image)
                 kept.append((epoch, index))
         epochs, indices = torch.tensor(kept, dtype=torch.int64).reshape(-1, 2).unbind(1)
         return self.batch(pixels[: len(kept)], epochs, indices, bad)

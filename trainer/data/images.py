@@ -34,6 +34,7 @@ _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+_LYING = [_TURNS[way] for way in (5, 6, 7, 8)]  # turns after which the width is the height
 
 
 class BadImageError(UserError):
@@ -83,6 +84,34 @@ def decode(data: bytes, name: str, channels: int, max_pixels: int, decoder: Deco
         wrong = ("not an image that can be read here" if data else "it is empty") if known else f"damaged: {error}"
         raise BadImageError(name, wrong) from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def sides(path: str | Path) -> tuple[int, int]:
+    """Height and width of a file's picture as its header says them, upright; raises BadImageError where none can be read."""
+    try:
+        with _quiet(), open(path, "rb") as file:  # noqa: PTH123
+            return _sides(file)
+    except Exception as error:  # as above
+        raise BadImageError(os.fspath(path), str(error)) from None
+
+
+def sides_of(data: bytes, name: str) -> tuple[int, int]:
+    """The same for an encoded picture in memory."""
+    try:
+        with _quiet():
+            return _sides(io.BytesIO(data))
+    except Exception as error:  # as above
+        raise BadImageError(name, str(error)) from None
+
+
+def _sides(file: IO[bytes]) -> tuple[int, int]:
+    with Image.open(file, formats=FORMATS) as image:
+        width, height = image.size
+        if not width or not height:
+            raise _Refused("no pixels")
+        # Pillow says the size of a TIFF as it is when turned
+        turned = not isinstance(image, TiffImageFile) and _turn(image) in _LYING
+        return (width, height) if turned else (height, width)
 
 
 def of_array(array: Pixels, name: str, channels: int) -> torch.Tensor:

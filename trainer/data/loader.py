@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.config.errors import GraftError
 from trainer.data.batch import Batch
+from trainer.data.dataset import ImageDataset
 from trainer.data.order import Key, Order, share
 
 _SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT}
@@ -72,14 +73,15 @@ def train_batches(
 
 
 def eval_batches(dataset: Samples, *, batch: int, rank: int, world: int, workers: int, pin: bool) -> Generator[Batch, None, None]:
-    """This rank's samples rank, rank + world, … each exactly once, none added; batches of at most `batch`.
+    """This rank's samples rank, rank + world, … each exactly once, none added; batches of at most `batch`, each of one bucket.
 
     Over all ranks that is every sample once. The workers end with the last batch, or with `close()`.
     """
     indices = range(rank, len(dataset), world)
-    starts = range(0, len(indices), batch)
-    keys = ([(0, index) for index in indices[start : start + batch]] for start in starts)
-    return load(dataset, keys, min(workers, len(starts)), pin, 2)
+    buckets = dataset.buckets if isinstance(dataset, ImageDataset) else None
+    alike: Sequence[Sequence[int]] = [indices] if buckets is None else buckets.apart(indices)
+    keys = [[(0, index) for index in one[start : start + batch]] for one in alike for start in range(0, len(one), batch)]
+    return load(dataset, keys, min(workers, len(keys)), pin, 2)
 
 
 def _by_step(batches: Generator[Batch, None, None], count: int) -> Generator[list[Batch], None, None]:

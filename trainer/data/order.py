@@ -27,7 +27,7 @@ _LINE = 0x6C696E65  # keeps the draws of a weighted order's line apart
 _GOLDEN = 0.6180339887498949
 
 
-def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """0 … n-1 sorted by the SplitMix64 hash (Steele, Lea, Flood 2014) of each, keyed by (seed, epoch).
 
     numpy's own permutation may change between its versions (NEP 19), and a resumed run must not change its order.
@@ -58,7 +58,7 @@ class Order:
         if found is None:
             while len(self._epochs) > 1:
                 del self._epochs[next(iter(self._epochs))]
-            found = self._epochs[epoch] = _permutation(self.n, self.seed, epoch)
+            found = self._epochs[epoch] = permutation(self.n, self.seed, epoch)
         return found
 
     def at(self, position: int) -> tuple[int, int]:
@@ -87,7 +87,7 @@ class WeightedOrder(Order):
 
     def __init__(self, rates: NDArray[np.float64], labels: NDArray[np.int64], seed: int) -> None:
         super().__init__(len(rates), seed)
-        drawn = _permutation(self.n, mix(seed, _LINE), 0)
+        drawn = permutation(self.n, mix(seed, _LINE), 0)
         self._line = drawn[np.argsort(labels[drawn], kind="stable")]
         ends = np.cumsum(np.asarray(rates, dtype=np.float64)[self._line])
         # whole numbers that the sums missed by rounding would move a sample from one class to the next
@@ -104,7 +104,7 @@ class WeightedOrder(Order):
             counts = np.diff(np.floor(self._ends + offset), prepend=0.0).astype(np.int64)
             chosen = np.repeat(self._line, counts)
             again = np.arange(self.n) - np.repeat(np.cumsum(counts) - counts, counts)
-            shuffled = _permutation(self.n, self.seed, epoch)
+            shuffled = permutation(self.n, self.seed, epoch)
             while len(self._epochs) > 1:
                 oldest = next(iter(self._epochs))
                 del self._epochs[oldest], self._keys[oldest]

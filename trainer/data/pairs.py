@@ -23,6 +23,7 @@ from trainer.config.tasks.cycle import Config as Cycle
 from trainer.config.tasks.translate import Config
 from trainer.data import images, readers, transforms
 from trainer.data.batch import Batch
+from trainer.data.buckets import Sorted
 from trainer.data.dataset import ImageDataset
 from trainer.data.order import Key, Order, mix
 from trainer.data.unpaired import UnpairedDataset
@@ -36,15 +37,15 @@ _GREY = 128
 
 
 def dataset_of(
-    run: Run, listing: Listing, spec: InputSpec, *, train: bool
+    run: Run, listing: Listing, spec: InputSpec, *, train: bool, buckets: Sorted | None = None
 ) -> ImageDataset | PairDataset | UnpairedDataset:  # fmt: skip
-    """The samples of a run as they are loaded, for a network that takes `spec`. Raises UserError."""
+    """The samples of a run as they are loaded, for a network that takes `spec`, or sorted into buckets. Raises UserError."""
     way = way_of(run)
     if way is not None:
         return PairDataset(listing, run.data, way, made_by(run, spec), spec, train=train, seed=run.train.seed)
     if isinstance(run.task, Cycle):
         return UnpairedDataset(listing, run.data, run.task, spec, train=train, seed=run.train.seed)
-    return ImageDataset(listing, run.data, spec, train=train, seed=run.train.seed)
+    return ImageDataset(listing, run.data, spec, train=train, seed=run.train.seed, buckets=buckets)
 
 
 def loaded(run: Run, spec: InputSpec) -> InputSpec:

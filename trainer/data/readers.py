@@ -26,11 +26,18 @@ class Reader(Protocol):
         """uint8 [channels, h, w]. Raises BadImageError."""
 
 
-def reader(listing: Listing, decoder: images.Decoder = "pillow") -> Reader:
+class FileReader(Reader, Protocol):
+    """Reads samples as they came."""
+
+    def sides(self, key: str) -> tuple[int, int]:
+        """Height and width as the file's header says them, upright; nothing is decoded. Raises BadImageError."""
+
+
+def reader(listing: Listing, decoder: images.Decoder = "pillow") -> FileReader:
     """The reader of a listing's scheme; nothing is opened yet."""
     if "pixels" in listing.how:
         return _Arrays(listing)
-    kinds: dict[str, Callable[[Listing, images.Decoder], Reader]] = {"hf": _Rows, "webdataset": _Members}
+    kinds: dict[str, Callable[[Listing, images.Decoder], FileReader]] = {"hf": _Rows, "webdataset": _Members}
     return kinds.get(listing.scheme, _Files)(listing, decoder)
 
 
@@ -42,6 +49,9 @@ class _Files:
 
     def read(self, key: str, channels: int, max_pixels: int) -> torch.Tensor:
         return images.read(os.path.join(self._root, key), channels, max_pixels, self._decoder)  # noqa: PTH118
+
+    def sides(self, key: str) -> tuple[int, int]:
+        return images.sides(os.path.join(self._root, key))  # noqa: PTH118
 
 
 class _Members:
@@ -55,6 +65,13 @@ class _Members:
         return {**self.__dict__, "_open": OrderedDict()}
 
     def read(self, key: str, channels: int, max_pixels: int) -> torch.Tensor:
+        return images.decode(*self._bytes(key), channels, max_pixels, self._decoder)
+
+    def sides(self, key: str) -> tuple[int, int]:
+        return images.sides_of(*self._bytes(key))
+
+    def _bytes(self, key: str) -> tuple[bytes, str]:
+        """A member, and its name in messages."""
         shard, offset, size = self._places[key]
         path = os.path.join(self._root, shard)  # noqa: PTH118
         name = f"{path}: {key}"
@@ -64,7 +81,7 @@ class _Members:
             raise images.BadImageError(name, error.strerror or "cannot be read") from None
         if len(data) < size:
             raise images.BadImageError(name, "truncated: the shard ends inside it")
-        return images.decode(data, name, channels, max_pixels, self._decoder)
+        return data, name
 
     def _descriptor(self, path: str) -> int:
         found = self._open.get(path)
@@ -92,6 +109,17 @@ class _Rows:
         return {**self.__dict__, "_tables": {}}
 
     def read(self, key: str, channels: int, max_pixels: int) -> torch.Tensor:
+        found, name = self._found(key)
+        if isinstance(found, str):
+            return images.read(self._root / found, channels, max_pixels, self._decoder)
+        return images.decode(found, name, channels, max_pixels, self._decoder)
+
+    def sides(self, key: str) -> tuple[int, int]:
+        found, name = self._found(key)
+        return images.sides(self._root / found) if isinstance(found, str) else images.sides_of(found, name)
+
+    def _found(self, key: str) -> tuple[bytes | str, str]:
+        """The image of a row, or the file that it names; and its name in messages."""
         from trainer.config.formats import arrow
 
         file, _, row = key.rpartition(":")
@@ -104,10 +132,10 @@ class _Rows:
         except (IndexError, UserError) as error:
             raise images.BadImageError(name, f"cannot be read: {error}") from None
         if data is not None:
-            return images.decode(data, name, channels, max_pixels, self._decoder)
+            return data, name
         if other is None:
             raise images.BadImageError(name, "has no image")
-        return images.read(self._root / other, channels, max_pixels, self._decoder)
+        return other, name
 
 
 class _Arrays:
@@ -119,3 +147,7 @@ class _Arrays:
 
     def read(self, key: str, channels: int, max_pixels: int) -> torch.Tensor:
         return images.of_array(self._pixels[int(key.rpartition(":")[2])], f"{self._root}: {key}", channels)
+
+    def sides(self, key: str) -> tuple[int, int]:
+        height, width, *_ = self._pixels[int(key.rpartition(":")[2])].shape
+        return int(height), int(width)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torchvision.transforms import InterpolationMode, v2
 
+from trainer.config.buckets import Sides
 from trainer.config.errors import UserError
 from trainer.config.run import Data
 from trainer.data.augment import Erase, blur, policy
@@ -29,18 +30,18 @@ class Transforms:
     random: Transform | None
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """uint8 [c, h, w] to uint8 [c, image_size, image_size]."""
+        """uint8 [c, h, w] to uint8 [c, image_size, image_size], or of the sides that were asked for."""
         if self.fixed is not None:
             image = self.fixed(image)
         return image if self.random is None else self.random(image)
 
 
-def evaluation(data: Data, spec: InputSpec) -> Transforms:
-    """Resize and cut the middle. Raises UserError when the resized image would be smaller than the cut."""
-    return Transforms(_Fixed(data, spec), None)
+def evaluation(data: Data, spec: InputSpec, sides: Sides | None = None) -> Transforms:
+    """Resize and cut the middle, to squares or to `sides`. Raises UserError for a resized image that is smaller than the cut."""
+    return Transforms(_Fixed(data, spec) if sides is None else _Cover(data, spec, sides), None)
 
 
-def training(data: Data, spec: InputSpec) -> Transforms:
+def training(data: Data, spec: InputSpec, sides: Sides | None = None) -> Transforms:
     """The evaluation's transform, then `data.augment`; `crop: resized` takes the place of the former, `random` of its cut.
 
     Raises UserError for what cannot be done with the number of channels.
@@ -54,9 +55,10 @@ def training(data: Data, spec: InputSpec) -> Transforms:
         mode = _resize_mode(data, spec)
         steps.append(v2.RandomResizedCrop(spec.image_size, augment.scale, interpolation=mode, antialias=True))
     else:
-        fixed = _Fixed(data, spec, cut=augment.crop != "random")
+        cut = augment.crop != "random"
+        fixed = _Fixed(data, spec, cut=cut) if sides is None else _Cover(data, spec, sides, cut=cut)
         if augment.crop == "random":
-            steps.append(v2.RandomCrop(spec.image_size))
+            steps.append(v2.RandomCrop(sides or spec.image_size))
         if augment.crop == "pad":
             steps.append(v2.RandomCrop(spec.image_size, padding=augment.padding))
     if augment.flip:
@@ -151,6 +153,27 @@ class _Fixed:
         if image.shape[-2:] != self.side:
             image = self.resize(image)
         return image if image.shape[-2:] == self.size or self.centre is None else self.centre(image)
+
+
+class _Cover:
+    """Resize so that the image just covers `sides`, then cut the middle: uint8 [..., h, w] to [..., *sides]; without `cut` one of
+    the sides is as long as it was asked for, the other as long or longer.
+    """
+
+    def __init__(self, data: Data, spec: InputSpec, sides: Sides, *, cut: bool = True) -> None:
+        self.sides, self.mode = sides, _resize_mode(data, spec)
+        self.centre = v2.CenterCrop(sides) if cut else None
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        image = _trim(image)
+        (height, width), (tall, broad) = image.shape[-2:], self.sides
+        if tall * width > broad * height:  # wider than what is asked for
+            size = [tall, max(broad, round(width * tall / height))]
+        else:
+            size = [max(tall, round(height * broad / width)), broad]
+        if [height, width] != size:
+            image = v2.functional.resize(image, size, interpolation=self.mode, antialias=True)
+        return image if tuple(size) == self.sides or self.centre is None else self.centre(image)
 
 
 def _trim(image: torch.Tensor) -> torch.Tensor:

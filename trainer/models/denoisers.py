@@ -61,7 +61,7 @@ def of(rest: str, config: Model) -> Denoiser:
         schedule=source.place.json("scheduler/scheduler_config.json") if source.part else None, spare=kind.spare,
         vae=beside(rest.partition("#")[0]) if source.part else None, text=kind.text(settings),
         words=Words.beside(rest.partition("#")[0]) if source.part else None, flow=kind.flow,
-        betas=kind.betas, latents=kind.vae, more=partial(kind.more, settings),
+        betas=kind.betas, latents=kind.vae, more=partial(kind.more, settings), square=kind.square,
     )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def _from_scratch(name: str, config: Model) -> Denoiser:
     return Denoiser(
         f"diffusers:{name}", partial(_make, model, {"_class_name": name, **config.args}), partial(_parts, kind), kind.call,
         channels=None, size=None, read=read, spare=kind.spare, text=kind.text(config.args), flow=kind.flow,
-        betas=kind.betas, latents=kind.vae, more=partial(kind.more, config.args),
+        betas=kind.betas, latents=kind.vae, more=partial(kind.more, config.args), square=kind.square,
     )  # fmt: skip
 
 

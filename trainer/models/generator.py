@@ -23,7 +23,7 @@ from trainer.models.beside import refuse_latents, warn_of_latents, words_of
 from trainer.models.channels import outputs_of
 from trainer.models.class_tables import Table, table_rows
 from trainer.models.text import Shapes, Words
-from trainer.models.trial import check_size
+from trainer.models.trial import check_size, problem
 from trainer.spec import Beside, Call, Flow, Generator, InputSpec
 
 _HALF = 0.5
@@ -75,8 +75,9 @@ class Denoiser:
     `vae`: the autoencoder that stands beside it, as FOLDER#PART. `text`: the shapes of what it is told of a text, 0 for any
     number of tokens (nothing: it is told none); `words`: the pipeline whose text encoders stand beside it. `source`: its weights
     also take a picture beside, as many channels behind the first ones. `flow`: it learns flow alone, `betas`: anything but flow;
-    `latents`: the kinds of autoencoders that it makes latents of (nothing: any, or pixels); `more(wanted, side)`: what it is
-    called with besides, for images of `side` pixels.
+    `latents`: the kinds of autoencoders that it makes latents of (nothing: any, or pixels); `more(wanted, side,
+    factor)`: what it is called with besides, for images of `side` pixels, `factor` to one of what it makes. `square`: it learnt
+    places, and makes one size.
     """
 
     name: str
@@ -96,7 +97,8 @@ class Denoiser:
     flow: Flow | None = None
     betas: bool = False
     latents: tuple[str, ...] = ()
-    more: Callable[[Generator, int], dict[str, Any]] = lambda wanted, side: {}
+    more: Callable[[Generator, int, int], dict[str, Any]] = lambda wanted, side, factor: {}
+    square: bool = False
 
 
 def with_source(call: Call) -> Call:
@@ -137,7 +139,7 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
         raise UserError(f"model.adapt.image_size is missing: {source.name} does not say what size it makes; write it in pixels")
     refuse_latents(source, codec, image_size)
     shape = _shape(source, wanted, adapt, image_size, codec)
-    more = source.more(wanted, image_size)
+    more = source.more(wanted, image_size, codec.factor if codec else 1)
     if wanted.distilled is not None and "guidance" not in more:
         raise UserError(
             f"task.distilled_guidance is {wanted.distilled:g}, and {source.name} is not told how strongly it is guided; leave it "
@@ -177,6 +179,7 @@ def build_generator(config: Model, wanted: Generator, seed: int, *, load_weights
         wanted.source,
         source.flow,
         source.betas,
+        None if source.square else partial(problem, network, source.call, shape),
     )
     return Built(network, tuple(heads), tuple(fresh), spec, report, beside)
 

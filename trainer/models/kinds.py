@@ -22,8 +22,9 @@ class Kind:
     `rows(settings)`: how many its class tables have; `text(settings)`: the shapes of what it is told of a text, 0 for any number
     of tokens. `spare`: the last row always stands for no class. `channels(settings)`: of an image that it takes. `packed`: a
     square of pixels comes as one token, the channel varying slowest. `flow`: it learns flow alone; `betas`: anything but flow.
-    `vae`: the kinds of autoencoders on whose latents it works; none: of any, or pixels. `more(settings, wanted, side)`: what it
-    is called with besides, for images of `side` pixels.
+    `vae`: the kinds of autoencoders on whose latents it works; none: of any, or pixels. `more(settings, wanted,
+    side, factor)`: what it is called with besides, for images of `side` pixels, `factor` to one of what it makes. `square`: it
+    learnt places, and makes one size.
     """
 
     call: Callable[..., torch.Tensor]
@@ -39,7 +40,8 @@ class Kind:
     flow: Flow | None = None
     betas: bool = False
     vae: tuple[str, ...] = ()
-    more: Callable[[Mapping[str, Any], Generator, int], dict[str, Any]] = lambda settings, wanted, side: {}
+    more: Callable[[Mapping[str, Any], Generator, int, int], dict[str, Any]] = lambda settings, wanted, side, factor: {}
+    square: bool = False
 
 
 def _unet(network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -97,10 +99,11 @@ def _conditioned(network: nn.Module, images: torch.Tensor, times: torch.Tensor, 
 
 
 def _xl(
-    network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor], side: int
+    network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor], factor: int
 ) -> torch.Tensor:  # fmt: skip
     """Also told the size of the picture as it was, where it was cut, and its size now (Podell et al. 2023, section 2.2)."""
-    sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=told["pooled"].dtype, device=images.device)
+    height, width = (factor * side for side in images.shape[-2:])
+    sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=told["pooled"].dtype, device=images.device)
     added = {"text_embeds": told["pooled"], "time_ids": sizes.expand(len(images), -1)}
     said = network(images, times, encoder_hidden_states=told["text"], added_cond_kwargs=added, return_dict=False)
     return said[0]  # type: ignore[no-any-return]
@@ -243,31 +246,31 @@ KINDS = {
     ),
     "DiTTransformer2DModel": Kind(
         _dit, _dit_settings, "pos_embed.proj", "proj_out_2", ("proj_out_1",),
-        lambda settings: int(settings.get("num_embeds_ada_norm") or 0) + 1, spare=True,
+        lambda settings: int(settings.get("num_embeds_ada_norm") or 0) + 1, spare=True, square=True,
     ),
     "UNet2DConditionModel": Kind(
         _conditioned, _conditioned_settings, "conv_in", "conv_out", ("conv_norm_out",), text=_text,
     ),
     "SD3Transformer2DModel": Kind(
-        _sd3, _sd3_settings, "pos_embed.proj", "proj_out", ("norm_out",), flow=Flow(2), vae=("AutoencoderKL",),
+        _sd3, _sd3_settings, "pos_embed.proj", "proj_out", ("norm_out",), flow=Flow(2), vae=("AutoencoderKL",), square=True,
         text=_pooled("joint_attention_dim", "pooled_projection_dim", 4096, 2048),
     ),
     "FluxTransformer2DModel": Kind(
         _flux, _flux_settings, "x_embedder", "proj_out", ("norm_out",), flow=Flow(2, even=True), vae=("AutoencoderKL",),
         text=_pooled("joint_attention_dim", "pooled_projection_dim", 4096, 768), packed=2,
         channels=lambda settings: int(settings.get("in_channels") or 64) // 4,
-        more=lambda settings, wanted, side: {"guidance": guidance_of(wanted)} if settings.get("guidance_embeds") else {},
+        more=lambda settings, wanted, side, factor: {"guidance": guidance_of(wanted)} if settings.get("guidance_embeds") else {},
     ),
     "PixArtTransformer2DModel": Kind(
         _pixart, _pixart_settings, "pos_embed.proj", "proj_out", (), vae=("AutoencoderKL",), betas=True,
         text=lambda settings: {"text": (0, int(settings.get("caption_channels") or 4096)), "mask": (0,)},
         channels=lambda settings: int(settings.get("in_channels") or 4),
-        more=lambda settings, wanted, side: {"side": side} if _sized(settings) else {},
+        more=lambda settings, wanted, side, factor: {"side": side} if _sized(settings) else {}, square=True,
     ),
 }  # fmt: skip
 _XL = Kind(
     _xl, _xl_settings, "conv_in", "conv_out", ("conv_norm_out",), text=_xl_text, vae=("AutoencoderKL",), betas=True,
-    more=lambda settings, wanted, side: {"side": side},
+    more=lambda settings, wanted, side, factor: {"factor": factor},
 )  # fmt: skip
 
 

@@ -25,8 +25,8 @@ def told(shape: Shape, count: int, device: str = "cpu") -> dict[str, torch.Tenso
     return {"classes": torch.arange(count, device=device) % shape.rows} if shape.rows else {}
 
 
-def trial(network: nn.Module, call: Call, shape: Shape, size: int) -> torch.Tensor:
-    """Two images of a size through a generator, for shapes alone: on the meta device where that works, else for real."""
+def trial(network: nn.Module, call: Call, shape: Shape, sides: tuple[int, int]) -> torch.Tensor:
+    """Two images of these sides through a generator, for shapes alone: on the meta device where that works, else for real."""
     values = {n: torch.empty_like(v, device="meta") for n, v in [*network.named_parameters(), *network.named_buffers()]}
 
     class Called(nn.Module):
@@ -38,7 +38,7 @@ def trial(network: nn.Module, call: Call, shape: Shape, size: int) -> torch.Tens
             return call(self.network, *given)
 
     def given(device: str) -> tuple[Any, ...]:
-        images = torch.zeros(2, shape.taken, size, size, device=device)
+        images = torch.zeros(2, shape.taken, *sides, device=device)
         return images, torch.zeros(2, device=device), told(shape, 2, device)
 
     training = network.training
@@ -56,29 +56,34 @@ def trial(network: nn.Module, call: Call, shape: Shape, size: int) -> torch.Tens
     return found
 
 
+def problem(network: nn.Module, call: Call, shape: Shape, height: int, width: int) -> str | None:
+    """Why a generator does not make images of this height and width; none where it does. Raises UserError."""
+    try:
+        found = trial(network, call, shape, (height, width))
+    except UserError:
+        raise
+    except Exception as error:  # the network is anybody's: anything can come
+        return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+    if not isinstance(found, torch.Tensor):
+        return f"it gives a {type(found).__name__}, not a tensor"
+    count, channels, *sides = found.shape
+    if count != 2 or sides != [height, width] or channels not in (shape.channels, 2 * shape.channels):
+        return f"of {[2, shape.taken, height, width]} it makes {list(found.shape)}"
+    return None
+
+
 def check_size(network: nn.Module, source: Denoiser, shape: Shape, factor: int) -> None:
     """Raises UserError, with the nearest sizes that work, where the network does not give as many pixels as it is given.
 
     `factor`: pixels of an image to one of what the network makes, along each side.
     """
 
-    def problem(size: int) -> str | None:
-        try:
-            found = trial(network, source.call, shape, size)
-        except UserError:
-            raise
-        except Exception as error:  # the network is anybody's: anything can come
-            return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
-        if not isinstance(found, torch.Tensor):
-            return f"it gives a {type(found).__name__}, not a tensor"
-        count, channels, *sides = found.shape
-        if count != 2 or sides != [size, size] or channels not in (shape.channels, 2 * shape.channels):
-            return f"of {[2, shape.taken, size, size]} it makes {list(found.shape)}"
-        return None
+    def of_square(size: int) -> str | None:
+        return problem(network, source.call, shape, size, size)
 
-    why = problem(shape.size)
+    why = of_square(shape.size)
     if why is None:
         return
-    near = [str(size * factor) for size in nearest_working(lambda size: problem(size) is None, shape.size, _AROUND)]
+    near = [str(size * factor) for size in nearest_working(lambda size: of_square(size) is None, shape.size, _AROUND)]
     hint = f"; the nearest sizes that it does are {' and '.join(near)}: set model.adapt.image_size accordingly" if near else ""
     raise UserError(f"{source.name}: does not generate {shape.size} x {shape.size} of {shape.channels} channels ({why}){hint}")
