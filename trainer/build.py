@@ -31,6 +31,7 @@ from trainer.judges import give
 from trainer.learning import build_objective, gradients_apart, learnt_by, references, unchanged
 from trainer.losses.objective import Learner, Objective, Plain
 from trainer.models import Built, build_model
+from trainer.models.gan import without_weights
 from trainer.optim import Average, FreeAverage, build_optimizer
 from trainer.parts import Parts
 from trainer.references import block_names, fingerprint
@@ -67,9 +68,8 @@ def build(
                 raise UserError(f"{key} is '{metric}', which is not measured{nearest(metric, known)}")
     # what losses hold the network to is read again, also when a checkpoint comes over it
     as_it_came = load_weights and (saved is None or bool(run.losses.of("start")))
-    model = partial(
-        build_model, run.model, run.data.normalize, wanted(task), mix(run.train.seed, WEIGHTS), load_weights=as_it_came
-    )
+    source = run.model if as_it_came or saved is None or not isinstance(task, Duels) else without_weights(run.model, saved)
+    model = partial(build_model, source, run.data.normalize, wanted(task), mix(run.train.seed, WEIGHTS), load_weights=as_it_came)
     built = by_turns(runtime, model)
     aspects.fitting(run, built)
     if task.scale is not None and saved is None:

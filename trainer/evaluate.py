@@ -12,12 +12,15 @@ from torch import nn
 from trainer.optim import Average, FreeAverage
 from trainer.runtime import Runtime
 from trainer.tasks.base import Batch, Evaluation, Finishing, Measure
+from trainer.tasks.making import MakingMeasure
 
 
 @torch.no_grad()
 def measured(network: nn.Module, measure: Measure, batches: Iterable[Any], prepare: Callable[[Any], Batch]) -> Measure:
-    """Update a measure with every batch, the network in eval mode."""
+    """Update a measure with every batch, the network in eval mode; for one of what is made alone none is read."""
     network.eval()
+    if isinstance(measure, MakingMeasure):
+        return measure
     for raw in batches:
         batch = prepare(raw)
         if len(batch.labels):  # every file of a batch may have been unreadable

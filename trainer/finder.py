@@ -82,8 +82,14 @@ class _Rising:
 def find(run: Run, *, low: float, high: float, steps: int) -> Found:
     """Train `steps` steps from `low` to `high` with the run's own data, network, strategy and optimizer; nothing is kept.
 
-    The rates are those of the head; parts with a factor keep it. Raises UserError.
+    The rates are those of the head; parts with a factor keep it. Raises UserError, also of networks that learn against each
+    other, whose losses do not say how well they learn.
     """
+    if run.task.duels or run.task.kind == "cycle":
+        raise UserError(
+            f"task {run.task.kind} trains networks against each other, whose losses do not say how well they learn; try a few "
+            "values of optimizer.lr with `graft sweep`, which goes by what is measured"
+        )
     if not 0 < low < high:
         raise UserError(f"--low {low:g} must be more than 0 and less than --high {high:g}")
     if steps < 20:

@@ -59,7 +59,8 @@ class Alone(Runtime):
         self.computing = Computing(followed, run.parallel, self.kind, self.device, self.everyone, None)
 
     def engine(
-        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = ()
+        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make,
+        units: Sequence[nn.Module] | None = (),
     ) -> Engine:  # fmt: skip
         """A rank that holds everything: what the kinds share out is worked out from that."""
         self.computing.around(module, network, units)

@@ -170,7 +170,7 @@ class Step:
         micro_batches = next(job.batches)
         began = time.perf_counter()
         factor = job.schedule(progress.samples) * progress.damping
-        finite, taken = True, list[torch.Tensor]()
+        sound, taken = list[bool](), list[torch.Tensor]()  # of each phase
         self._stage(progress.samples)
         for number, phase in enumerate(job.phases):
             engine = phase.engine
@@ -201,7 +201,7 @@ class Step:
             if good:
                 engine.step(norm, job.clip)
             engine.clear()
-            finite = finite and good
+            sound.append(good)
         self._losses.append(torch.cat(taken))
         self._waits.append(began - asked)
         if runtime.scaler:
@@ -211,10 +211,10 @@ class Step:
         progress.samples += job.global_batch
         job.at("between")  # first: whoever is held up in `beat` is behind those that begin the next step
         job.beat(progress.step)
-        if finite:
+        if sound[0] and job.average is not None:  # it is of the first network, whatever became of the step of another
+            job.average.update(progress.step)
+        if all(sound):
             progress.skipped_in_row = 0
-            if job.average is not None:
-                job.average.update(progress.step)
         else:
             self._skip(progress)
         ended = time.perf_counter()

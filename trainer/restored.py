@@ -16,6 +16,7 @@ from trainer.config import RefusedError, Run, UserError
 from trainer.config.targets import Facts
 from trainer.models import build_model
 from trainer.models import run as run_source
+from trainer.models.gan import without_weights
 from trainer.references import fingerprint
 from trainer.rundir import RunDir
 from trainer.spec import Beside, InputSpec
@@ -55,7 +56,8 @@ def restore(folder: RunDir, which: str, *, merge: bool = True) -> Restored:
     # before there were other tasks a checkpoint said the classes and their counts
     facts = Facts.from_json(state["facts"]) if "facts" in state else Facts.plain(state["classes"], state["counts"])
     task = build_task(run.task, facts)
-    built = build_model(run.model, run.data.normalize, wanted(task), 0, load_weights=False)
+    model = without_weights(run.model, state) if isinstance(task, Duels) else run.model
+    built = build_model(model, run.data.normalize, wanted(task), 0, load_weights=False)
     strategies.inject(run.strategy, built.network, built.head, tuple(state["fresh"]))
     weights = averaged(loaded.path)
     try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
 
 from trainer.checkpoint import Tensors
 from trainer.config import Run, UserError
@@ -18,6 +21,7 @@ from trainer.runtime import Engine, Runtime
 from trainer.spec import ParamGroup, Piece
 from trainer.strategies.blocks_of import blocks_of
 from trainer.tasks.base import Phase, Task, Translates
+from trainer.tasks.duel import SHARE
 from trainer.tasks.opposing import Duels
 
 CRITIC = 6  # the stream that its weights are drawn from
@@ -63,7 +67,8 @@ def _duel(run: Run, runtime: Runtime, task: Duels, built: Built) -> Rival:
     groups = [ParamGroup([item for item in network.named_parameters() if item[0] not in still], asked.rate)]
     opposing = task.oppose(network, run.train.global_batch, runtime.sum_over_ranks)
     make = partial(build_optimizer, run.optimizer, apart=None, fused=runtime.computing.fused)
-    engine = runtime.engine(network, network, groups, make, list(network.children()))
+    # left whole: worked out again, it would no longer stand still, as it does while the generator learns
+    engine = runtime.engine(network, network, groups, make, None)
     phase = Phase("critic", network, engine, opposing, opposing.stage, opposing.columns, opposing.settle)
     return Rival(phase, engine)
 
@@ -83,7 +88,8 @@ def states(others: tuple[Rival, ...]) -> dict[str, object]:
 
 
 def restore(others: tuple[Rival, ...], files: dict[str, Tensors], states: dict[str, object], *, optimizers: bool) -> None:
-    """The inverse of `tensors` and `states`; a phase that the checkpoint has not (its task was changed) begins anew.
+    """The inverse of `tensors` and `states`; a phase that the checkpoint has not (its task was changed) begins anew,
+    and so does the share of changed images, where it did not follow the critic before.
 
     `optimizers`: these are of the same kind as before.
     """
@@ -91,7 +97,26 @@ def restore(others: tuple[Rival, ...], files: dict[str, Tensors], states: dict[s
         name = other.phase.name
         if f"{name}.safetensors" not in files:
             continue
-        other.engine.fill(other.phase.network, files[f"{name}.safetensors"])
+        with _as_saved(other.phase.network, files[f"{name}.safetensors"]):
+            other.engine.fill(other.phase.network, files[f"{name}.safetensors"])
         packed = states.get(name)
         if optimizers:
             other.engine.restore(files[f"{name}-optimizer.safetensors"], packed if isinstance(packed, dict) else {})
+
+
+@contextmanager
+def _as_saved(network: nn.Module, tensors: Tensors) -> Iterator[None]:
+    """With a share of changed images among the buffers where the checkpoint has one, and there alone."""
+    own = network.get_buffer(SHARE) if hasattr(network, SHARE) else None
+    if (own is not None) == (SHARE in tensors):
+        yield
+        return
+    if own is None:
+        network.register_buffer(SHARE, tensors[SHARE])
+    else:
+        delattr(network, SHARE)
+    yield
+    if own is None:
+        delattr(network, SHARE)
+    else:
+        network.register_buffer(SHARE, own)

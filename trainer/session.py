@@ -34,7 +34,6 @@ from trainer.signals import StopFlag
 from trainer.sizes import settle, shrunk
 from trainer.straggler import Stragglers
 from trainer.tasks.base import Evaluation
-from trainer.tasks.opposing import Duels
 from trainer.track.tracker import Pictures, Tracker
 from trainer.watch import Heartbeat
 
@@ -205,7 +204,7 @@ def assemble(
             "facts": parts.splits.train.facts.as_json(),
             "outputs": [[output.name, list(output.labels)] for output in parts.task.outputs],
             **({"generator": keeping.generator_state(parts)} if parts.built.beside is not None else {}),
-            **({"pair": {"classes": list(parts.task.generator.classes)}} if isinstance(parts.task, Duels) else {}),
+            **({"pair": parts.built.made_by} if parts.built.made_by else {}),
             "spec": asdict(parts.built.spec), "fresh": list(parts.built.fresh),
             "optimizer": run.optimizer_identity, "optimizer_state": parts.engine.state()[1],
             "references": parts.references,

@@ -224,7 +224,7 @@ def _saved(scheme: str, rest: str, base: Path) -> str:
     wanted = "run.yaml" if scheme == "run" else "."
     found = next((place for place in places if name and (place / wanted).exists()), None)
     if found is None:
-        if not name.startswith(("/", "./", "../", "~")):
+        if scheme != "gan" and not name.startswith(("/", "./", "../", "~")):
             return rest
         found = places[0]
     return f"{os.path.normpath(found)}{hash_}{part}"

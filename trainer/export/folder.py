@@ -22,6 +22,7 @@ from trainer.rundir import RunDir
 from trainer.spec import InputSpec, Output, labels_of
 
 TOLERANCE = 1e-5
+PROGRAMS = ("predict", "sample", "translate")  # what exports write beside a factory's file
 
 
 def export(
@@ -57,8 +58,6 @@ def export(
             build = build_code(first, network, spec, len(classes), copy_factory(first, new), new)
             save_model(network, str(new / "model.safetensors"), {key: _text(value) for key, value in settings.items()})
         code = program(build, run, spec, words(run.task, outputs), loaded=loaded)
-        check(build, new, network, spec, loaded=loaded)
-        shutil.rmtree(new / "__pycache__", ignore_errors=True)  # of the factory's file, which the check has just imported
         text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
         (new / ("graft.json" if loaded else "config.json")).write_text(text, encoding="utf-8")
         (new / "predict.py").write_text(code, encoding="utf-8")
@@ -66,6 +65,8 @@ def export(
         form = "torch" if library not in FORMATS else library if loaded else f"{library}, without a format for this head"
         text = card(run, spec, outputs, folder.read_json(folder.manifest), summary, evaluation, code, form)
         (new / "README.md").write_text(text, encoding="utf-8")
+        check(build, new, network, spec, loaded=loaded)  # last: of the folder as it is going to be
+        shutil.rmtree(new / "__pycache__", ignore_errors=True)  # of the factory's file, which the check has just imported
     return out
 
 
@@ -113,7 +114,7 @@ def copy_factory(run: Run, new: Path) -> str | None:
     place = Path(rest.rpartition(":")[0])
     if scheme != "python" or place.suffix != ".py":
         return None
-    name = place.name if place.name != "predict.py" else "predict_network.py"
+    name = place.name if place.stem not in PROGRAMS else f"{place.stem}_network.py"
     try:
         shutil.copyfile(place, new / name)
     except OSError as error:

@@ -13,17 +13,17 @@ from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from trainer.checkpoint import Store
-from trainer.config import UserError
+from trainer.config import Run, UserError
 from trainer.export.card import FIGURES, cell, licence, measured, training
 from trainer.export.folder import TOLERANCE, copy_factory
 from trainer.export.generator_card import what
+from trainer.export.heads import line
 from trainer.export.pipeline import images
 from trainer.export.place import graft_version, new_folder
-from trainer.export.snippet import make
+from trainer.export.snippet import construction, make
 from trainer.models.class_tables import class_tables
-from trainer.models.gan import FILES, described
+from trainer.models.gan import FILES, without_weights
 from trainer.models.resnet_gan import GROUPS, MOST, ResnetGenerator, ToldNorm, Up, begun
-from trainer.models.run import root
 from trainer.restored import Restored
 from trainer.tasks.duel import SHARE
 from trainer.tasks.gan import Gan
@@ -40,12 +40,12 @@ def export_gan(restored: Restored, out: Path, summary: dict[str, Any], evaluatio
     assert isinstance(task, Gan)
     generator, critic = FILES
     with new_folder(out, ours=(out / generator).is_file()) as new:
-        model = root(run.model)
-        source, args = described(model)
-        file = copy_factory(run.model_copy(update={"model": model}), new)
+        step = Store(restored.folder.checkpoints, keep=run.checkpoint.keep).named(str(restored.step))
+        first = run.model_copy(update={"model": without_weights(run.model, step.state)})
+        file, source, args = copy_factory(first, new), first.model.source, dict(first.model.args)
         if file is not None:
             source = f"python:{file}:{source.rpartition(':')[2]}"
-        build = _build(network, source, args, file, restored)
+        build = _build(network, first, file, restored, new)
         settings = {
             "graft": graft_version(), "task": "gan", "name": run.name, "step": restored.step, "source": source, "args": args,
             "classes": list(task.generator.classes), "in_channels": restored.spec.in_channels,
@@ -53,42 +53,37 @@ def export_gan(restored: Restored, out: Path, summary: dict[str, Any], evaluatio
             "pixels": "from -1 to 1",
         }  # fmt: skip
         save_model(network, str(new / generator))
-        step = Store(restored.folder.checkpoints, keep=run.checkpoint.keep).named(str(restored.step))
         tensors = load_file(step.path / "critic.safetensors")
         save_file({name: value for name, value in tensors.items() if name != SHARE}, new / critic)
         (new / "config.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         code = PROGRAM.format(build=build.rstrip("\n"), file=generator)
-        _check(build, network, new, classes=len(task.generator.classes))
-        shutil.rmtree(new / "__pycache__", ignore_errors=True)  # of the factory's file, which the check has just imported
         (new / "sample.py").write_text(code, encoding="utf-8")
         images(network, task, new)
         manifest = restored.folder.read_json(restored.folder.manifest)
         (new / "README.md").write_text(_card(restored, task, manifest, summary, evaluation, code), encoding="utf-8")
+        _check(build, network, new, classes=len(task.generator.classes))  # last: of the folder as it is going to be
+        shutil.rmtree(new / "__pycache__", ignore_errors=True)  # of the factory's file, which the check has just imported
     return out
 
 
-def _build(network: nn.Module, source: str, args: dict[str, Any], file: str | None, restored: Restored) -> str:
-    """Source of `build()`."""
+def _build(network: nn.Module, run: Run, file: str | None, restored: Restored, new: Path) -> str:
+    """Source of `build()`; `run` has the source that the networks are made of, `file` is its file in the export."""
     task = restored.task
     assert isinstance(task, Gan)
-    given = "".join(f", {key}={value!r}" for key, value in args.items())
     imports, parts = ["import math", "from torch.nn import functional"], []
     if isinstance(network, ResnetGenerator):
         known = inspect.signature(ResnetGenerator.__init__).parameters
-        given = "".join(f", {key}={value!r}" for key, value in args.items() if key in known)
+        given = "".join(f", {key}={value!r}" for key, value in run.model.args.items() if key in known)
         own: tuple[Any, ...] = (begun, ToldNorm, Up, ResnetGenerator)
         parts = [f"GROUPS, MOST = {GROUPS}, {MOST}", *map(inspect.getsource, own)]
         classes = len(task.generator.classes)
         body = [f"network = ResnetGenerator({restored.spec.in_channels}, {restored.spec.image_size}, {classes}{given})"]
     else:
-        place, _, factory = source.removeprefix("python:").rpartition(":")
-        module = Path(place).stem if file is not None else place
-        imports = ["import sys"] if file is not None else []
-        before = ["sys.path.insert(0, str(FOLDER))"] if file is not None else []
-        body = [*before, f"from {module} import {factory}", f"network, _ = {factory}({given.removeprefix(', ')})"]
+        imports, _, body = construction(run, network, restored.spec, 0, file, new)
+        body[-1] = body[-1].replace("network = ", "network, _ = ", 1)  # the factory gives the critic as well
         for table in class_tables(network) if task.generator.classes else ():
             rows: Any = network.get_submodule(table)
-            body.append(f"network.{table} = nn.Embedding({rows.num_embeddings}, {rows.embedding_dim})")
+            body.append(line(table, f"nn.Embedding({rows.num_embeddings}, {rows.embedding_dim})"))
     head = ["import torch", "from torch import nn", *imports]
     texts = [text for part in parts for text in ("", "", part.rstrip())]
     return "\n".join([*head, *texts, "", "", "def build():", *(f"    {text}" for text in [*body, "return network"]), ""])

@@ -55,11 +55,11 @@ def write(new: Path, run: Run, network: nn.Module, spec: InputSpec, settings: di
     build = _build(run, network, spec, new)
     told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
     save_model(network, str(new / "model.safetensors"), told)
-    check(build, new, network, spec, loaded=False)
-    shutil.rmtree(new / "__pycache__", ignore_errors=True)  # of the factory's file, which the check has just imported
     (new / "config.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     code = PROGRAM.format(build=build.rstrip("\n"), mean=list(spec.mean), std=list(spec.std), read=reading(run, spec, grey=grey))
     (new / "translate.py").write_text(code, encoding="utf-8")
+    check(build, new, network, spec, loaded=False)  # last: of the folder as it is going to be
+    shutil.rmtree(new / "__pycache__", ignore_errors=True)  # of the factory's file, which the check has just imported
     return code
 
 

@@ -238,7 +238,9 @@ def granted(run: Run, listings: Mapping[str, Listing | None]) -> None:
     if run.data.cache.kind != "decoded":
         return
     if run.task.translates:
-        raise UserError("data.cache: decoded keeps single images, and task translate reads pairs; write data.cache: none")
+        raise UserError(
+            f"data.cache: decoded keeps single images, and task {run.task.kind} reads two a sample; write data.cache: none"
+        )
     for key, listing in listings.items():
         if listing is not None and (listing.scheme == "digits" or "pixels" in listing.how):
             raise UserError(f"data.cache: decoded, and data.{key} ({listing.scheme}:) is in memory, decoded; leave cache out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,8 +50,8 @@ class Built:
     `head`: dotted names of the output modules (main first, then auxiliary); `fresh`: names of the parameters that were made
     for this task or were not in the checkpoint; `spec`: what it takes. With `weights: none` only what the adaptation made is
     fresh, so that the strategy `head` freezes a random trunk when it is told to. `beside`: what else a task must know of a
-    network that generates; none of others. `critic`: what it learns against, where that came with it, and
-    `critic_head`: the output modules of that.
+    network that generates; none of others. `critic`: what it learns against, where that came with it,
+    `critic_head`: the output modules of that, and `made_by`: the `source` and the `args` that both are made by, and `classes`.
     """
 
     network: nn.Module
@@ -61,6 +62,7 @@ class Built:
     beside: Beside | None = None
     critic: nn.Module | None = None
     critic_head: tuple[str, ...] = ()
+    made_by: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from trainer.models.generator import Parts, Shape, fill
 from trainer.models.resnet_gan import GROUPS, ResnetCritic, ResnetGenerator
 from trainer.spec import InputSpec, Pair
 
-HALF, LEAST = 0.5, 8
+HALF = 0.5
 NAMES = ("generator", "critic")
 FILES = ("generator.safetensors", "critic.safetensors")
 NEW = "resnet"
@@ -40,11 +40,14 @@ Networks = tuple[nn.Module, nn.Module]
 class PairSource:
     """What `model.source` and `model.weights` name, before anything is built or read.
 
-    `make(shape)` builds generator and critic, `parts` names the layers of each that are adapted. `channels`, `size` and `table`
-    are those of the weights, where that is known. `read`: the checkpoints of both, if there are any.
+    `make(shape)` builds generator and critic, `source` and `args` are what both are made by, `parts` names the layers of each
+    that are adapted. `channels`, `size` and `table` are those of the weights, where that is known. `read`: the checkpoints of
+    both, if there are any.
     """
 
     name: str
+    source: str
+    args: dict[str, Any]
     make: Callable[[Shape], Networks]
     parts: Callable[[Networks], tuple[Parts, Parts]]
     channels: int | None = None
@@ -68,6 +71,8 @@ def build_pair(config: Model, wanted: Pair, seed: int, *, load_weights: bool) ->
     """Build both networks, fit them to the classes, channels and size, and fill them; see `build_model`. Raises UserError."""
     source = pair_of(config)
     adapt = config.adapt
+    if adapt.head_module is not None:
+        raise UserError("model.adapt.head_module names the output layer of a classifier; leave it out for a generator")
     size = adapt.image_size or source.size
     if size is None:
         raise UserError(f"model.adapt.image_size is missing: {source.name} does not say what size it makes; write it in pixels")
@@ -96,9 +101,10 @@ def build_pair(config: Model, wanted: Pair, seed: int, *, load_weights: bool) ->
                 getattr(report, word).extend(f"{name}.{entry}" for entry in getattr(filled, word))
         fresh = [name for name, _ in generator.named_parameters() if f"generator.{name}" in report.fresh]
     half = (HALF,) * shape.channels
+    made_by = {"source": source.source, "args": source.args, "classes": list(wanted.classes)}
     return Built(
         generator, tuple(heads), tuple(fresh), InputSpec(shape.channels, size, half, half), report, critic=critic,
-        critic_head=(*parts[1].head, *parts[1].tables),
+        critic_head=(*parts[1].head, *parts[1].tables), made_by=made_by,
     )  # fmt: skip
 
 
@@ -112,6 +118,16 @@ def pair_of(config: Model) -> PairSource:
         )
     found: PairSource = importlib.import_module(f"trainer.models.{scheme}").pair(rest, config)
     return found
+
+
+def without_weights(config: Model, state: Mapping[str, Any]) -> Model:
+    """What makes the two networks of a checkpoint as they are, of its state alone: neither an export nor a run that they began
+    with has to be there still. A file with a network stays where the run file has it.
+    """
+    said = state["pair"]
+    source = config.source if config.source.startswith("python:") else said["source"]
+    adapt = config.adapt.model_copy(update={"image_size": state["spec"]["image_size"]})
+    return config.model_copy(update={"source": source, "args": dict(said["args"]), "weights": "none", "adapt": adapt})
 
 
 def pair_needs(config: Model) -> list[Need]:
@@ -128,9 +144,9 @@ def pair_needs(config: Model) -> list[Need]:
 def pair(rest: str, config: Model) -> PairSource:
     """The built-in pair, new or with the weights of a folder."""
     if rest == NEW:
-        make = partial(_make, dict(config.args))
+        args = dict(config.args)
         if config.weights == "none":
-            return PairSource(f"gan:{NEW}", make, of_resnet)
+            return PairSource(f"gan:{NEW}", f"gan:{NEW}", args, partial(_make, args), of_resnet)
         folder, said = Path(config.weights), _settings(Path(config.weights), "model.weights")
     else:
         if config.args:
@@ -140,13 +156,14 @@ def pair(rest: str, config: Model) -> PairSource:
             raise UserError(
                 f"{config.source} is of {said['source']}; write model.source: python:path.py:factory, with model.weights: {rest}"
             )
-        make = partial(_make, said["args"])
+        args = said["args"]
     read = None if config.weights == "none" else partial(read_pair, folder)
-    return PairSource(str(folder), make, of_resnet, said["in_channels"], said["image_size"], _table(said), read)
+    sizes = said["in_channels"], said["image_size"]
+    return PairSource(str(folder), f"gan:{NEW}", args, partial(_make, args), of_resnet, *sizes, _table(said), read)
 
 
-def own_pair(make: Callable[[], Any], name: str, weights: str) -> PairSource:
-    """That of an own factory; its class tables get as many rows as there are classes."""
+def own_pair(make: Callable[[], Any], name: str, config: Model) -> PairSource:
+    """That of an own factory, `name`; its class tables get as many rows as there are classes."""
 
     def made(shape: Shape) -> Networks:
         found = make()
@@ -172,11 +189,11 @@ def own_pair(make: Callable[[], Any], name: str, weights: str) -> PairSource:
         one, other = (Parts((), (), class_tables(network)) for network in networks)
         return one, other
 
-    if weights == "none":
-        return PairSource(name, made, parts)
-    said = _settings(Path(weights), "model.weights")
-    read = partial(read_pair, Path(weights))
-    return PairSource(name, made, parts, said["in_channels"], said["image_size"], _table(said), read)
+    if config.weights == "none":
+        return PairSource(name, name, dict(config.args), made, parts)
+    said = _settings(Path(config.weights), "model.weights")
+    read, sizes = partial(read_pair, Path(config.weights)), (said["in_channels"], said["image_size"])
+    return PairSource(name, name, dict(config.args), made, parts, *sizes, _table(said), read)
 
 
 def read_pair(folder: Path) -> tuple[Checkpoint, Checkpoint]:
@@ -189,15 +206,6 @@ def of_resnet(networks: Networks) -> tuple[Parts, Parts]:
     """The layers of the built-in pair that are adapted."""
     generator, critic = networks
     return Parts((), ("to_image",), class_tables(generator)), Parts(("from_image",), (), class_tables(critic), ("judge",))
-
-
-def described(config: Model) -> tuple[str, dict[str, Any]]:
-    """The source and the arguments of a pair, those of an export as it says them itself."""
-    scheme, _, rest = config.source.partition(":")
-    if scheme == "gan" and rest != NEW:
-        said = _settings(Path(rest), "model.source")
-        return said["source"], said["args"]
-    return config.source, dict(config.args)
 
 
 def _table(said: dict[str, Any]) -> Table | None:
@@ -236,8 +244,8 @@ def _make(args: dict[str, Any], shape: Shape) -> Networks:
             raise UserError(f"model.args.{key} is {value!r}; write {what}")
     doublings = max(0, (shape.size // 4).bit_length() - 1)
     step = 2**doublings
-    if shape.size % step or shape.size < LEAST:
-        below = max(LEAST, shape.size // step * step)
+    if shape.size % step:
+        below = shape.size // step * step
         raise UserError(
             f"model.adapt.image_size is {shape.size}, and gan:{NEW} makes 4 to 7 pixels that are doubled again and again; write "
             f"{below} or {below + step}"

@@ -49,7 +49,7 @@ def denoiser(rest: str, config: Model) -> Denoiser:
 
 def pair(rest: str, config: Model) -> PairSource:
     """A generator and its critic. Raises UserError."""
-    return own_pair(_calls(rest, config), f"python:{rest}", config.weights)
+    return own_pair(_calls(rest, config), f"python:{rest}", config)
 
 
 def _maker(rest: str, config: Model) -> Callable[[], nn.Module]:

@@ -21,7 +21,7 @@ from trainer.config.run import Model
 from trainer.models.base import Checkpoint, Need, Origin
 from trainer.models.class_tables import Table
 from trainer.models.file import read_checkpoint
-from trainer.models.gan import PairSource, pair_of
+from trainer.models.gan import PairSource, pair_of, without_weights
 from trainer.models.generator import Denoiser, denoiser_of
 from trainer.rundir import RunDir
 from trainer.spec import InputSpec, Output
@@ -81,8 +81,8 @@ def pair(rest: str, config: Model) -> PairSource:
         return found, replace(found, tensors=read_checkpoint(source.loaded.path / "critic.safetensors").tensors)
 
     return replace(
-        pair_of(source.run.model), name=f"run:{source.folder.name}", table=table, read=None if config.weights == "none" else read,
-        channels=source.spec.in_channels, size=source.spec.image_size,
+        pair_of(without_weights(source.run.model, source.loaded.state)), name=f"run:{source.folder.name}", table=table,
+        read=None if config.weights == "none" else read, channels=source.spec.in_channels, size=source.spec.image_size,
     )  # fmt: skip
 
 

@@ -69,14 +69,15 @@ class Computing:
         if self._train.compile != "none" and self.told["compile"] != before:
             log.info("compiled: %s", self.told["compile"])
 
-    def around(self, module: nn.Module, network: nn.Module, units: Sequence[nn.Module]) -> None:
+    def around(self, module: nn.Module, network: nn.Module, units: Sequence[nn.Module] | None) -> None:
         """Put it around a network: `module` is what is called to learn, `network` what of it is called without a gradient,
-        `units` its blocks. Raises UserError for what cannot be done with it."""
+        `units` its blocks; none: it is left whole. Raises UserError for what cannot be done with it."""
+        whole, units = units is None, units or ()
         if self._kind == "ddp" and channels_last(network, self._train.channels_last, self._device):
             self.told["channels_last"] = True
-        if self._train.checkpointing and not units:
+        if self._train.checkpointing and not units and not whole:
             raise UserError("train.checkpointing: the network has no blocks that are called one after the other; leave it out")
-        if self._train.compile == "blocks" and not units:
+        if self._train.compile == "blocks" and not units and not whole:
             raise UserError("train.compile: blocks, and the network has none that are called one after the other; write whole")
         names = {part: name for name, part in network.named_modules()}
         chosen, why = self._compile

@@ -117,12 +117,13 @@ class Runtime:
         return torch.device("cpu") if self.cuts_weights else self.device
 
     def engine(
-        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make, units: Sequence[nn.Module] = ()
+        self, module: nn.Module, network: nn.Module, groups: Sequence[ParamGroup], make: Make,
+        units: Sequence[nn.Module] | None = (),
     ) -> Engine:  # fmt: skip
         """Put a module together for these ranks, on the device where it is not yet. `network`: what of it is called without a
         gradient; `groups`: what learns, now (`requires_grad`) or later, in the order of its starts; `make`: an optimizer for
-        groups; `units`: parts that may be gathered, compiled or worked out again one at a time. Raises UserError for what cannot
-        be shared out or computed so.
+        groups; `units`: parts that may be gathered, compiled or worked out again one at a time, none where it has to stay whole.
+        Raises UserError for what cannot be shared out or computed so.
         """
         self.computing.around(module, network, units)
         if self.kind == "ddp":
@@ -132,7 +133,7 @@ class Runtime:
             from trainer.runtime.fsdp import Fsdp
 
             offload, reshard = self.parallel.offload == "cpu", self.parallel.reshard_after_forward
-            return Fsdp(self, module, network, groups, make, units, offload=offload, reshard=reshard)
+            return Fsdp(self, module, network, groups, make, units or (), offload=offload, reshard=reshard)
         from trainer.runtime.zero import Zero3, Zero12
 
         if self._accelerator.deepspeed_engine_wrapped is not None:

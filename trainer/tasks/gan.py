@@ -39,7 +39,6 @@ class Drawn:
 
     truncation: float | None
     steps: int = 1
-    guidance: float = 1.0
 
 
 class Gan:
@@ -146,7 +145,7 @@ class Gan:
 
     def measure(self, samples: int, device: torch.device) -> GanMeasure:
         """How like the data the images are, and images of fixed seeds."""
-        return GanMeasure(self, self._config.samples, self._config.fidelity, self._likeness, device)
+        return GanMeasure(self, self._config.samples, self._config.fidelity, self._likeness)
 
 
 class GanMeasure(MakingMeasure):
@@ -155,7 +154,7 @@ class GanMeasure(MakingMeasure):
     def result(self) -> Evaluation:
         """The distances, and the sheet."""
         metrics, about = self.likeness()
-        return Evaluation(metrics, {"kind": "gan", "samples": int(self._samples), **about}, self.sheet())
+        return Evaluation(metrics, {"kind": "gan", **about}, self.sheet())
 
 
 def truncated(latents: torch.Tensor, most: float) -> torch.Tensor:

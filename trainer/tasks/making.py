@@ -90,18 +90,12 @@ class Making:
 
 
 class MakingMeasure(Making):
-    """A measure of what is made alone: of the batches of an evaluation it takes the number."""
-
-    def __init__(
-        self, task: Makes, samples: Shown, fidelity: Fidelity, likeness: Likeness | None, device: torch.device
-    ) -> None:  # fmt: skip
-        super().__init__(task, samples, fidelity, likeness)
-        self._samples = torch.zeros(1, dtype=torch.int64, device=device)
+    """A measure of what is made alone: it takes no batches of an evaluation, which need not be read for it."""
 
     def update(self, network: nn.Module, batch: Batch) -> None:
-        """Count a batch."""
-        self._samples += len(batch.labels)
+        """Never asked for."""
+        raise TypeError("the figures of what a network makes do not follow from batches")
 
     def tensors(self) -> Sequence[torch.Tensor]:
         """What is to be summed over the ranks, in place."""
-        return [self._samples, *self.summed()]
+        return self.summed()
