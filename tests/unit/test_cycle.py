@@ -19,7 +19,7 @@ from trainer.config.model import Model
 from trainer.config.sources import Splits, open_splits
 from trainer.config.targets import Facts
 from trainer.config.tasks.cycle import Config
-from trainer.data import Batch
+from trainer.data import Batch, order
 from trainer.data.pairs import dataset_of, loaded
 from trainer.data.unpaired import UnpairedDataset
 from trainer.models import build_model
@@ -103,6 +103,31 @@ def test_grey_and_colour_are_two_classes_as_well(folder: Path) -> None:
     one = run(f"folder:{folder}", {"channels": 3})
     data = dataset_of(one, splits(one).train, InputSpec(1, 8, (0.5,), (0.5,)), train=True)
     assert data.fetch([(0, 0), (0, 9)]).images.shape == (2, 4, 8, 8)
+
+
+def test_an_epoch_of_the_longer_class_sorts_no_order_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sorted_ = Counter[tuple[int, int, int]]()
+    whole = order._permutation
+
+    def counted(n: int, seed: int, epoch: int) -> Any:
+        sorted_[n, seed, epoch] += 1
+        return whole(n, seed, epoch)
+
+    monkeypatch.setattr(order, "_permutation", counted)
+    painter.photographs(folder / "b", 40, 0, size=8)
+    for sampling in ("uniform", "balanced"):
+        data = dataset(run(f"folder:{folder}", data={"sampling": {"kind": sampling}}))
+        keys = data.order(0).slice(0, 2 * len(data))
+        sorted_.clear()
+        beside = [data.partner(key) for key in keys]
+        assert len(sorted_) > 2
+        assert set(sorted_.values()) == {1}
+        if sampling == "balanced":
+            assert max(epoch for epoch, _ in keys) > 1 << 32
+            shorter = Counter(of for of, (_, index) in zip(beside, keys, strict=True) if index < 3)
+            longer = Counter(of for of, (_, index) in zip(beside, keys, strict=True) if index >= 3)
+            assert max(shorter.values()) - min(shorter[of] for of in range(40)) <= 2, "evenly, though they come again and again"
+            assert set(longer) == {0, 1, 2}
 
 
 class Half(nn.Module):
