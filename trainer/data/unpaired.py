@@ -76,7 +76,8 @@ class UnpairedDataset:
         """How often a picture of each class comes in an epoch at most."""
         if wanted is None:
             return 1, 1
-        return tuple(max(1, *(math.ceil(wanted[place]) for place in places)) for places in self._places)
+        rounding = 1e-6  # that of the rates' sums
+        return tuple(max(1, math.ceil(max(wanted[place] for place in places) - rounding)) for places in self._places)
 
     def _order_beside(self, label: int) -> Order:
         """In what order pictures of a class stand beside those of the other; as much of it is held as an epoch of these takes."""
