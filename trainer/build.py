@@ -60,6 +60,8 @@ def build(
     splits = open_splits(run.data, run.train.seed, looks_at=run.task.looks_at)
     granted_pictures(run, {"train": splits.train, "val": splits.val})
     task = build_task(run.task, splits.train.facts)
+    if splits.val is not None:
+        run.task.measurable(splits.val.facts)
     give(run, task, runtime.device, load_weights=load_weights)
     if splits.val is not None and load_weights:
         known = [f"val/{name}" for name in task.measure(0, torch.device("cpu")).result().metrics]

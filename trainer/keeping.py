@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from trainer import rivals
-from trainer.checkpoint import Saver, Store, Tensors
+from trainer.checkpoint import Loaded, Saver, Store, Tensors
 from trainer.config import RefusedError
 from trainer.optim import Average, FreeAverage
 from trainer.parts import Parts
+from trainer.runtime import Runtime
 from trainer.spec import Piece
 from trainer.tasks.base import Generates
 from trainer.track.tracker import Tracker
@@ -57,6 +58,22 @@ def generator_state(parts: Parts) -> dict[str, Any]:
         "size": beside.size, "schedule": dict(task.schedule()), "vae": None if beside.vae is None else beside.vae.source,
         "text": None if beside.text is None else beside.text.source, "source": beside.source,
     }  # fmt: skip
+
+
+def find(store: Store, runtime: Runtime) -> Loaded | None:
+    """The newest intact checkpoint, chosen and checked by rank 0; the others read the same folder. Raises RefusedError."""
+    found: Loaded | None = None
+    problem = ""
+    if runtime.main:
+        store.clean()
+        try:
+            found = store.last_good()
+        except RefusedError as error:
+            problem = str(error)
+    problem, found = runtime.from_main((problem, found))
+    if problem:
+        raise RefusedError(problem)
+    return found
 
 
 def restore(parts: Parts, files: dict[str, Tensors], extra: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer import build as building
 from trainer import keeping, rivals
-from trainer.checkpoint import Loaded, Saver, Store, read
+from trainer.checkpoint import Saver, Store, read
 from trainer.config import EXIT_DONE, EXIT_REQUEUE, RefusedError, Run
 from trainer.config.compute import fusable
 from trainer.faultpoints import reached
@@ -57,7 +57,7 @@ def start(
     """
     run = folder.load()
     store = Store(folder.checkpoints, keep=run.checkpoint.keep, before_commit=lease.check if lease else lambda: None)
-    loaded = find(store, runtime)
+    loaded = keeping.find(store, runtime)
     progress = Progress.from_dict(loaded.state["progress"]) if loaded else Progress()
     if progress.samples != progress.step * run.train.global_batch:
         raise RefusedError(
@@ -140,22 +140,6 @@ def leave(
             folder.mark("REQUEUE", f"stopped by {stop.reason or 'another rank'}", EXIT_REQUEUE, progress.step)
     journal.ended("DONE" if done else "REQUEUE", progress.step, stop.reason or "")
     return EXIT_DONE if done else EXIT_REQUEUE
-
-
-def find(store: Store, runtime: Runtime) -> Loaded | None:
-    """The newest intact checkpoint, chosen and checked by rank 0; the others read the same folder."""
-    found: Loaded | None = None
-    problem = ""
-    if runtime.main:
-        store.clean()
-        try:
-            found = store.last_good()
-        except RefusedError as error:
-            problem = str(error)
-    problem, found = runtime.from_main((problem, found))
-    if problem:
-        raise RefusedError(problem)
-    return found
 
 
 def _tracker(

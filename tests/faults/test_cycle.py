@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -28,13 +30,14 @@ OWN = Path(painter.__file__)
 
 
 def file(folder: Path, pictures: Path) -> Path:
-    """A run file: unequal classes, BatchNorm and dropout, two micro-batches a step of each rank, an average."""
+    """A run file: networks that begin with the input, unequal classes, BatchNorm and dropout, two micro-batches a step of each
+    rank, an average."""
     path = run_file(folder)
     run = json.loads(path.read_text())
     run["model"] = {"source": f"python:{OWN}:trunk", "args": {"width": 4}, "adapt": {"image_size": 8}}
     run["task"] = {
-        "kind": "cycle", "losses": ["adversarial", "cycle", "identity"], "decoder": {"width": 8},
-        "adversary": {"width": 8, "layers": 1}, "samples": {"count": 4},
+        "kind": "cycle", "losses": ["adversarial", "cycle", "identity"], "residual": True,
+        "decoder": {"width": 8}, "adversary": {"width": 8, "layers": 1}, "samples": {"count": 4},
         "fidelity": {"measure": ["fid"], "features": {**run["model"], "weights": str(pictures / "features.safetensors")}},
     }  # fmt: skip
     run["data"] = {
@@ -43,7 +46,7 @@ def file(folder: Path, pictures: Path) -> Path:
     }  # fmt: skip
     run["train"] |= {"steps": 8, "global_batch": 12, "micro_batch": 3}
     run["evaluate"] = {"every": "4 steps", "batch": 3}
-    run["checkpoint"] = {"every": "3 steps", "keep": 2, "best": "val/cycle_psnr"}
+    run["checkpoint"] = {"every": "3 steps", "keep": 2}
     path.write_text(json.dumps(run))
     return path
 
@@ -86,6 +89,10 @@ def test_each_picture_is_measured_once_on_any_number_of_ranks(
     *_, last = (p for p in points(whole.path) if "val/cycle_psnr" in p)
     begun, *_, ended = (p["train/loss"] for p in points(whole.path) if "train/loss" in p)
     assert ended < begun
+    first = next(p for p in points(whole.path) if "loss/cycle" in p)
+    assert first["loss/cycle"] < 1e-6, "each network begins with its input, by which nothing is better"
+    best = min((p for p in points(whole.path) if "val/loss" in p), key=lambda p: p["val/fd_trunk_forth"])
+    assert json.loads((whole.checkpoints / "index.json").read_text())["best"] == f"step-{best['step']:08d}"
     assert main(["evaluate", str(whole.path), "--device", "cpu", "--checkpoint", "last", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert {name: way["samples"] for name, way in told["ways"].items()} == {"warm": 5, "cold": 4}
@@ -108,7 +115,10 @@ def test_both_ways_by_graft_and_by_the_export_alone(
 ) -> None:
     out = tmp_path / "export"
     assert main(["export", str(whole.path), "--device", "cpu", "--out", str(out)]) == 0
-    assert "`forth/` makes cold of warm, `back/` warm of cold" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "`forth/` makes cold of warm, `back/` warm of cold" in card
+    assert r"fd\_trunk\_forth" in card
+    assert "was not measured" not in card
     for name, of in (("forth", "warm"), ("back", "cold")):
         more = ["--back"] * (name == "back")
         ask = ["translate", str(whole.path), str(pictures / "val" / of), *more, "--device", "cpu", "--out", str(tmp_path / name)]
@@ -127,13 +137,23 @@ def test_both_ways_by_graft_and_by_the_export_alone(
         assert message in capsys.readouterr().err
 
 
-def test_a_run_goes_on_with_both_networks(whole: RunDir) -> None:
+def test_a_run_goes_on_with_both_networks(whole: RunDir, tmp_path: Path) -> None:
     model = Model.model_validate({"source": f"run:{whole.path}", "weights": "last", "adapt": {"image_size": 8}})
     built = build_model(model, "auto", Cyclic(Translator(3, 16)), 5)
     kept = load_file(whole.checkpoints / "step-00000008" / "model-average.safetensors")
     assert all(torch.equal(value, kept[name]) for name, value in built.network.state_dict().items())
-    assert built.head == ("forth.network.decoder", "back.network.decoder")
+    assert built.head == ("forth.network.network.decoder", "back.network.network.decoder")
     with pytest.raises(UserError, match=r"has two networks, one for each way; write task: {kind: cycle}"):
         build_model(model, "auto", Translator(3, 8), 0)
     with pytest.raises(UserError, match=r"write model\.adapt\.in_channels: 3 and task.channels: 3"):
         build_model(model, "auto", Cyclic(Translator(1, 8)), 0)
+
+    went_on = RunDir(shutil.copytree(whole.path, tmp_path / "on"))  # the same networks, as a run that took them as they were
+    told = yaml.safe_load((went_on.path / "run.yaml").read_text())
+    told["model"] |= {"source": f"run:{whole.path}", "args": {}, "weights": "last"}
+    told["task"]["residual"] = "auto"
+    (went_on.path / "run.yaml").write_text(json.dumps(told))
+    model = model.model_copy(update={"source": f"run:{went_on.path}"})
+    assert build_model(model, "auto", Cyclic(Translator(3, 8, residual=True)), 0).head == built.head
+    with pytest.raises(UserError, match=r"task\.residual is false, and run:on has networks that add their output to their input"):
+        build_model(model, "auto", Cyclic(Translator(3, 8, residual=False)), 0)

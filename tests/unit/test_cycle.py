@@ -19,9 +19,10 @@ from trainer.config.model import Model
 from trainer.config.sources import Splits, open_splits
 from trainer.config.targets import Facts
 from trainer.config.tasks.cycle import Config
-from trainer.data import Batch
+from trainer.data import Batch, order
 from trainer.data.pairs import dataset_of, loaded
 from trainer.data.unpaired import UnpairedDataset
+from trainer.forecast import prepare
 from trainer.models import build_model
 from trainer.models.both import Both
 from trainer.models.critic import Several, build_critic
@@ -37,9 +38,10 @@ CPU = torch.device("cpu")
 
 def run(source: Path | str, task: Mapping[str, Any] | None = None, **sections: Any) -> Run:
     data = {"train": str(source), "workers": 0, **sections.pop("data", {})}
+    model = sections.pop("model", {"source": "torchvision:resnet18"})
     return Run.model_validate({
-        "name": "cycle", "task": {"kind": "cycle", **(task or {})}, "model": {"source": "torchvision:resnet18"},
-        "strategy": {"kind": "full"}, "optimizer": {"kind": "adam", "lr": 1e-3}, "data": data, **sections,
+        "name": "cycle", "task": {"kind": "cycle", **(task or {})}, "model": model, "strategy": {"kind": "full"},
+        "optimizer": {"kind": "adam", "lr": 1e-3}, "data": data, **sections,
     })  # fmt: skip
 
 
@@ -103,6 +105,31 @@ def test_grey_and_colour_are_two_classes_as_well(folder: Path) -> None:
     one = run(f"folder:{folder}", {"channels": 3})
     data = dataset_of(one, splits(one).train, InputSpec(1, 8, (0.5,), (0.5,)), train=True)
     assert data.fetch([(0, 0), (0, 9)]).images.shape == (2, 4, 8, 8)
+
+
+def test_an_epoch_of_the_longer_class_sorts_no_order_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sorted_ = Counter[tuple[int, int, int]]()
+    whole = order._permutation
+
+    def counted(n: int, seed: int, epoch: int) -> Any:
+        sorted_[n, seed, epoch] += 1
+        return whole(n, seed, epoch)
+
+    monkeypatch.setattr(order, "_permutation", counted)
+    painter.photographs(folder / "b", 40, 0, size=8)
+    for sampling in ("uniform", "balanced"):
+        data = dataset(run(f"folder:{folder}", data={"sampling": {"kind": sampling}}))
+        keys = data.order(0).slice(0, 2 * len(data))
+        sorted_.clear()
+        beside = [data.partner(key) for key in keys]
+        assert len(sorted_) > 2
+        assert set(sorted_.values()) == {1}
+        if sampling == "balanced":
+            assert max(epoch for epoch, _ in keys) > 1 << 32
+            shorter = Counter(of for of, (_, index) in zip(beside, keys, strict=True) if index < 3)
+            longer = Counter(of for of, (_, index) in zip(beside, keys, strict=True) if index >= 3)
+            assert max(shorter.values()) - min(shorter[of] for of in range(40)) <= 2, "evenly, though they come again and again"
+            assert set(longer) == {0, 1, 2}
 
 
 class Half(nn.Module):
@@ -200,6 +227,26 @@ def test_what_is_made_is_compared_with_the_other_class() -> None:
     assert run("folder:x", {"fidelity": fidelity}, data={"val": "folder:y"}).models.keys() == {"model", "task.fidelity.features"}
 
 
+def test_the_best_is_chosen_by_the_first_distance_of_the_way_forth() -> None:
+    own = {"source": f"python:{OWN}:trunk", "weights": "x"}
+    asked = {"residual": True, "fidelity": {"measure": ["kid", "fid"], "features": own}}
+    assert run("folder:x", asked, data={"val": "folder:y"}).checkpoint.best == "val/kd_trunk_forth"
+    assert run("folder:x", data={"val": "folder:y"}).checkpoint.best == "val/loss"
+
+
+def test_a_class_with_too_few_validation_pictures_is_named_before_a_training(folder: Path) -> None:
+    val = folder.parent / f"{folder.name}-val"
+    painter.photographs(val / "a", 3, 2, size=8)
+    painter.photographs(val / "b", 4, 3, size=8)
+    model = {"source": f"python:{OWN}:trunk", "adapt": {"image_size": 8}}
+    asked = {"fidelity": {"measure": ["kid", "precision_recall"], "features": {**model, "weights": "x"}}}
+    few = run(f"folder:{folder}", asked, model=model, data={"val": f"folder:{val}"})
+    with pytest.raises(UserError, match=r"has 3 pictures of 'a', and task\.fidelity\.measure: precision_recall needs 4 at least"):
+        prepare(few, 1)
+    painter.photographs(val / "a", 4, 2, size=8)
+    assert prepare(few, 1).task.outputs == ()
+
+
 def small(task: Cycle) -> list[Any]:
     return [replace(one, width=8, layers=1) for one in task.critic()]
 
@@ -243,6 +290,16 @@ def test_a_way_back_of_another_kind() -> None:
         ({}, {"strategy": {"kind": "blocks", "last": 1}}, "counts the blocks of one network, and task cycle trains two"),
         ({"channels": 1, "losses": ["adversarial", "cycle", "identity"]}, {}, "the classes have 3 and 1 channels; leave it out"),
         ({}, {"parallel": {"kind": "zero2"}}, "has not been tried with task cycle"),
+        (
+            {"residual": True},
+            {"data": {"val": "folder:y"}},
+            "by val/loss .checkpoint.best. nothing is better; write task.fidelity",
+        ),
+        (
+            {"residual": True, "fidelity": {"measure": ["kid"]}},
+            {"data": {"val": "folder:y"}, "schedule": {"kind": "plateau", "metric": "val/loss"}},
+            "by val/loss .schedule.metric. nothing is better",
+        ),
         ({"adversary": {"shown_input": True}}, {}, "shown_input"),
     ],
 )

@@ -22,7 +22,8 @@ from trainer.config import UserError, load
 from trainer.config.footprint import CARDS, GIB, Footprint, card, fit
 from trainer.config.parallel import Parallel
 from trainer.describe import describe, memory
-from trainer.forecast import Forecast, LikeCuda, prepare
+from trainer.forecast import Forecast, prepare
+from trainer.kept_by_cuda import LikeCuda
 from trainer.ledger import Ledger, without_values
 from trainer.propose import propose
 from trainer.shortage import advice

@@ -11,6 +11,7 @@ from trainer.config.base import Section
 from trainer.config.model import Model
 
 Measured = Literal["fid", "kid", "precision_recall", "is"]
+LEAST: dict[Measured, int] = {"fid": 2, "kid": 2, "precision_recall": 4, "is": 10}  # images of either side that each needs
 
 
 def _usual() -> list[Measured]:
@@ -67,8 +68,7 @@ class Fidelity(Distances):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        least = {"is": 10, "precision_recall": 4}
-        for name, count in least.items():
-            if name in self.measure and self.samples < count:
-                raise ValueError(f"measure: {name} needs {count} samples at least, and samples is {self.samples}")
+        for name in self.measure:
+            if self.samples < LEAST[name]:
+                raise ValueError(f"measure: {name} needs {LEAST[name]} samples at least, and samples is {self.samples}")
         return self

@@ -95,8 +95,8 @@ class Checkpoint(Section):
     best: str = Field(
         "val/accuracy",
         description="the metric that chooses the best, lowest for a loss or an error, else highest; left out: accuracy of "
-        "classes, map of labels, mae of numbers, psnr of a translation, the first of a gan's task.fidelity, loss of several "
-        "heads and of what else generates",
+        "classes, map of labels, mae of numbers, psnr of a translation, the first of task.fidelity of a gan or a cycle, "
+        "loss of several heads and of what else generates",
     )
 
     @field_validator("best")

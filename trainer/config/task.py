@@ -60,6 +60,9 @@ class Task(Kind):
     def goes_with(self, run: Any) -> None:
         """Raises ValueError where another section of the run file does not go with the task."""
 
+    def measurable(self, held: Facts) -> None:
+        """Raises UserError where the validation data has too few samples of a kind for what is measured."""
+
     def measured(self, facts: Facts | None = None) -> tuple[str, ...] | None:
         """The metrics that may be asked for; none where only the data can tell and is not given."""
         return self.metrics

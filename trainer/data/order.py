@@ -43,20 +43,22 @@ def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class Order:
     """The endless stream of training positions: epoch `p // n` is a permutation drawn from (seed, epoch) alone.
 
-    Global batch k is the positions [k*G, (k+1)*G): every batch is full, and an epoch may end inside one.
+    Global batch k is the positions [k*G, (k+1)*G): every batch is full, and an epoch may end inside one. `held`: how many epochs
+    are kept, so many as are looked into by turns.
     """
 
-    def __init__(self, n: int, seed: int) -> None:
+    def __init__(self, n: int, seed: int, held: int = 2) -> None:
         if n < 1:
             raise ValueError("an order needs at least one sample")
         self.n = n
         self.seed = seed
+        self._held = held
         self._epochs: dict[int, NDArray[np.int64]] = {}
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         found = self._epochs.get(epoch)
         if found is None:
-            while len(self._epochs) > 1:
+            while len(self._epochs) >= self._held:
                 del self._epochs[next(iter(self._epochs))]
             found = self._epochs[epoch] = permutation(self.n, self.seed, epoch)
         return found

@@ -6,6 +6,7 @@ epoch, sample): of a class it goes through all in an order drawn anew each time,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from trainer.config.data import Uniform
 from trainer.config.errors import UserError
 from trainer.config.run import Data, Run
+from trainer.config.sampling import rates
 from trainer.config.sources import Listing
 from trainer.config.tasks.cycle import Config
 from trainer.data import images, transforms
@@ -23,6 +25,7 @@ from trainer.data.dataset import ImageDataset
 from trainer.data.order import Key, Order, mix
 from trainer.spec import InputSpec
 
+_HELD = 1 << 24  # numbers of an order that are held at most
 BESIDE = 7  # the stream of which picture stands beside which, and of what is drawn for it
 
 
@@ -50,7 +53,8 @@ class UnpairedDataset:
             half = (0.5,) * channels
             of = replace(spec, in_channels=channels, mean=half, std=half)
             self._sides.append(ImageDataset(own, plain, of, train=train, seed=seed))
-        self._beside = [Order(len(places), mix(seed, BESIDE, label)) for label, places in enumerate(self._places)]
+        self._repeats = self._most(rates(listing, data) if train else None)
+        self._beside = [self._order_beside(label) for label in (0, 1)]
 
     def __len__(self) -> int:
         return len(self.listing.items)
@@ -68,11 +72,25 @@ class UnpairedDataset:
         """The order of training."""
         return self._all.order(seed)
 
+    def _most(self, wanted: Sequence[float] | None) -> tuple[int, ...]:
+        """How often a picture of each class comes in an epoch at most."""
+        if wanted is None:
+            return 1, 1
+        rounding = 1e-6  # that of the rates' sums
+        return tuple(max(1, math.ceil(max(wanted[place] for place in places) - rounding)) for places in self._places)
+
+    def _order_beside(self, label: int) -> Order:
+        """In what order pictures of a class stand beside those of the other; as much of it is held as an epoch of these takes."""
+        count, other = len(self._places[label]), 1 - label
+        epochs = math.ceil(self._repeats[other] * len(self._places[other]) / count) + 1
+        return Order(count, mix(self.seed, BESIDE, label), held=max(2, min(epochs, _HELD // count)))
+
     def partner(self, key: Key) -> int:
         """Which of the other class, counted among its own, stands beside the picture of a key."""
-        epoch, index = key
-        other = 1 - self.listing.items[index].label
-        return self._beside[other].at(epoch * len(self._places[1 - other]) + self._rank[index])[1]
+        again, epoch = divmod(key[0], 1 << 32)  # which repetition within its epoch it is, see `WeightedOrder`
+        own = self.listing.items[key[1]].label
+        passes = epoch * self._repeats[own] + again
+        return self._beside[1 - own].at(passes * len(self._places[own]) + self._rank[key[1]])[1]
 
     def fetch(self, keys: Sequence[Key]) -> Batch:
         """The samples of (epoch, index) keys, those of the first class first; `labels` says which of both each is of."""

@@ -86,6 +86,8 @@ def _card(
     """README.md of an export; what the run did not measure is said to be missing."""
     run, spec = restored.run, restored.spec
     first, second = (cell(name) for name in _names(restored))
+    assert isinstance(run.task, Config)
+    unlike = " How like that class the pictures are was not measured by these figures." * (run.task.fidelity is None)
     ways = evaluation.get("ways") or {}
     each = "".join(
         f"From {cell(name)} and back, over {found['samples']:,} pictures: PSNR {found['cycle_psnr']:.4g}.\n\n"
@@ -105,6 +107,5 @@ def _card(
         measured(summary, evaluation), each,
         training(run, manifest, summary),
         "## Limits\n\n- No pair said what is right: a picture that looks like the other class and leads back to the input was "
-        "all that was asked for. How like that class the pictures are was not measured by these figures.\n"
-        f"{FIGURES}\n{licence(run)}",
+        f"all that was asked for.{unlike}\n{FIGURES}\n{licence(run)}",
     ])  # fmt: skip

@@ -12,6 +12,7 @@ from torch import nn
 from trainer.config import UserError
 from trainer.config.model import Model
 from trainer.models.base import Built, LoadReport
+from trainer.models.decoder import Residual
 from trainer.models.filling import fill
 from trainer.spec import Cyclic, InputSpec, Translator
 
@@ -107,10 +108,14 @@ def _of_run(rest: str, config: Model, wanted: Cyclic, seed: int, build: Build, *
     adapt = source.run.model.adapt.model_copy(update={"image_size": size})
     inner = source.run.model.model_copy(update={"adapt": adapt, "weights": "none"})
     residual = None if task.residual == "auto" else task.residual
-    if wanted.forth.residual not in (None, bool(residual)):
-        raise UserError(f"task.residual: run:{name} has networks that were made with another one; leave it out")
     other = None if task.back is None else task.back.model_copy(update={"weights": "none"})
     built = build_both(inner, Cyclic(Translator(made, task.decoder.width, residual), other), seed, build, load_weights=False)
+    adds = isinstance(built.network.get_submodule("forth.network"), Residual)
+    if wanted.forth.residual not in (None, adds):
+        raise UserError(
+            f"task.residual is {str(wanted.forth.residual).lower()}, and run:{name} has networks that "
+            f"{'add their output' if adds else 'do not add their output'} to their input; leave residual out"
+        )
     built.report = LoadReport(f"run:{name}, no checkpoint read")
     half = (0.5,) * given
     spec = InputSpec(given, size, half, half, source.spec.interpolation)

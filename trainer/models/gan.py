@@ -25,7 +25,8 @@ from trainer.models.adapt import seeded
 from trainer.models.base import Built, Checkpoint, LoadReport, Need
 from trainer.models.class_tables import Table, class_tables
 from trainer.models.file import read_checkpoint
-from trainer.models.generator import Parts, Shape, fill
+from trainer.models.filling_generator import fill
+from trainer.models.generator import Parts, Shape
 from trainer.models.resnet_gan import GROUPS, ResnetCritic, ResnetGenerator
 from trainer.spec import InputSpec, Pair
 

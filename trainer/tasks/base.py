@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -137,29 +137,6 @@ class Evaluation:
     metrics: dict[str, float]
     details: dict[str, Any]
     sheet: Sheet | None = None
-
-
-class Answers(Sequence[dict[str, Any]]):
-    """What was said of samples, and what is known of them: `make(row)` makes a row's answer when it is looked at.
-
-    `indices` are the places of the samples in their listing, row by row.
-    """
-
-    def __init__(self, indices: Sequence[int], make: Callable[[int], dict[str, Any]]) -> None:
-        self.indices, self._make = indices, make
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @overload
-    def __getitem__(self, row: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, row: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(row, slice):
-            return [self[place] for place in range(*row.indices(len(self)))]
-        place = range(len(self))[row]
-        return {"index": self.indices[place], **self._make(place)}
 
 
 class Task(Protocol):

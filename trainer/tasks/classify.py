@@ -11,7 +11,8 @@ from trainer.config.targets import Facts
 from trainer.config.tasks.classify import Config
 from trainer.losses.classes import ClassLoss, class_weights
 from trainer.spec import Output
-from trainer.tasks.base import Answers, Batch, Evaluation
+from trainer.tasks.answers import Answers
+from trainer.tasks.base import Batch, Evaluation
 from trainer.tasks.calibration import brier, calibration_error, reliability
 from trainer.tasks.supervised import Supervised, SupervisedMeasure, with_auxiliary
 

@@ -16,7 +16,8 @@ from trainer.config.tasks.cycle import Config
 from trainer.spec import Critic, Cyclic, InputSpec, Judge, Output, Translator
 from trainer.tasks.adversary import CRITIC, MAKER, still
 from trainer.tasks.base import Batch, LossFunction, Perceives
-from trainer.tasks.returning import Likeness, ReturnMeasure
+from trainer.tasks.likening import l1
+from trainer.tasks.returning import OfBoth, ReturnMeasure
 
 
 def build(config: Config, facts: Facts) -> Cycle:
@@ -50,7 +51,7 @@ class Cycle:
         self._critics: nn.Module | None = None
         self._made: deque[tuple[torch.Tensor, torch.Tensor]] = deque()  # micro-batches that the critics have yet to see
         self.perceives: dict[str, nn.Module] = {}
-        self.likeness: Likeness | None = None
+        self.likeness: OfBoth | None = None
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -91,7 +92,7 @@ class Cycle:
     def liken(self, judge: Judge) -> None:
         """Measure how like each class what is made of the other is, by these features, as `fidelity` says."""
         assert self._config.fidelity is not None
-        self.likeness = Likeness(self._config.fidelity, judge)
+        self.likeness = OfBoth(self._config.fidelity, judge)
 
     def perceive(self, distances: Mapping[str, Perceives], weights: Mapping[str, float]) -> None:
         """Take what each loss weighs; no features are compared."""
@@ -170,5 +171,4 @@ class Cycle:
 
 def _apart(made: tuple[torch.Tensor, torch.Tensor], real: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """The mean absolute difference of the first kind and of the second, both together, [n]."""
-    each = [(one.float() - other).abs().flatten(1).mean(dim=1) for one, other in zip(made, real, strict=True)]
-    return torch.stack(each).sum(dim=0)
+    return torch.stack([l1(one.float(), other) for one, other in zip(made, real, strict=True)]).sum(dim=0)

@@ -23,18 +23,32 @@ _WINDOW = 2 * _REACH + 1
 _FIGURES = ("psnr", "ssim", "mae")
 
 
-def figures(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """PSNR in dB, SSIM (Wang et al. 2004, 11-pixel Gaussian window) and mean absolute error of uint8 pictures, float64 [n, 3].
+def l1(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean absolute difference of each, [n]."""
+    return (made - target).abs().flatten(1).mean(dim=1)
 
-    All on values from 0 to 1; the square and the absolute error are means over pixels and channels.
+
+def nearness(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """PSNR in dB and mean absolute error of uint8 pictures, float64 [n, 2].
+
+    On values from 0 to 1; the square and the absolute error are means over pixels and channels.
     """
     one, other = made.double() / 255, target.double() / 255
     square = (one - other).square().flatten(1).mean(dim=1)
-    psnr = -10 * square.clamp(min=_EXACT).log10()
+    return torch.stack([-10 * square.clamp(min=_EXACT).log10(), l1(one, other)], dim=1)
+
+
+def figures(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """PSNR in dB, SSIM (Wang et al. 2004, 11-pixel Gaussian window) and mean absolute error of uint8 pictures, float64 [n, 3].
+
+    All on values from 0 to 1; see `nearness`.
+    """
+    one, other = made.double() / 255, target.double() / 255
+    psnr, mae = nearness(made, target).unbind(dim=1)
     # over whole windows alone, as in the paper; torchmetrics' own mean counts mirrored borders too
     alike = ssim(one, other, data_range=1.0, reduction="none", return_full_image=True)[1]
     whole = alike[..., _REACH:-_REACH, _REACH:-_REACH].flatten(1).mean(dim=1)
-    return torch.stack([psnr, whole, (one - other).abs().flatten(1).mean(dim=1)], dim=1)
+    return torch.stack([psnr, whole, mae], dim=1)
 
 
 class Ruler:

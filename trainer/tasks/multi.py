@@ -13,7 +13,8 @@ from trainer.config.targets import Facts, columns
 from trainer.config.tasks.multi import Config
 from trainer.spec import Output
 from trainer.tasks import build_task
-from trainer.tasks.base import Answers, Batch, Evaluation, Measure, Task
+from trainer.tasks.answers import Answers
+from trainer.tasks.base import Batch, Evaluation, Measure, Task
 from trainer.tasks.supervised import Supervised, SupervisedMeasure, tensors
 
 

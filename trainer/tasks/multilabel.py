@@ -11,7 +11,8 @@ from trainer.config.targets import Facts
 from trainer.config.tasks.multilabel import Config
 from trainer.losses.labels import LabelLoss, pos_weights
 from trainer.spec import Output
-from trainer.tasks.base import Answers, Batch, Evaluation
+from trainer.tasks.answers import Answers
+from trainer.tasks.base import Batch, Evaluation
 from trainer.tasks.ranking import average_precision
 from trainer.tasks.supervised import Supervised, SupervisedMeasure, with_auxiliary
 

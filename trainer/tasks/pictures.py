@@ -15,14 +15,10 @@ from trainer.config.pictures import Pictures as Config
 from trainer.spec import Critic, InputSpec, Output
 from trainer.tasks.adversary import Opponent
 from trainer.tasks.base import Batch, LossFunction, Perceives
-from trainer.tasks.likening import PictureMeasure, Ruler
+from trainer.tasks.likening import PictureMeasure, Ruler, l1
 
 # (what was made, what should have been), both [n, c, h, w] in [-1, 1] -> the distance of each, [n]
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def _l1(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return (made - target).abs().flatten(1).mean(dim=1)
 
 
 def _mse(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -36,7 +32,7 @@ class Pictures(ABC):
         self._config = config
         self.kind, self.seed = config.kind, 0
         self.pairs = True  # whether the input is another picture than the target
-        self._distances: dict[str, Distance] = {"l1": _l1, "mse": _mse}
+        self._distances: dict[str, Distance] = {"l1": l1, "mse": _mse}
         self._weights: Mapping[str, float] = {}
         self._spec: InputSpec | None = None
         self._opponent: Opponent | None = None

@@ -11,7 +11,8 @@ from trainer.config.targets import Facts
 from trainer.config.tasks.regress import Config
 from trainer.losses.values import ValueLoss
 from trainer.spec import Output
-from trainer.tasks.base import Answers, Batch, Evaluation
+from trainer.tasks.answers import Answers
+from trainer.tasks.base import Batch, Evaluation
 from trainer.tasks.supervised import Supervised, SupervisedMeasure, with_auxiliary
 
 _POINTS = 1000  # of a value, that the report draws

@@ -15,16 +15,16 @@ from trainer.pixels import pixels
 from trainer.spec import Judge
 from trainer.tasks.base import Batch, Evaluation, Sheet
 from trainer.tasks.likeness import distances
+from trainer.tasks.likening import l1, nearness
 
 if TYPE_CHECKING:
     from trainer.tasks.cycle import Cycle
 
-_EXACT = 1e-10  # the mean squared error below which PSNR is said as 100 dB
 _WORDS = ("input", "output", "back")
 
 
 @dataclass
-class Likeness:
+class OfBoth:
     """What is compared: features of what is made with features of pictures of that class; those are computed once."""
 
     config: Distances
@@ -66,14 +66,12 @@ class ReturnMeasure:
         there, back = (network.forth, network.back) if label == 0 else (network.back, network.forth)
         made = there(images).float()
         again = back(made).float()
-        losses = {"cycle": _l1(again, images)}
+        losses = {"cycle": l1(again, images)}
         if "identity" in self._names:
-            losses["identity"] = _l1(back(images).float(), images)
-        seen, wanted = (pixels(value).double() / 255 for value in (again, images))
-        square = (seen - wanted).square().flatten(1).mean(dim=1)
+            losses["identity"] = l1(back(images).float(), images)
+        near = nearness(pixels(again), pixels(images))
         columns = [
-            torch.full_like(square, label + 1), self._task.weighted(losses).double(),
-            -10 * square.clamp(min=_EXACT).log10(), (seen - wanted).abs().flatten(1).mean(dim=1),
+            torch.full_like(near[:, 0], label + 1), self._task.weighted(losses).double(), *near.unbind(dim=1),
             *(losses[name].double() for name in self._names),
         ]  # fmt: skip
         self._rows[indices.to(self._rows.device)] = torch.stack(columns, dim=1)
@@ -138,7 +136,3 @@ class ReturnMeasure:
             found = distances(likeness.config, made, real, likeness.judge.layers)
             metrics |= {f"{name}_{way}": value for name, value in found.items()}
         return metrics
-
-
-def _l1(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return (made - target).abs().flatten(1).mean(dim=1)

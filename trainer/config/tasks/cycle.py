@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from trainer.config.errors import UserError
-from trainer.config.fidelity import Distances
+from trainer.config.fidelity import LEAST, Distances
 from trainer.config.model import Model
 from trainer.config.pictures import Critics as Common
 from trainer.config.pictures import Painting
@@ -40,6 +40,15 @@ class Config(Painting):
         "auto", description="the networks' outputs are added to their inputs; auto: of a network of another run as it was there"
     )
 
+    @classmethod
+    def chosen_by(cls, task: Mapping[str, Any]) -> str:
+        """How like the second class pictures become, where that is measured; the loss does not tell."""
+        asked = task.get("fidelity")
+        try:
+            return cls.best if asked is None else f"{Distances.model_validate(asked).names[0]}_forth"
+        except ValidationError:  # told where the section itself is read
+            return cls.best
+
     @property
     def weights(self) -> Mapping[str, float]:
         """Those of the paper (section 4 and 5.2)."""
@@ -64,6 +73,18 @@ class Config(Painting):
         named = () if self.fidelity is None else self.fidelity.names
         return (*self.metrics, *(f"{name}_{way}" for way in ("forth", "back") for name in named))
 
+    def measurable(self, held: Facts) -> None:
+        """Each class has as many pictures as the distances need, on the side of those of the data and of those made of them."""
+        asked = () if self.fidelity is None else self.fidelity.measure
+        of = only(held, "class", self.kind)
+        for name, count in zip(of.target.labels, of.counts, strict=True):
+            for measure in asked:
+                if count < LEAST[measure]:
+                    raise UserError(
+                        f"data.val has {count} pictures of '{name}', and task.fidelity.measure: {measure} needs {LEAST[measure]} "
+                        "at least; add some, or leave it out"
+                    )
+
     @property
     def looks_at(self) -> LooksAt:
         return "targets"
@@ -85,6 +106,13 @@ class Config(Painting):
         super().goes_with(run)
         if self.fidelity is not None and run.data.val is None:
             raise ValueError("task.fidelity is measured at evaluations, which need validation data; set data.val")
+        for key, metric in run.watched.items():
+            if self.residual is True and run.data.val is not None and metric.removeprefix("val/") in self.metrics:
+                raise ValueError(
+                    f"task.residual: true begins with networks that change nothing, and by {metric} ({key}) nothing is better; "
+                    "write task.fidelity: {measure: [kid], features: {source: torchvision:resnet18, weights: DEFAULT}}, whose "
+                    "first figure then chooses the best, or residual: false"
+                )
         if run.losses.balance.kind != "fixed":
             raise ValueError(
                 f"losses.balance: {run.losses.balance.kind} goes by the layers of one network, and task cycle trains two against "
