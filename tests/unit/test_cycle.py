@@ -109,13 +109,13 @@ def test_grey_and_colour_are_two_classes_as_well(folder: Path) -> None:
 
 def test_an_epoch_of_the_longer_class_sorts_no_order_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sorted_ = Counter[tuple[int, int, int]]()
-    whole = order._permutation
+    whole = order.permutation
 
     def counted(n: int, seed: int, epoch: int) -> Any:
         sorted_[n, seed, epoch] += 1
         return whole(n, seed, epoch)
 
-    monkeypatch.setattr(order, "_permutation", counted)
+    monkeypatch.setattr(order, "permutation", counted)
     painter.photographs(folder / "b", 40, 0, size=8)
     for sampling in ("uniform", "balanced"):
         data = dataset(run(f"folder:{folder}", data={"sampling": {"kind": sampling}}))

@@ -36,6 +36,14 @@ def test_help_imports_neither_torch_nor_the_run_file(tmp_path: Path) -> None:
     assert not modules & (HEAVY | {"pydantic", "yaml", "psutil"})
 
 
+def test_a_training_waits_for_no_library_that_it_may_not_use() -> None:
+    """Each of them takes from a tenth of a second to some seconds, at each start of each rank."""
+    code = "import sys, trainer.session; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    few = {"accelerate", "datasets", "deepspeed", "diffusers", "peft", "scipy", "sklearn", "timm", "torchmetrics", "transformers"}
+    assert not set(done.stdout.split()) & {*few, "wandb"}
+
+
 @pytest.mark.parametrize(
     "arguments", [["plan", "run.yaml", "--no-memory"], ["plan", "run.yaml", "--no-memory", "--json"], ["schema"], ["runs"]]
 )

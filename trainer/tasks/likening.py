@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from trainer.config import UserError
 from trainer.config.lpips import LEAST, Lpips, named
@@ -45,6 +44,9 @@ def figures(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
     one, other = made.double() / 255, target.double() / 255
     psnr, mae = nearness(made, target).unbind(dim=1)
+    # imported here: it brings scipy and transformers along, which every other training would wait for
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
     # over whole windows alone, as in the paper; torchmetrics' own mean counts mirrored borders too
     alike = ssim(one, other, data_range=1.0, reduction="none", return_full_image=True)[1]
     whole = alike[..., _REACH:-_REACH, _REACH:-_REACH].flatten(1).mean(dim=1)
