@@ -32,7 +32,8 @@ def test_the_average_follows_each_step_of_the_first_network(norms: tuple[float, 
     job: Any = SimpleNamespace(
         runtime=runtime, phases=phases, average=SimpleNamespace(update=updates.append), batches=iter([[None]]), momentum=None,
         prepare=lambda raw: raw, global_batch=4, epoch_samples=100, schedule=lambda samples: 1.0, seed=lambda *place: 0,
-        clip=None, max_skipped=3, beat=lambda step: None, at=lambda *place: None, listener=SimpleNamespace(point=lambda *values: None),
+        clip=None, max_skipped=3, beat=lambda step: None, at=lambda *place: None,
+        listener=SimpleNamespace(point=lambda *values: None),
     )  # fmt: skip
     progress = Progress()
     Step(job).step(progress)
