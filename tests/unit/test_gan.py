@@ -176,7 +176,7 @@ def test_the_share_follows_the_signs_of_real_images() -> None:
 
 
 def test_a_share_that_a_checkpoint_lacks_begins_anew_and_one_too_many_is_left_out(tmp_path: Path) -> None:
-    adaptive = {"augment": {"share": 0.25, "adaptive": {}}}
+    adaptive: dict[str, Any] = {"augment": {"share": 0.25, "adaptive": {}}}
     engine: Any = SimpleNamespace(fill=lambda network, held: fill(network, held.whole()))
     for before, now, share in ((adaptive, {}, None), ({}, adaptive, 0.25), (adaptive, adaptive, 0.75)):
         (_, old), (both, critic) = duel(**before), duel(**now)
