@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +20,23 @@ from tests.trainers import NETWORK, Zygote, points, run_file, same
 from trainer.commands import main
 from trainer.config.model import Model
 from trainer.models import build_model
+from trainer.models.resnet_gan import ResnetCritic, ResnetGenerator
 from trainer.rundir import RunDir
 from trainer.spec import Pair
 
 KILLED = -9
 NAMES = ("val/fd_small", "val/kd_small")
+
+
+def begun(folder: Path) -> Path:
+    """An export, as a run may begin with."""
+    torch.manual_seed(0)
+    folder.mkdir(exist_ok=True)
+    save_file(ResnetGenerator(1, 8, 3, latent=8, width=8).state_dict(), folder / "generator.safetensors")
+    save_file(ResnetCritic(1, 8, 3, width=8).state_dict(), folder / "critic.safetensors")
+    said = {"task": "gan", "source": "gan:resnet", "args": {"latent": 8, "width": 8}, "classes": ["1", "2", "7"]}
+    (folder / "config.json").write_text(json.dumps({**said, "in_channels": 1, "image_size": 8}))
+    return folder
 
 
 def file(folder: Path, judge: Path, **train: Any) -> Path:
@@ -32,7 +45,7 @@ def file(folder: Path, judge: Path, **train: Any) -> Path:
     run = json.loads(path.read_text())
     features = {"source": f"python:{NETWORK}:small", "weights": str(judge), "adapt": {"in_channels": 1, "image_size": 8}}
     run["data"] |= {"normalize": "auto", "augment": {"flip": 0.5}}
-    run["model"] = {"source": "gan:resnet", "args": {"width": 8, "latent": 8}, "adapt": run["model"]["adapt"]}
+    run["model"] = {"source": f"gan:{begun(folder / 'old')}", "adapt": {"in_channels": 1}}
     run["task"] = {
         "kind": "gan", "r1": {"weight": 0.5, "every": 3}, "critic": {"frozen": 1, "rate": 2.0},
         "augment": {"share": 0.5, "adaptive": {"every": 2, "images": 500}}, "samples": {"count": 10, "batch": 3},
@@ -57,6 +70,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(zygote: Zygote, judge: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     folder = tmp_path_factory.mktemp("whole")
     assert zygote.run(file(folder, judge), folder, world=2) == [0, 0]
+    shutil.rmtree(folder / "old")  # nothing after the beginning needs it
     return RunDir(folder / "run")
 
 
@@ -65,9 +79,12 @@ def sheets(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def test_killed_and_started_again_it_ends_the_same(trainers: Zygote, whole: RunDir, judge: Path, tmp_path: Path) -> None:
-    """Both networks, both optimizers and the share of changed images, on two ranks; killed between two checkpoints."""
-    assert KILLED in trainers.run(file(tmp_path, judge), tmp_path, world=2, fault="step@7:1=kill")
-    assert trainers.run(file(tmp_path, judge), tmp_path, world=2) == [0, 0]
+    """Both networks, both optimizers and the share of changed images, on two ranks; killed between two checkpoints. The export
+    that it began with is gone by then."""
+    path = file(tmp_path, judge)
+    assert KILLED in trainers.run(path, tmp_path, world=2, fault="step@7:1=kill")
+    shutil.rmtree(tmp_path / "old")
+    assert trainers.run(path, tmp_path, world=2) == [0, 0]
     same(tmp_path / "run", whole.path)
     one, other = sheets(tmp_path / "run"), sheets(whole.path)
     assert one.keys() == other.keys() == {f"step-{step:08d}.png" for step in (5, 10, 12)}
@@ -89,7 +106,8 @@ def test_killed_and_started_again_it_ends_the_same(trainers: Zygote, whole: RunD
 def test_the_number_of_ranks_changes_neither_losses_nor_images(
     trainers: Zygote, whole: RunDir, judge: Path, tmp_path: Path
 ) -> None:  # fmt: skip
-    assert trainers.run(file(tmp_path, judge, micro_batch=24), tmp_path) == [0]
+    """Nor does working out the generator's blocks again."""
+    assert trainers.run(file(tmp_path, judge, micro_batch=24, checkpointing=True), tmp_path) == [0]
     found = [points(folder) for folder in (tmp_path / "run", whole.path)]
     for name in ("train/loss", "loss/critic", "critic/real", "critic/made", "critic/share", *NAMES):
         one, other = ([p[name] for p in record if name in p] for record in found)
@@ -126,3 +144,59 @@ def test_images_are_made_by_graft_and_by_the_export_alone(
     assert torch.equal(again.critic.get_parameter("class_embedding.weight")[1], critic["class_embedding.weight"][3])
     assert torch.equal(again.network.get_parameter("class_embedding.weight")[1], old["class_embedding.weight"][3])
     assert torch.equal(again.network.get_parameter("to_image.weight"), old["to_image.weight"])
+
+
+OWN = """
+import torch
+from torch import nn
+class Block(nn.Module):
+    def __init__(self, out):
+        super().__init__()
+        self.class_embedding = nn.Embedding(9, 4)
+        self.last = nn.Linear(4, out)
+    def forward(self, given, classes):
+        return self.last(given + self.class_embedding(classes))
+class Generator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.latent = 4
+        self.blocks = nn.ModuleList([Block(64)])
+    def forward(self, latents, classes):
+        return self.blocks[0](latents, classes).tanh().view(-1, 1, 8, 8)
+class Critic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(64, 4)
+        self.block = Block(1)
+    def forward(self, images, classes):
+        return self.block(torch.relu(self.first(images.flatten(1))), classes)
+def pair():
+    return Generator(), Critic()
+"""
+
+
+def test_a_pair_of_ones_own_is_trained_and_exported(trainers: Zygote, judge: Path, tmp_path: Path) -> None:
+    """Its tables stand in blocks, and its file has the name of the program; one without classes is trained beside it."""
+    (tmp_path / "sample.py").write_text(OWN)
+    for name, condition, model in (
+        ("own", "class", {"source": f"python:{tmp_path}/sample.py:pair"}),
+        ("plain", "none", {"source": "gan:resnet", "args": {"width": 8, "latent": 8}}),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = file(folder, judge, steps=2)
+        run = json.loads(path.read_text())
+        run["model"] = {**model, "adapt": {"in_channels": 1, "image_size": 8}}
+        run["task"] |= {"condition": condition, "critic": {}}
+        path.write_text(json.dumps(run))
+        assert trainers.run(path, folder) == [0]
+        assert main(["export", str(folder / "run"), "--device", "cpu", "--out", str(folder / "export")]) == 0
+    assert (
+        main(["sample", str(tmp_path / "plain" / "run"), "--seeds", "3", "--out", str(tmp_path / "few"), "--device", "cpu"]) == 0
+    )
+    assert [path.name for path in (tmp_path / "few").glob("*.png")] == ["000003.png"]
+    out = tmp_path / "own" / "export"
+    assert (out / "sample_network.py").read_text() == OWN
+    program = [sys.executable, "-I", str(out / "sample.py"), str(tmp_path / "made"), "3"]
+    subprocess.run(program, check=True, cwd=tmp_path, capture_output=True)
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {f"{digit}-000003.png" for digit in range(5)}

@@ -1,9 +1,11 @@
-"""A gan by hand: the losses of both sides, the penalty, changes of images, what is frozen, rows by name, what is refused."""
+"""A gan by hand: the losses of both sides, the penalty, changes of images and their share, what is refused."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,21 +15,20 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from trainer.checkpoint import Tensors, fill
 from trainer.config import Run, UserError
-from trainer.config.load import load
-from trainer.config.model import Model
 from trainer.config.tasks.gan import Config
+from trainer.evaluate import measured
+from trainer.finder import find
 from trainer.generate.images import drawn
-from trainer.models import build_model
-from trainer.models.resnet_gan import ResnetCritic, ResnetGenerator
-from trainer.spec import Pair
-from trainer.strategies.blocks_of import blocks_of
+from trainer.models.resnet_gan import ResnetCritic
+from trainer.rivals import Rival, restore
 from trainer.tasks.augment import augmented
+from trainer.tasks.base import Phase
 from trainer.tasks.duel import SHARE, Duel
-from trainer.tasks.gan import Drawn, truncated
+from trainer.tasks.gan import Drawn, Gan, truncated
 
 FIDELITY = {"samples": 10, "features": {"source": "timm:resnet18", "weights": "DEFAULT"}}
-NAMES = ("ant", "bee", "cat")
 
 
 @dataclass
@@ -82,11 +83,12 @@ def test_each_side_has_its_loss_and_leaves_the_other_alone(loss: str, critics: A
     assert all(p.grad is not None for p in critic.parameters())
 
 
-def test_the_penalty_is_the_squared_slope_at_real_images_every_few_steps() -> None:
+@pytest.mark.parametrize("changes", [[], ["color", "translation", "cutout"]])
+def test_the_penalty_is_the_squared_slope_at_real_images_every_few_steps(changes: list[Any]) -> None:
     """Against a slope by differences; on the steps between it is not there, and on its own it counts for those as well."""
     found = []
     for samples in (0, 4, 8, 12):
-        both, critic = duel(r1={"weight": 0.5, "every": 3})
+        both, critic = duel(r1={"weight": 0.5, "every": 3}, augment={"changes": changes} if changes else None)
         critic.double()
         batch = Few(pictures().double())
         both.deceive(pictures().flip(0).double(), batch)
@@ -100,7 +102,10 @@ def test_the_penalty_is_the_squared_slope_at_real_images_every_few_steps() -> No
     for place in range(64):
         by = torch.zeros(64, dtype=torch.float64)
         by[place] = step
-        above, below = (critic(image + sign * by.view(1, 1, 8, 8), batch.labels[1:2]) for sign in (1, -1))
+        moved = [image + sign * by.view(1, 1, 8, 8) for sign in (1, -1)]
+        key = batch.epochs[1:2], batch.indices[1:2]
+        seen = [augmented(one, changes, torch.ones(1), 0, 200, *key) for one in moved]  # as the critic sees it
+        above, below = (critic(one, batch.labels[1:2]) for one in seen)
         slopes[place] = ((above - below) / (2 * step)).item()
     assert float((found[0][1] - plain[1]).detach()) == pytest.approx(0.5 / 2 * 3 * float(slopes.square().sum()), rel=1e-3)
     found[3].sum().backward()  # type: ignore[no-untyped-call]
@@ -120,14 +125,17 @@ def test_changes_of_images(name: str) -> None:
     images = pictures(12, 9, 2)
     assert torch.equal(change(images, name, 0.0), images)
     found = change(images, name, 1.0)
-    assert all(not torch.equal(one, other) for one, other in zip(found, images, strict=True) if name != "translation")
+    kept = [torch.equal(one, other) for one, other in zip(found, images, strict=True)]
+    assert sum(kept) <= (4 if name == "translation" else 0), "of nine ways to move an image one leaves it"
     assert torch.equal(torch.cat([change(images[:5], name, 1.0), found[5:]]), found)
     assert not torch.equal(change(images, name, 1.0, epoch=1), found)
     some = change(images, name, 0.5)
     changed = torch.tensor([torch.equal(one, other) for one, other in zip(some, found, strict=True)])
     assert bool(changed.any())
     assert torch.equal(some[~changed], images[~changed])
-    assert torch.autograd.gradcheck(lambda x: change(x, name, 1.0), images[:2, :, :5, :5].double().requires_grad_())
+    few = images[:2, :, :5, :5].double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: change(x, name, 1.0), few)
+    assert torch.autograd.gradgradcheck(lambda x: change(x, name, 1.0).square(), images[:1, :, :4, :4].double().requires_grad_())
 
 
 def test_what_the_changes_do() -> None:
@@ -167,69 +175,31 @@ def test_the_share_follows_the_signs_of_real_images() -> None:
     assert SHARE in critic.state_dict()
 
 
-def model(source: str, classes: tuple[str, ...], **sections: Any) -> Any:
-    adapt = {"in_channels": 1, "image_size": 8, **sections.pop("adapt", {})}
-    return build_model(Model.model_validate({"source": source, "adapt": adapt, **sections}), "auto", Pair(classes), 3)
+def test_a_share_that_a_checkpoint_lacks_begins_anew_and_one_too_many_is_left_out(tmp_path: Path) -> None:
+    adaptive: dict[str, Any] = {"augment": {"share": 0.25, "adaptive": {}}}
+    engine: Any = SimpleNamespace(fill=lambda network, held: fill(network, held.whole()))
+    for before, now, share in ((adaptive, {}, None), ({}, adaptive, 0.25), (adaptive, adaptive, 0.75)):
+        (_, old), (both, critic) = duel(**before), duel(**now)
+        with torch.no_grad():
+            old.judge.bias.fill_(7)
+            if before:
+                old.get_buffer(SHARE).fill_(0.75)
+        save_file(old.state_dict(), tmp_path / "critic.safetensors")
+        held = {"critic.safetensors": Tensors([tmp_path / "critic.safetensors"])}
+        restore((Rival(Phase("critic", critic, engine, both), engine),), held, {}, optimizers=False)
+        assert critic.judge.bias.item() == 7
+        assert (SHARE in critic.state_dict()) == (share is not None)
+        assert share is None or float(both.share) == share
 
 
-def exported(folder: Path, critic: nn.Module, generator: nn.Module, source: str = "gan:resnet") -> Path:
-    folder.mkdir()
-    save_file(generator.state_dict(), folder / "generator.safetensors")
-    save_file(critic.state_dict(), folder / "critic.safetensors")
-    (folder / "config.json").write_text(
-        f'{{"task": "gan", "source": "{source}", "args": {{"width": 8, "latent": 8}}, "classes": ["ant", "bee", "cat"], '
-        '"in_channels": 1, "image_size": 8}'
-    )
-    return folder
+def test_an_evaluation_reads_no_images_for_what_is_made_alone() -> None:
+    task = Gan(Config.model_validate({"kind": "gan", "fidelity": FIDELITY}), (), ())
 
+    def batches() -> Iterator[Any]:
+        raise AssertionError("read")
+        yield
 
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    torch.manual_seed(5)
-    return exported(tmp_path / "old", ResnetCritic(1, 8, 3, width=8), ResnetGenerator(1, 8, 3, latent=8, width=8))
-
-
-def test_rows_of_both_tables_follow_the_names_of_classes(old: Path) -> None:
-    before, after = model(f"gan:{old}", NAMES), model(f"gan:{old}", ("yak", "cat"), adapt={"new_rows": "mean"})
-    for part in ("network", "critic"):
-        one, other = (getattr(built, part).state_dict() for built in (before, after))
-        table = one.pop("class_embedding.weight")
-        assert torch.allclose(other.pop("class_embedding.weight"), torch.stack([table.mean(dim=0), table[2]]))
-        assert all(torch.equal(value, other[name]) for name, value in one.items())
-    latents, labels = torch.randn(2, 8), torch.tensor([1, 1])
-    made = after.network(latents, labels)
-    assert torch.equal(made, before.network(latents, labels + 1)), "cat is what it was"
-    assert torch.equal(after.critic(made, labels), before.critic(made, labels + 1))
-    assert after.head == ("to_image", "class_embedding")
-    assert "critic.class_embedding.weight: 1 of 2 classes kept" in " ".join(after.report.lines())
-    renamed = model(f"gan:{old}", ("yak", "fly"), adapt={"head": "shared", "rename": {"fly": "bee"}})
-    table = before.network.get_parameter("class_embedding.weight")
-    assert torch.equal(renamed.network.get_parameter("class_embedding.weight")[1], table[1])
-    colour = model(f"gan:{old}", NAMES, adapt={"in_channels": 3})
-    repeated = colour.network(latents, labels)
-    assert torch.allclose(repeated, before.network(latents, labels).expand(-1, 3, -1, -1), atol=1e-6)
-    assert torch.allclose(colour.critic(repeated, labels), before.critic(repeated[:, :1], labels), atol=1e-5)
-
-
-def test_new_rows_are_not_the_old_ones_drawn_again(tmp_path: Path) -> None:
-    """By the same seed, as two runs have it that say nothing of seeds."""
-    first = model("gan:resnet", NAMES, args={"width": 8, "latent": 8})
-    folder = exported(tmp_path / "first", first.critic, first.network)
-    after = model(f"gan:{folder}", ("yak", "fly", "eel"))
-    rows = [built.get_parameter("class_embedding.weight").detach() for built in (first.network, after.network)]
-    nearest = [torch.corrcoef(torch.stack([one, other]))[0, 1].abs() for one, other in zip(rows[0], rows[1], strict=True)]
-    assert max(nearest) < 0.9
-    assert after.fresh == ("class_embedding.weight",)
-
-
-def test_what_is_made_of_a_latent_depends_on_no_other_one() -> None:
-    generator = ResnetGenerator(2, 28, 0, latent=8, width=8)
-    latents = torch.randn(3, 8)
-    assert torch.allclose(generator(latents)[1:2], generator(latents[1:2]), atol=1e-6)
-    assert generator(latents).shape == (3, 2, 28, 28)
-    critic = ResnetCritic(2, 28, 0, width=8)
-    assert critic(generator(latents)).shape == (3,)
-    assert [block.name for block in blocks_of(critic, ("judge",))] == ["from_image", "blocks.0", "blocks.1", "blocks.2"]
+    measured(nn.Identity(), task.measure(3, torch.device("cpu")), batches(), lambda batch: batch)
 
 
 def test_latents_are_truncated_in_their_order() -> None:
@@ -244,68 +214,6 @@ def test_latents_are_truncated_in_their_order() -> None:
     assert torch.equal(found.argsort(), latents.argsort())
     assert float(found.std()) == pytest.approx(0.388, abs=0.01), "that of the truncated normal distribution"
     assert torch.allclose(truncated(latents, 30.0), latents, atol=1e-4)
-
-
-OWN = """
-from torch import nn
-class Generator(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.latent = 4
-        self.class_embedding = nn.Embedding(9, 4)
-        self.last = nn.Linear(4, 64)
-    def forward(self, latents, classes):
-        return self.last(latents + self.class_embedding(classes)).tanh().view(-1, 1, 8, 8)
-class Critic(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.class_embedding = nn.Embedding(9, 64)
-        self.last = nn.Linear(64, 3)
-    def forward(self, images, classes):
-        return self.last(images.flatten(1) + self.class_embedding(classes))
-def pair():
-    return Generator(), Critic()
-def one():
-    return Generator()
-def turned():
-    return Critic(), Generator()
-"""
-
-
-def test_a_pair_of_ones_own(tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(OWN)
-    built = model(f"python:{tmp_path}/net.py:pair", NAMES)
-    assert built.network.get_submodule("class_embedding").num_embeddings == 3
-    folder = exported(tmp_path / "own", built.critic, built.network, f"python:{tmp_path}/net.py:pair")
-    again = model(f"python:{tmp_path}/net.py:pair", ("cat", "dog"), weights=str(folder))
-    for part in ("network", "critic"):
-        one, other = (getattr(network, part).get_parameter("class_embedding.weight") for network in (built, again))
-        assert torch.equal(other[0], one[2])
-    for name, message in (
-        ("one", "takes a generator and a critic, two modules; it gave Generator"),
-        ("turned", "its generator has no whole number `latent`"),
-    ):
-        with pytest.raises(UserError, match=message):
-            model(f"python:{tmp_path}/net.py:{name}", NAMES)
-    with pytest.raises(UserError, match=r"makes images of shape \[1, 8, 8\], and the task is about \[1, 16, 16\]"):
-        model(f"python:{tmp_path}/net.py:pair", NAMES, adapt={"image_size": 16})
-    with pytest.raises(UserError, match=r"is of python:.*; write model.source: python:path.py:factory, with model.weights"):
-        model(f"gan:{folder}", NAMES)
-
-
-def test_what_does_not_fit_is_refused_with_what_does(old: Path, tmp_path: Path) -> None:
-    for sections, message in (
-        ({"adapt": {"image_size": 50}}, r"image_size is 50, and gan:resnet makes 4 to 7 pixels .* write 48 or 56"),
-        ({"args": {"width": 12}}, "args.width is 12; write a multiple of 8"),
-        ({"args": {"wide": 8}}, "args.wide is no argument of gan:resnet; known: latent, width"),
-        ({"weights": str(tmp_path)}, "is no export of a gan"),
-    ):
-        with pytest.raises(UserError, match=message):
-            model("gan:resnet", NAMES, **sections)
-    with pytest.raises(UserError, match=r"makes images of 8 pixels, and model\.adapt\.image_size is 16"):
-        model(f"gan:{old}", NAMES, adapt={"image_size": 16})
-    with pytest.raises(UserError, match="task gan takes a generator with its critic; write gan:resnet"):
-        model("torchvision:resnet18", NAMES)
 
 
 @pytest.mark.parametrize(
@@ -327,20 +235,7 @@ def test_settings_that_do_not_go_together(changes: dict[str, Any], message: str)
         "data": {"train": "folder:x", "val": "folder:y"}, "optimizer": {"kind": "adam", "lr": 1e-3},
     }  # fmt: skip
     assert Run.model_validate(run).checkpoint.best == "val/fd_resnet18"
+    with pytest.raises(UserError, match="task gan trains networks against each other"):
+        find(Run.model_validate(run), low=1e-5, high=1.0, steps=20)
     with pytest.raises(ValidationError, match=message):
         Run.model_validate(run | changes)
-
-
-def test_the_folder_of_an_export_is_found_from_anywhere(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the new pair stays what it is, whatever lies beside it."""
-    monkeypatch.chdir(old.parent)
-    (old.parent / "resnet").mkdir()
-    for source, found in (("gan:old", f"gan:{old}"), ("gan:resnet", "gan:resnet")):
-        lines = [
-            "name: r", "strategy: {kind: full}", "optimizer: {kind: adam, lr: 1e-3}", f"model: {{source: '{source}'}}",
-            "task: {kind: gan, fidelity: {samples: 10}}", "data: {train: 'folder:x', val: 'folder:y'}",
-        ]  # fmt: skip
-        (old.parent / "run.yaml").write_text("\n".join(lines))
-        run = load(old.parent / "run.yaml")
-        assert (run.model.source, run.model.weights) == (found, "none" if source == "gan:resnet" else "DEFAULT")
-        assert run.checkpoint.best == "val/fid"

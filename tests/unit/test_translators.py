@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torchvision import models
 
 from tests import painter
+from tests.trainers import RUN
 from tests.unit.test_generators import UNET, VAE
 from tests.unit.test_texts import text_pipeline
-from trainer.config import UserError
+from trainer.config import Run, UserError
 from trainer.config.adapt import Adapt
 from trainer.config.model import Model
 from trainer.config.pictures import Perceptual as PerceptualConfig
 from trainer.config.strategies import head as head_strategy
+from trainer.export.translator import write
 from trainer.models import Built, build_model
 from trainer.perceptual import Perceptual
 from trainer.spec import Translator
@@ -193,3 +196,16 @@ def test_the_distance_of_features(tmp_path: Path) -> None:
     assert torch.allclose(named(made, target), (one - other).square().sum(dim=1).mean(dim=(1, 2)), atol=1e-5)
     with pytest.raises(UserError, match="has no layer 'nine'"):
         Perceptual(PerceptualConfig(features=model, layers=["nine"]), 3, CPU)
+
+
+@pytest.mark.parametrize("name", ["predict", "sample", "translate", "own"])
+def test_a_file_of_ones_own_stands_beside_the_program_of_an_export(name: str, tmp_path: Path) -> None:
+    """Whatever its name is."""
+    shutil.copyfile(OWN, tmp_path / f"{name}.py")
+    source, out = f"python:{tmp_path}/{name}.py:painter", tmp_path / "export"
+    out.mkdir()
+    found = built(source, 16, channels=1)
+    run = Run.model_validate(RUN | {"model": {"source": source, "adapt": {"in_channels": 1, "image_size": 16}}})
+    code = write(out, run, found.network.eval(), found.spec, {})
+    assert (out / "translate.py").read_text() == code
+    assert (out / ("own.py" if name == "own" else f"{name}_network.py")).read_text() == OWN.read_text()
