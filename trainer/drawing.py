@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class Drawing:
 
     A run that goes on from a checkpoint (`resumed`) has learnt of its images: those that show what is asked for stay, by whatever
     plan and in whatever batches they were drawn (what `task.samples` says may change between attempts), and one that is lost is
-    drawn like the others. Where other images are asked for, they are put aside and not deleted.
+    drawn as it was, and nothing else is written. Where other images are asked for, they are put aside and not deleted.
     `beside`: fingerprints of the networks that draw together with the one that learns.
     """
 
@@ -70,11 +71,13 @@ class Drawing:
         self._plan = task.plan()
         self._names = [f"{number:06d}.png" for number in range(prior.count)]
         shows = {"images": prior.count, "seed": prior.seed, "words": prior.words, "image": list(task.image())}
-        self._about: dict[str, Any] = {**shows, "batch": self._batch, "plan": asdict(self._plan), "beside": dict(beside)}
+        self._about: dict[str, Any] = {**shows, "batch": self._batch, "plan": asdict(self._plan)}
+        self._beside = dict(beside)
         note: dict[str, Any] = self._on_main(self._note) if resumed else {}
-        if "plan" in note and all(note.get(key, value) == value for key, value in shows.items()):
-            self._batch, self._plan = int(note["batch"]), Plan(**note["plan"])
-            self._about = {key: value for key, value in note.items() if key not in ("files", "weights")}
+        if all(note.get(key, value) == value for key, value in shows.items()):
+            with contextlib.suppress(KeyError, TypeError, ValueError):  # of a note that is not ours
+                self._batch, self._plan = int(note["batch"]), Plan(**note["plan"])
+                self._about = {key: value for key, value in note.items() if key not in ("files", "weights")}
 
     def known(self) -> Known:
         """The images, all of which are there."""
@@ -117,7 +120,7 @@ class Drawing:
         runtime = self._runtime
         built = make()
         _able(built, self._prior)
-        weights = fingerprint(built.network)
+        weights = {"network": fingerprint(built.network), **self._beside}
         missing: set[int] = self._on_main(lambda: self._begin(weights))
         batches = share(list(range(self._prior.count)), self._batch, 0, 1)
         todo = [batch for batch in batches if not missing.isdisjoint(batch)]
@@ -129,7 +132,7 @@ class Drawing:
             problem = ""
             if runtime.rank < len(mine):
                 with runtime.autocast():
-                    problem = self._make(network, mine[runtime.rank], at)
+                    problem = self._make(network, mine[runtime.rank], missing, at)
             reached("prior-drawn", first // runtime.world + 1)
             said = runtime.everyone((problem, bool(stop())))
             failed = next((problem for problem, _ in said if problem), None)
@@ -144,10 +147,10 @@ class Drawing:
         shown.close(f"{self._prior.count:,} images that the weights drew are in {self._folder}")
         return True
 
-    def _begin(self, weights: str) -> set[int]:
+    def _begin(self, weights: Mapping[str, str]) -> set[int]:
         """The images that are missing or damaged. What other weights drew, or was asked for otherwise, goes away, or aside."""
         note = self._note()
-        files: dict[str, str] = note.pop("files", {})
+        files: dict[str, str] = note.pop("files", {}) or {}
         about = json.loads(json.dumps({**self._about, "weights": weights}))
         if note != about:
             files = {}
@@ -167,7 +170,7 @@ class Drawing:
         self._folder.rename(place)
         log.warning("other images of the prior are drawn than this run learnt of; those are in %s", place)
 
-    def _end(self, weights: str) -> None:
+    def _end(self, weights: Mapping[str, str]) -> None:
         files = {name: _sha256(self._folder / name) for name in self._names}
         write_atomically(self._folder / _NOTE, json.dumps({**self._about, "weights": weights, "files": files}, indent=1))
 
@@ -184,8 +187,8 @@ class Drawing:
             raise GraftError(f"task.prior: {problem}")
         return made
 
-    def _make(self, network: Any, numbers: Sequence[int], at: Callable[[str], None]) -> str:
-        """Draw a batch and write it; a problem is returned in words."""
+    def _make(self, network: Any, numbers: Sequence[int], missing: Container[int], at: Callable[[str], None]) -> str:
+        """Draw a batch and write what is missing of it; a problem is returned in words."""
         words = self._prior.words
         which = [self._task.number(words[number % len(words)]) if words else 0 for number in numbers]
         try:
@@ -196,7 +199,8 @@ class Drawing:
             return f"the memory is too little to draw its images ({told(error)}): {fewer_made(self._run)}"
         try:
             for number, image in zip(numbers, made, strict=True):
-                _write(self._folder / self._names[number], picture(image))
+                if number in missing:
+                    _write(self._folder / self._names[number], picture(image))
         except OSError as error:
             return f"{self._folder}: {error.strerror or error}"
         return ""

@@ -185,10 +185,12 @@ def test_what_a_run_learnt_of_is_kept(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="looked at"):
         drawing(folder, resumed=True, weights=None, steps=5, batch=4)
     assert lost.exists(), "nothing goes before there is something better"
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.png") if path != lost}
     again = drawing(folder, resumed=True, steps=5, batch=4)
     assert again is not None
     assert (asked, lost.read_bytes(), again.known().digest) == ([([2, 3], 3)], before, digest), "as it was drawn, in its batch"
 
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items()), "and nothing else is written"
     kept = {path.name: path.read_bytes() for path in folder.iterdir()}
     lost.unlink()
     other = drawing(folder, resumed=True, weights=1)
