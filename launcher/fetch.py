@@ -10,7 +10,7 @@ from launcher.cluster import load_cluster
 from launcher.python import environment, trainer_command
 from launcher.start import locate
 from trainer.config import Run
-from trainer.config.load import SAVED
+from trainer.config.absolute import SAVED
 from trainer.config.model import Model
 from trainer.rundir import fetched
 

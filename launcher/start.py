@@ -12,7 +12,7 @@ from launcher.machine import Machine, here
 from launcher.plan import Counts, Plan, plan
 from launcher.runs import find, last_checkpoint, status
 from trainer.config import EXIT_DONE, RefusedError, Run, UserError, load, nearest, resolved
-from trainer.config.load import SAVED
+from trainer.config.absolute import SAVED
 from trainer.rundir import RunDir
 from trainer.rundir.lease import refused_by
 

@@ -225,7 +225,7 @@ def _moved(run: Run, code: Code, rundir: RunDir, *, begun: bool) -> Run:
 def _no_code(run: Run, rundir: RunDir) -> list[Path]:
     """Paths in which new files are no code: the runs, the data."""
     runs = rundir.path.parent
-    sources = [source.partition(":")[2].partition("?")[0] for source in (run.data.train, run.data.val) if source]
+    sources = [source.partition(":")[2].partition("?")[0] for source in run.sources.values()]
     return [
         runs,
         *(file.parent for file in runs.glob("*/run.yaml")),

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from trainer import priors
 from trainer.config import Run
 from trainer.config.arithmetic import micro_batches, rank_shares
 from trainer.config.buckets import sizes
@@ -83,7 +84,8 @@ def describe(run: Run, *, world: int = 1, cards: Sequence[Card] = ()) -> dict[st
 def features(parts: Parts) -> dict[str, Any]:
     """What will be kept of a frozen first part, in words and in bytes, or why nothing is. The room is that of this machine."""
     run, found, val = parts.run, parts.choice, parts.splits.val
-    total = (found.views * parts.epoch_samples + (0 if val is None else len(val.items))) * found.row
+    beside = priors.count(parts)
+    total = (found.views * (parts.epoch_samples + beside) + (0 if val is None else len(val.items))) * found.row
     short = "" if found.kept is None else room.lacks(run.data.cache, total, total)
     kept = found.kept is not None and not short
     text = str(found) if not short else f"not kept: {short}"

@@ -11,7 +11,8 @@ from pathlib import Path
 from trainer import judges
 from trainer.config import EXIT_DONE, Run, UserError
 from trainer.config.model import Model
-from trainer.config.sources import open_splits
+from trainer.config.sources import open_source, open_splits
+from trainer.config.targets import LooksAt
 from trainer.data.download import bring
 from trainer.models import denoisers, needs
 from trainer.models.autoencoder import Codec
@@ -108,10 +109,15 @@ def _local(need: Need) -> None:
 
 def _data(run: Run) -> None:
     """Every file is opened: a permission, or a share that is not mounted, is found here and not on a node."""
-    for source in (run.data.train, run.data.val):
-        bring(source or "")
+    for source in run.sources.values():
+        bring(source)
     splits = open_splits(run.data, run.train.seed, looks_at=run.task.looks_at)
-    for name, listing in (("train", splits.train), ("val", splits.val)):
+    listings = {"data.train": splits.train, "data.val": splits.val}
+    for key in ("task.prior.data", "evaluate.source"):
+        if key in run.sources:
+            looks: LooksAt = run.task.looks_at if key == "task.prior.data" else "targets"
+            listings[key] = open_source(run.sources[key], looks_at=looks)
+    for name, listing in listings.items():
         if listing is None:
             continue
         files = listing.files()
@@ -121,8 +127,8 @@ def _data(run: Run) -> None:
                 with file.open("rb") as stream:
                     size += stream.seek(0, 2)
             except OSError as error:
-                raise UserError(f"data.{name}: {file} cannot be read: {error.strerror}") from error
-        print(f"data.{name}: {len(listing.items):,} samples, {byte_size(size)}, {listing.root}")
+                raise UserError(f"{name}: {file} cannot be read: {error.strerror}") from error
+        print(f"{name}: {len(listing.items):,} samples, {byte_size(size)}, {listing.root}")
 
 
 class _Bar:

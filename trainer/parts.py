@@ -130,17 +130,19 @@ class Parts:
         data = self.run.data.model_copy(update={"sampling": Uniform()})
         return ImageDataset(self.prior, data, self.built.spec, train=True, seed=self.run.train.seed)
 
-    def batches(self, start_step: int) -> Generator[list[Batch], None, None]:
-        """The training micro-batches of this rank, step by step."""
-        train, runtime = self.run.train, self.runtime
+    def samples(self) -> Samples:
+        """What a training reads: images, or what is kept of them, each with one of the prior beside it where there is one."""
         features = None if self.features is None else self.features.train
         samples: Samples = features or self.dataset(self.splits.train, train=True)
         kept = None if self.features is None else self.features.prior
         beside = kept or self._prior()
-        if beside is not None:
-            samples = Accompanied(samples, beside, train.seed)
+        return samples if beside is None else Accompanied(samples, beside, self.run.train.seed)
+
+    def batches(self, start_step: int) -> Generator[list[Batch], None, None]:
+        """The training micro-batches of this rank, step by step."""
+        train, runtime = self.run.train, self.runtime
         return train_batches(
-            samples,
+            self.samples(),
             seed=train.seed, start_step=start_step, steps=self.steps, global_batch=train.global_batch,
             micro_batch=self.micro_batch,
             rank=runtime.rank, world=runtime.world, workers=self.run.data.workers, pin=runtime.device.type == "cuda",

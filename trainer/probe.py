@@ -11,7 +11,9 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import quantiles
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from trainer import build as building
@@ -22,6 +24,7 @@ from trainer.config.compute import not_compiled
 from trainer.data import Batch
 from trainer.loop import Job, train
 from trainer.parts import Parts
+from trainer.priors import open_prior
 from trainer.progress import Clock, Progress
 from trainer.runtime import Runtime
 from trainer.session import Silent
@@ -53,8 +56,13 @@ class Probed:
 def probe(run: Run, *, world: int, seconds: float) -> Probed:
     """Measure what one of `world` ranks does, for so many seconds each after a warm-up. Raises UserError.
 
-    The ranks' meeting is not in it. The network learns meanwhile, and is forgotten.
+    The ranks' meeting is not in it. The network learns meanwhile, and is forgotten; images of a prior too.
     """
+    with TemporaryDirectory() as drawn:
+        return _probe(run, world, seconds, Path(drawn))
+
+
+def _probe(run: Run, world: int, seconds: float, drawn: Path) -> Probed:
     share = max(rank_shares(run.train.global_batch, world))
     micro = share if run.train.micro_batch == "auto" else run.train.micro_batch
     update = {"steps": _MANY, "global_batch": share, "micro_batch": micro}
@@ -63,8 +71,9 @@ def probe(run: Run, *, world: int, seconds: float) -> Probed:
     )  # fmt: skip
     runtime = Runtime(alone.parallel, alone.train, planned=None, uncompiled=not_compiled(alone))
     parts = building.build(alone, runtime, None)
+    open_prior(parts, drawn, lambda stage: None, lambda: False, resumed=False)
     parts.open_features(lambda stage: None, lambda: False, val=False)
-    samples = (parts.features.train if parts.features is not None else None) or parts.dataset(parts.splits.train, train=True)
+    samples = parts.samples()
     with closing(parts.batches(0)) as batches:
         held = list(itertools.islice(batches, _HELD))
         # what the workers had ready by then is not their pace

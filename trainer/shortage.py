@@ -12,6 +12,7 @@ _SAID = (
     "CUDNN_STATUS_ALLOC_FAILED", "Cuda failure 2 'out of memory'",
 )  # fmt: skip
 EVALUATES = ("evaluate", "gather")  # stages of a step, as the heartbeat tells them
+MAKES = "make"  # the stage of an evaluation in which a generator makes images
 
 
 def short(error: BaseException) -> bool:
@@ -38,6 +39,8 @@ def advice(error: BaseException, run: Run | None = None, stage: str = "") -> str
         now = run.evaluate.batch
         less = f"evaluate.batch={now // 2}, or leave it out" if now > 1 else "another card, or train.precision=bf16"
         return f"the {what} has too little memory for {now} samples at a time in an evaluation: write {less}"
+    if run is not None and stage == MAKES:
+        return f"the {what} has too little memory for the images that an evaluation makes: {fewer_made(run)}"
     size = run.train.micro_batch if run is not None else "auto"
     if size == "auto" or run is None:
         return f"the {what} has too little memory: lower {fewer}train.micro_batch{plan}"
@@ -48,6 +51,17 @@ def advice(error: BaseException, run: Run | None = None, stage: str = "") -> str
             f"train.checkpointing=true keeps less of each{plan}"
         )
     return f"the {what} has too little memory for one sample at a time: {sparing(run)}{plan}"
+
+
+def fewer_made(run: Run) -> str:
+    """What would take less memory where images are made."""
+    samples = getattr(run.task, "samples", None)
+    now = 1 if samples is None else int(samples.batch)
+    if now > 1:
+        return f"{now} are made at a time; write task.samples.batch={now // 2}"
+    return "one is made at a time; take another card" + (
+        ", or write train.precision=bf16" if run.train.precision == "fp32" else ""
+    )
 
 
 def sparing(run: Run) -> str:

@@ -6,7 +6,8 @@ can be cut into; the global batch stays. Two things find that a size does not fi
 - A trial before the first step (`trainer.trial`), where ranks can compute alone. All try the same size and tell each other how it
   went over the hosts' own group, so that none waits in a collective for one that ran out. A size that is too large fails within a
   pass: that is sooner than a forecast is made, and is no forecast.
-- The training itself, anywhere in a step or an evaluation. A rank that runs out may leave others waiting in the middle of a
+- The training itself, anywhere in a step or an evaluation (but for the images that a generator makes in it, whose number at a
+  time is `task.samples.batch`: there the run ends, and says so). A rank that runs out may leave others waiting in the middle of a
   collective (an all-reduce of DDP, a gathering of FSDP), out of which nothing brings them back to this step. So the attempt ends:
   the rank writes the next smaller size into the run folder, leaves the marker that says so, and goes; the others end as they do
   when a rank dies, and whoever started them starts them again, from the last checkpoint. What came after that is computed again
@@ -48,7 +49,8 @@ def settle(folder: RunDir, parts: Parts, step: int) -> Sizes:
         return Sizes(parts.micro_batch)
     sizes: Sizes = runtime.from_main(_known(folder, parts) if runtime.main else None)
     before = asdict(sizes)
-    if not sizes.sure and limited(runtime.device) and step < parts.steps:
+    # a limit (`ulimit -v`) may differ from node to node, and all ranks take the same way
+    if not sizes.sure and step < parts.steps and any(runtime.everyone(limited(runtime.device))):
         why_not = hindrance(parts)
         if why_not is None:
             _try(parts, sizes, step)

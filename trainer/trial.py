@@ -16,7 +16,7 @@ import random
 import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -79,8 +79,9 @@ def lacks(parts: Parts, size: int) -> str:
 
 
 def _steps(parts: Parts, engine: Whole, sizes: tuple[int, ...]) -> None:
-    raws = [_many(_one(parts), count) for count in sizes]
-    _pass(parts, engine, raws[:2])
+    one = parts.samples().fetch([(0, 0)])
+    raws = [one.each(partial(torch.repeat_interleave, repeats=count, dim=0)) for count in sizes[:2]]
+    _pass(parts, engine, raws)
     if not engine.optimizer.state:  # else it was loaded, and is there
         learning = [p for p in engine.alone.parameters() if p.grad is not None]
         torch.nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
@@ -94,7 +95,7 @@ def _steps(parts: Parts, engine: Whole, sizes: tuple[int, ...]) -> None:
                 if parameter.requires_grad:
                     hook = parameter.register_post_accumulate_grad_hook(_dropped)  # type: ignore[no-untyped-call]
                     stack.callback(hook.remove)
-        _pass(parts, engine, raws[:2])
+        _pass(parts, engine, raws)
 
 
 def _dropped(parameter: torch.Tensor) -> None:
@@ -107,24 +108,6 @@ def _pass(parts: Parts, engine: Whole, raws: list[Batch]) -> None:
         batch = parts.prepare(raw)
         sums = parts.phase.loss(engine.alone, batch).sum(dim=0)
         engine.backward(sums[0] if parts.phase.columns else sums)
-
-
-def _one(parts: Parts) -> Batch:
-    features = parts.features.train if parts.features is not None else None
-    return (features or parts.dataset(parts.splits.train, train=True)).fetch([(0, 0)])
-
-
-def _many(one: Batch, count: int) -> Batch:
-    """One sample `count` times over."""
-
-    def many(value: torch.Tensor) -> torch.Tensor:
-        return value.repeat_interleave(count, dim=0)
-
-    targets, values = (None if given is None else many(given) for given in (one.targets, one.values))
-    return replace(
-        one, images=many(one.images), labels=many(one.labels), indices=many(one.indices), targets=targets, values=values, bad=[],
-        epochs=many(one.epochs),
-    )  # fmt: skip
 
 
 @contextmanager

@@ -20,7 +20,7 @@ log = logging.getLogger("graft")
 
 
 # The stages of a step in their order; the ranks meet in the last backward pass of each phase, in `gather` and at `barrier`.
-STAGES = ("between", "evaluate", "gather", "record", "save", "barrier", "data", "forward", "backward", "optimizer")
+STAGES = ("between", "evaluate", "make", "gather", "record", "save", "barrier", "data", "forward", "backward", "optimizer")
 
 
 class Heartbeat:

@@ -108,8 +108,8 @@ def snapshot_of(sweep: Sweep, busy: Container[str]) -> tuple[Code, bool]:
 
 def _no_code(sweep: Sweep) -> list[Path]:
     """Paths in which new files are no code: the runs, the data."""
-    data = sweep.members[0].run.data
-    paths = [Path(source.partition(":")[2].partition("?")[0]) for source in (data.train, data.val) if source]
+    sources = {source for member in sweep.members for source in member.run.sources.values()}
+    paths = [Path(source.partition(":")[2].partition("?")[0]) for source in sorted(sources)]
     return [sweep.folder.path.parent, *(path for path in paths if path.is_absolute())]
 
 

@@ -17,10 +17,20 @@ from tests.unit.test_texts import text_pipeline
 DATA: dict[str, Any] = {"train": "digits:0-1/train", "val": "digits:0-1/val", "augment": {}}
 
 
-def train(zygote: Zygote, folder: Path, pipe: str, *, world: int = 1, fault: str = "", **sections: Any) -> list[int]:
+def train(
+    zygote: Zygote,
+    folder: Path,
+    pipe: str,
+    *,
+    world: int = 1,
+    fault: str = "",
+    samples: dict[str, int] | None = None,
+    **sections: Any,
+) -> list[int]:
     """A run on digits by their names whose prior are texts, on latents that are kept; LoRA alone learns."""
     task = {
-        "condition": "text", "vae": "pipeline", "noise": {}, "drop": 0.3, "samples": {"steps": 2, "count": 0, "batch": 4},
+        "condition": "text", "vae": "pipeline", "noise": {}, "drop": 0.3,
+        "samples": {"steps": 2, "count": 0, "batch": 4, **(samples or {})},
         "prior": {"images": 14, "prompts": ["a digit", "a letter"], "seed": 7},
     }  # fmt: skip
     data = {**DATA, "cache": {"kind": "features", "path": str(folder / "kept")}}
@@ -59,7 +69,8 @@ def test_a_prior_is_drawn_once_and_a_killed_run_ends_the_same(zygote: Zygote, tm
     assert damaged.read_bytes() == before, "it was drawn again, with its batch"
     assert all(path.stat().st_mtime_ns == time for path, time in list(begun.items())[:4]), "and the others were not"
     (tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "away")
-    assert train(zygote, broken, pipe) == [0], "the weights are needed no more"
+    free = {"steps": 3, "batch": 2}
+    assert train(zygote, broken, pipe, samples=free) == [0], "the weights are needed no more, whatever may change freely"
     same(broken / "run", whole / "run")
     (tmp_path / "away").rename(tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors")
 

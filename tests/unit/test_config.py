@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from launcher.submit import _no_code
 from trainer.config import Run, UserError, changes, dump, load, schema
+from trainer.rundir import RunDir
 
 BASE = """\
 name: clothing
@@ -61,6 +63,18 @@ def test_the_example_loads_and_its_paths_become_absolute(file: Path) -> None:
     assert run.resources.time == "4:00:00"
     assert run.checkpoint.every.value == 600
     assert run.checkpoint.every.unit == "second"
+
+
+def test_every_source_is_found_from_any_directory(file: Path) -> None:
+    file.write_text(EXAMPLE)
+    classified = load(file, ["evaluate.source=csv:old.csv?label=kind"])
+    assert classified.sources["evaluate.source"] == f"csv:{Path.cwd()}/old.csv?label=kind"
+    task = "task={kind: diffusion, prior: {data: 'folder:../dogs?label=kind', classes: [dog]}}"
+    run = load(file, [task, "data.train=folder:shots", "data.val=split:0.1", "checkpoint.best=val/loss"])
+    dogs = f"folder:{Path.cwd().parent}/dogs?label=kind"
+    assert run.sources == {"data.train": f"folder:{Path.cwd()}/shots", "data.val": "split:0.1", "task.prior.data": dogs}
+    folder = RunDir(Path("runs/x").absolute())
+    assert {Path.cwd() / "shots", Path.cwd().parent / "dogs"} <= set(_no_code(run, folder)), "no code of a snapshot"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,16 +13,25 @@ from pydantic import ValidationError
 from torch import nn
 
 from tests.painter import photographs
-from trainer.config import UserError
+from tests.trainers import run_file
+from tests.unit.test_generators import latent_pipeline
+from trainer.config import GraftError, UserError, load
+from trainer.config.prior import Prior
 from trainer.config.run import Data
 from trainer.config.sources import open_source
 from trainer.config.targets import Facts
 from trainer.config.tasks.diffusion import Config
 from trainer.data.companions import Accompanied
 from trainer.data.dataset import ImageDataset
+from trainer.describe import features
+from trainer.drawing import Drawing
+from trainer.fetch import fetch
+from trainer.forecast import prepare
 from trainer.priors import held_apart
+from trainer.runtime import Runtime
 from trainer.spec import Beside, InputSpec
 from trainer.tasks.diffusion import Diffusion, build
+from trainer.tasks.sampler import Plan
 
 SPEC = InputSpec(1, 8, (0.5,), (0.5,))
 
@@ -109,3 +119,97 @@ def test_what_is_measured_is_not_learnt(tmp_path: Path) -> None:
     held_apart(own, open_source("digits:0/val"))
     with pytest.raises(UserError, match=r"3 of its 3 images are also in data.val"):
         held_apart(own, open_source(f"folder:{tmp_path}", looks_at="nothing"))
+
+
+class Weights(Diffusion):
+    """A generator whose image is its seed, and which keeps what it was asked."""
+
+    lacks: int | None = None  # images at a time that do not fit
+
+    def image(self) -> tuple[int, int]:
+        return 1, 8
+
+    def sample(self, network: Any, seeds: Any, classes: Any, plan: Plan, step: Any = None) -> torch.Tensor:
+        if self.lacks is not None and len(seeds) >= self.lacks:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
+        asked.append((list(seeds), plan.steps))
+        return torch.stack([torch.full((1, 8, 8), seed + network.shade, dtype=torch.uint8) for seed in seeds])
+
+
+asked: list[tuple[list[int], int]] = []
+
+
+def drawing(folder: Path, *, resumed: bool, weights: int | None = 0, **more: Any) -> Drawing | None:
+    """Draw six images, or what `more` says of them; without `weights` there are none to read."""
+    prior = Prior.model_validate({"images": more.pop("images", 6), "classes": ["3"]})
+    sections = {"kind": "diffusion", "prior": prior, "samples": {"steps": more.pop("steps", 3), "batch": more.pop("batch", 2)}}
+    lacks = more.pop("lacks", None)
+    assert not more
+    config = Config.model_validate(sections)
+    run = load(run_file(folder.parent)).model_copy(update={"task": config})
+    made = Weights(config, ("5", "3"), (1, 1))
+    made.bind(Beside(lambda *given: given[1], 1, 8, (1, 8)), seed=0)
+    made.lacks = lacks
+    runtime = Runtime(run.parallel, run.train, planned=None, uncompiled=None)
+    found = Drawing(folder, run, prior, made, runtime, resumed=resumed, beside={})
+
+    def network() -> Any:
+        assert weights is not None, "the weights are looked at"
+        network = nn.Linear(1, 1, bias=False)
+        network.weight.data.fill_(weights)
+        network.shade = weights  # type: ignore[assignment]
+        report = SimpleNamespace(matched=["weight"], classes=["3"], source="x")
+        return SimpleNamespace(network=network, fresh=(), report=report)
+
+    asked.clear()
+    if not (found.complete() and resumed):
+        assert found.draw(network, lambda stage: None, lambda: False)
+    return found
+
+
+def test_what_a_run_learnt_of_is_kept(tmp_path: Path) -> None:
+    """Settings that may change between attempts change no image; and where others are asked for none is lost."""
+    folder, aside = tmp_path / "prior", tmp_path / "prior.1"
+    with pytest.raises(GraftError, match=r"memory is too little to draw its images .*; write task.samples.batch=1"):
+        drawing(folder, resumed=False, lacks=2)
+    assert drawing(folder, resumed=False, steps=9) is not None
+    digest = drawing(folder, resumed=False).known().digest  # type: ignore[union-attr]
+    assert [steps for _, steps in asked] == [3, 3, 3], "before the first checkpoint, as is asked for"
+    resumed = drawing(folder, resumed=True, weights=None, steps=5, batch=4)
+    assert resumed is not None
+    assert resumed.known().digest == digest
+
+    lost = folder / "000003.png"
+    before = lost.read_bytes()
+    lost.write_bytes((folder / "000000.png").read_bytes())
+    with pytest.raises(AssertionError, match="looked at"):
+        drawing(folder, resumed=True, weights=None, steps=5, batch=4)
+    assert lost.exists(), "nothing goes before there is something better"
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.png") if path != lost}
+    again = drawing(folder, resumed=True, steps=5, batch=4)
+    assert again is not None
+    assert (asked, lost.read_bytes(), again.known().digest) == ([([2, 3], 3)], before, digest), "as it was drawn, in its batch"
+
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items()), "and nothing else is written"
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    lost.unlink()
+    other = drawing(folder, resumed=True, weights=1)
+    assert other is not None
+    assert other.known().digest != digest
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == {n: kept[n] for n in kept if n != lost.name}
+    drawing(folder, resumed=True, images=7)
+    assert len(list((tmp_path / "prior.2").glob("*.png"))) == 6
+    assert len(list(folder.glob("*.png"))) == 7
+
+
+def test_the_prior_is_fetched_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photographs(tmp_path / "own", 3, seed=0)
+    data = {"train": f"folder:{tmp_path}", "val": None, "normalize": "auto", "cache": {"kind": "features", "path": str(tmp_path)}}
+    task = {"kind": "diffusion", "condition": "none", "vae": "pipeline", "prior": {"data": "digits:3/train"}}
+    model = {"source": latent_pipeline(tmp_path / "pipe"), "args": {}, "adapt": {"in_channels": 1}}
+    run = load(run_file(tmp_path / "run", task=task, data={**data, "augment": {}}, model=model))
+    fetch(run)
+    assert "task.prior.data: 147 samples" in capsys.readouterr().out
+    plain = run.model_copy(update={"task": Config.model_validate({**task, "prior": None})})
+    with_, without = (features(prepare(run, 1))["bytes"] for run in (run, plain))
+    assert with_ == without // 3 * (3 + 147)

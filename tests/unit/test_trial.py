@@ -12,20 +12,25 @@ import numpy as np
 import pytest
 import torch
 
-from tests.faults import test_losses, test_optimizers
+from tests.faults import test_diffusion, test_losses, test_optimizers
 from tests.trainers import run_file
 from trainer import keeping
+from trainer import sizes as sizes_module
 from trainer.build import build
 from trainer.config.load import load
 from trainer.config.run import Run
 from trainer.loop import Step
 from trainer.parts import Parts
+from trainer.priors import open_prior
+from trainer.probe import probe
 from trainer.progress import Progress
+from trainer.rundir import RunDir, Sizes
 from trainer.runtime import Runtime
 from trainer.runtime.engine import Whole
 from trainer.session import assemble
 from trainer.shortage import advice, short, told
 from trainer.signals import StopFlag
+from trainer.sizes import settle, shrunk
 from trainer.trial import hindrance, lacks
 from trainer.watch import Heartbeat
 
@@ -137,6 +142,47 @@ def test_what_is_tried_is_a_step_with_the_state_of_the_optimizer(tmp_path: Path,
     learning = sum(p.requires_grad for p in parts.phase.network.parameters())
     assert seen == [(6, 0), (6, 0), (6, learning), (6, learning)]
     assert not parts.engine.optimizer.state
+
+
+def test_a_prior_stands_beside_what_is_tried_and_measured(tmp_path: Path) -> None:
+    """An odd number of samples, so that half of the pass would not do; and images that are made are a stage of their own."""
+    task = {"condition": "class", "draws": 1, "prior": {"data": "digits:3/train", "classes": ["3"]}}
+    data = {"train": "digits:5-9/train", "val": "digits:5-9/val"}
+    train = {"global_batch": 5, "micro_batch": "auto"}
+    run = load(test_diffusion.file(tmp_path, task=task, data=data, train=train, evaluate={"batch": None}))
+    parts = build(run, Runtime(run.parallel, run.train, planned=None, uncompiled=None), None)
+    assert open_prior(parts, tmp_path, lambda stage: None, lambda: False, resumed=False)
+    sizes: list[int] = []
+    hook = parts.phase.network.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    assert lacks(parts, 5) == ""
+    assert sizes == [10, 10]
+    hook.remove()
+    assert parts.splits.val is not None
+    stages: list[str] = []
+    parts.evaluation(parts.splits.val, stages.append)()
+    assert list(dict.fromkeys(stages)) == ["evaluate", "make", "gather"]
+
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    assert shrunk(parts, Sizes(5), error, stage="evaluate", step=3) is not None
+    assert shrunk(parts, Sizes(5), error, stage="make", step=3) is None, "smaller evaluations would not help"
+    assert "3 are made at a time; write task.samples.batch=1" in (advice(error, run, "make") or "")
+
+    probed = probe(run, world=1, seconds=0.01)
+    assert probed.batch == 5
+    assert min(probed.step) > 0
+
+
+def test_all_ranks_try_where_one_of_them_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit may differ between nodes, and those who try tell each other how it went."""
+    parts = parts_of(load(run_file(tmp_path)))
+    tried: list[int] = []
+    monkeypatch.setattr(sizes_module, "_try", lambda parts, sizes, step: tried.append(sizes.micro_batch))
+    monkeypatch.setattr(sizes_module, "limited", lambda device: False)
+    settle(RunDir(tmp_path / "run"), parts, 0)
+    assert tried == []
+    monkeypatch.setattr(parts.runtime, "everyone", lambda value: [value, True])
+    settle(RunDir(tmp_path / "run"), parts, 0)
+    assert tried == [24]
 
 
 def test_where_nothing_can_be_tried_that_is_told(tmp_path: Path) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from trainer.config.absolute import absolute
 from trainer.config.base import Kind, kinds
 from trainer.config.errors import UserError, nearest
-from trainer.config.model import Model
 from trainer.config.run import Run
 from trainer.config.task import Task
 from trainer.config.yamlfile import Document, Loc, override, read, unparse
@@ -23,7 +22,6 @@ _TYPES = {
     "model_type": "a section with keys of its own", "model_attributes_type": "a section with keys of its own",
     "tuple_type": "a list", "none_required": "null", "dataclass_type": "an amount such as '5 epochs'",
 }  # fmt: skip
-SAVED = ("timm", "transformers", "diffusers", "gan", "run")  # schemes of `model.source` that can name a folder
 _WRONG_TYPE = (*_TYPES, "literal_error")
 
 
@@ -56,7 +54,7 @@ def check(document: Document) -> Run:
         run = Run.model_validate(document.value)
     except ValidationError as error:
         raise UserError(explain(error, document)) from None
-    return _absolute(run, Path.cwd())
+    return absolute(run, Path.cwd())
 
 
 def explain(error: ValidationError, document: Document, model: type[BaseModel] = Run) -> str:
@@ -181,53 +179,6 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]
-
-
-def _absolute(run: Run, base: Path) -> Run:
-    """Paths in sources and weights, made absolute so that the run can be resumed from any directory."""
-
-    def path(text: str) -> str:
-        return os.path.normpath(base / Path(text).expanduser())
-
-    def source(text: str | None) -> str | None:
-        scheme, colon, rest = (text or "").partition(":")
-        if scheme in ("hf", "torchvision") and colon:
-            from trainer.config.formats import places  # imports the sources, which import this package
-
-            return f"{scheme}:{places.absolute(scheme, rest, base)}"
-        if scheme not in ("folder", "csv", "pairs", "webdataset") or not colon:
-            return text
-        file, question, query = rest.partition("?")
-        return f"{scheme}:{path(file)}{question}{query}"
-
-    def moved(model: Model) -> Model:
-        scheme, _, rest = model.source.partition(":")
-        file, colon, factory = rest.rpartition(":")
-        if scheme == "python" and colon and (file.endswith(".py") or "/" in file):
-            model = model.model_copy(update={"source": f"python:{path(file)}:{factory}"})
-        elif scheme in SAVED and model.source != "gan:resnet":
-            model = model.model_copy(update={"source": f"{scheme}:{_saved(scheme, rest, base)}"})
-        if "/" in model.weights or Path(model.weights).suffix:
-            model = model.model_copy(update={"weights": path(model.weights)})
-        return model
-
-    data = run.data.model_copy(update={"train": source(run.data.train), "val": source(run.data.val)})
-    if data.cache.path is not None:
-        data = data.model_copy(update={"cache": data.cache.model_copy(update={"path": path(data.cache.path)})})
-    return run.moved(moved).model_copy(update={"data": data})
-
-
-def _saved(scheme: str, rest: str, base: Path) -> str:
-    """A folder of a saved model, absolute; the name of an architecture, or of a repository of the hub, stays."""
-    name, hash_, part = rest.partition("#") if scheme == "diffusers" else (rest, "", "")
-    places = [base / Path(name).expanduser(), *([base / "runs" / name] if scheme == "run" else [])]
-    wanted = "run.yaml" if scheme == "run" else "."
-    found = next((place for place in places if name and (place / wanted).exists()), None)
-    if found is None:
-        if scheme != "gan" and not name.startswith(("/", "./", "../", "~")):
-            return rest
-        found = places[0]
-    return f"{os.path.normpath(found)}{hash_}{part}"
 
 
 def dump(run: Run) -> str:

@@ -176,6 +176,16 @@ class Run(Section):
         return {key: model for key, model in named.items() if model is not None}
 
     @property
+    def sources(self) -> dict[str, str]:
+        """Where samples are read, by the key in the run file; data.val may be a part of data.train."""
+        prior = getattr(self.task, "prior", None)
+        named = {
+            "data.train": self.data.train, "data.val": self.data.val, "task.prior.data": None if prior is None else prior.data,
+            "evaluate.source": self.evaluate.source,
+        }  # fmt: skip
+        return {key: source for key, source in named.items() if source is not None}
+
+    @property
     def weights(self) -> dict[str, float]:
         """What losses weigh, as far as it is not 1."""
         return {**self.task.weights, **self.losses.weights}

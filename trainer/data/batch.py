@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -34,6 +35,15 @@ class Batch:
     values: torch.Tensor | None = None
     epochs: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     prior: Batch | None = None
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """A batch of other samples: every tensor, those of the prior too, changed in the same way; nothing is bad in it."""
+        targets, values = (None if given is None else change(given) for given in (self.targets, self.values))
+        return replace(
+            self, images=change(self.images), labels=change(self.labels), indices=change(self.indices), bad=[],
+            targets=targets, values=values, epochs=change(self.epochs),
+            prior=None if self.prior is None else self.prior.each(change),
+        )  # fmt: skip
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory, from which a copy to a GPU need not be waited for."""

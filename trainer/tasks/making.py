@@ -51,11 +51,12 @@ class Making:
 
     def finish(self, network: nn.Module, rank: int, world: int, at: Callable[[str], None]) -> None:
         """Make this rank's share of the images."""
+        at("make")
         channels, size = self._maker.image()
         chosen = list(self._chosen())
         made = torch.zeros(len(chosen), channels, size, size, dtype=torch.uint8)
         batch, first = self._shown.batch, self._shown.seed
-        make = partial(self._maker.sample, network, plan=self._maker.plan(), step=lambda: at("evaluate"))
+        make = partial(self._maker.sample, network, plan=self._maker.plan(), step=lambda: at("make"))
         for start in range(rank * batch, len(chosen), world * batch):
             part = chosen[start : start + batch]
             made[start : start + batch] = make(range(first + start, first + start + len(part)), part)

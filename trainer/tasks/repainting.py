@@ -45,6 +45,7 @@ class PairMeasure(DenoisingMeasure):
 
     def finish(self, network: nn.Module, rank: int, world: int, at: Callable[[str], None]) -> None:
         """Translate the pairs that this rank has seen."""
+        at("make")
         task, asked = self._task, self._config.samples
         channels, side = task.beside.image
         shown = self._pictured
@@ -56,7 +57,7 @@ class PairMeasure(DenoisingMeasure):
             pairs = torch.stack([pair for _, pair in filled]).to(self._rows.device)
             given, target = pairs.chunk(2, dim=1)
             seeds = [asked.seed + index for index, _ in filled]
-            made = task.translate(network, given, seeds, plan, lambda: at("evaluate")).to(self._rows.device)
+            made = task.translate(network, given, seeds, plan, lambda: at("make")).to(self._rows.device)
             found, wanted, plain = (value[: len(part)] for value in (made, pixels(target), pixels(given)))
             seen = torch.ones(len(part), 1, dtype=torch.float64, device=found.device)
             rows = torch.cat([seen, task.ruler(found, wanted), task.ruler(plain, wanted)], dim=1)
