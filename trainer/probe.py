@@ -57,13 +57,19 @@ def probe(run: Run, *, world: int, seconds: float) -> Probed:
     """
     share = max(rank_shares(run.train.global_batch, world))
     micro = share if run.train.micro_batch == "auto" else run.train.micro_batch
-    update = {"steps": _MANY, "global_batch": share, "micro_batch": micro}
+    steps = run.train.steps
+    if steps is not None:  # as many samples as the run sees, which decides what is kept
+        steps = max(1, steps * run.train.global_batch // share)
+    update = {"steps": steps, "global_batch": share, "micro_batch": micro}
     alone = run.model_copy(
         update={"train": run.train.model_copy(update=update), "parallel": run.parallel.model_copy(update=_ONE)}
     )  # fmt: skip
     runtime = Runtime(alone.parallel, alone.train, planned=None, uncompiled=not_compiled(alone))
     parts = building.build(alone, runtime, None)
     parts.open_features(lambda stage: None, lambda: False, val=False)
+    parts.steps = _MANY
+    for phase in parts.phases:
+        phase.stage = None  # the first is measured
     samples = (parts.features.train if parts.features is not None else None) or parts.dataset(parts.splits.train, train=True)
     with closing(parts.batches(0)) as batches:
         held = list(itertools.islice(batches, _HELD))
