@@ -53,7 +53,8 @@ class Counting:
             # of GRAFT_LAUNCHED it dies with this process
             own = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "GRAFT_LAUNCHED": "1"}
             with suppress(OSError):
-                self._files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # nobody reads meanwhile, and pipes fill up
+                # nobody reads meanwhile, and pipes fill up
+                self._files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 (closed with this)
                 self._process = subprocess.Popen(
                     words, env=own, stdin=subprocess.DEVNULL, stdout=self._files[0], stderr=self._files[1]
                 )

@@ -79,7 +79,8 @@ class Speed:
         return {
             "alike": self._alike, "between": self._between, "device": self._on.device, "world": self._on.world,
             "gpus": self._on.gpus, "threads": self._on.threads, "points": len(rates),
-            "samples_per_second": round(median(rates), 3), "quartiles": [round(low, 3), round(high, 3)], "data_wait": round(median(self._waits), 4),
+            "samples_per_second": round(median(rates), 3), "quartiles": [round(low, 3), round(high, 3)],
+            "data_wait": round(median(self._waits), 4),
             "overall": None if self._overall is None else round(self._overall, 3),
             "mfu": None if self._mfu is None else round(self._mfu, 4),
         }  # fmt: skip
