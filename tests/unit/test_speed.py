@@ -47,7 +47,7 @@ def test_mfu_is_only_of_cards_that_are_known(tmp_path: Path) -> None:
     for device in ("AMD EPYC", "NVIDIA A10G", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100 80GB HBM3e"):
         assert peak(device, half, tf32=True) is None
     assert peak("Tesla V100-SXM2-32GB", half, tf32=False) is None  # it has no bf16
-    assert len({one.card for one in PEAKS}) == len(PEAKS)
+    assert len({one.name for one in PEAKS}) == len(PEAKS)
 
 
 def test_speed_says_mfu_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
