@@ -14,7 +14,7 @@ from launcher.plan import Plan
 from launcher.runs import duration, folders, last_checkpoint
 from launcher.script import seconds
 from trainer.config import Run
-from trainer.config.alike import alike, cpu, gpu
+from trainer.config.alike import alike, between, cpu, gpu
 from trainer.rundir import RunDir
 
 
@@ -23,8 +23,8 @@ class Pace:
     """What is known of the speed of a run, and what follows for what is left of it.
 
     `rate`: samples a second within steps, between `low` and `high` for half of the points; `overall`: with evaluations and
-    saves, where that is known. `of` says whose figures these are; `hours` are of GPUs, none without them; `jobs`: how many of
-    the time limit it takes, none without a limit.
+    saves, where that is known and they are alike as well. `of` says whose figures these are; `hours` are of GPUs, none without
+    them; `jobs`: how many of the time limit it takes, none without a limit.
     """
 
     rate: float
@@ -70,7 +70,8 @@ def past(run: Run, planned: Plan, rundir: RunDir, runs: Path, *, card: str | Non
     others = f", the latest of {len(found)} alike: {min(rates):,.4g} to {max(rates):,.4g}/s" if len(found) > 1 else ""
     of = f"as the run {name} went on {planned.world_size} x {latest['device']}{others}"
     low, high = latest["quartiles"]
-    return foretold(run, planned, rundir, latest["samples_per_second"], low, high, number(latest.get("overall")), of)
+    overall = number(latest.get("overall")) if latest.get("between") == between(run) else None
+    return foretold(run, planned, rundir, latest["samples_per_second"], low, high, overall, of)
 
 
 def _same(device: str, card: str | None, *, cuda: bool) -> bool:

@@ -51,7 +51,8 @@ def build(
 ) -> Parts:
     """Put a run together; `saved` is the state of its own checkpoint, which will be loaded over the pretrained weights.
 
-    Without `load_weights` nothing is read or downloaded but an autoencoder: the shapes are right, the values are not.
+    Without `load_weights` nothing is read or downloaded but an autoencoder: the shapes are right, the values are not, and of
+    texts there are shapes alone.
 
     Raises UserError for everything in the run file that does not fit the data, the weights or the network, RefusedError for a
     teacher that changed since (unless `accept_changes`).
@@ -78,7 +79,7 @@ def build(
         foldable(built.network, built.head, task.scale, built.spec)
     if isinstance(task, Translates | Duels):
         task.fit(built.spec, built.network, run.train.seed)
-    stands = beside(task, built, run, runtime, saved)
+    stands = beside(task, built, run, runtime, saved, load_weights=load_weights)
     given = references(run, runtime, built, task, by_turns=partial(by_turns, runtime), load_weights=load_weights)
     fingerprints = given.fingerprints | stands
     if saved is not None:
@@ -208,7 +209,9 @@ def chosen(
     )  # fmt: skip
 
 
-def beside(task: Task, built: Built, run: Run, runtime: Runtime, saved: dict[str, Any] | None) -> dict[str, str]:
+def beside(
+    task: Task, built: Built, run: Run, runtime: Runtime, saved: dict[str, Any] | None, *, load_weights: bool = True
+) -> dict[str, str]:  # fmt: skip
     """Give a task that generates what stands beside its network, on its device; the fingerprints of what never learns."""
     if isinstance(task, Translates):
         return {name: fingerprint(network) for name, network in task.perceives.items() if name in task.loss_names}
@@ -217,13 +220,16 @@ def beside(task: Task, built: Built, run: Run, runtime: Runtime, saved: dict[str
     if saved is not None:  # the schedule that the run began with
         built.beside = replace(built.beside, schedule=saved["generator"]["schedule"])
     task.bind(built.beside, run.train.seed)
-    frozen = {"vae": built.beside.vae, "text": built.beside.text}
+    frozen = {"vae": built.beside.vae, "text": built.beside.text if load_weights else None}
     found: dict[str, str] = {}
     for name, part in frozen.items():
         if part is not None:
             by_turns(runtime, partial(part.to, runtime.device))
             found[name] = fingerprint(part.network)
-    task.ready(runtime.device)
+    if load_weights:
+        task.ready(runtime.device)
+    else:
+        task.unread()
     return found
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
+from contextlib import suppress
 from pathlib import Path
 
 from trainer.config import EXIT_DONE, GraftError
@@ -14,7 +16,13 @@ def operations(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer operations", description="Count the operations of a sample.")
     parser.add_argument("run", type=Path, help="a run file")
     parser.add_argument("--world", type=int, default=1, help="ranks over all nodes")
+    parser.add_argument("--memory", type=int, default=0, help="bytes that this process may take (default: any)")
     arguments = parser.parse_args(argv)
+
+    if arguments.memory:  # what it does not get it does without; the training beside it shall not
+        resource.setrlimit(resource.RLIMIT_DATA, (arguments.memory, arguments.memory))
+        with suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000")
 
     from trainer.config import load
     from trainer.counted import count
@@ -41,9 +49,16 @@ def probe(argv: list[str]) -> int:
 
     from trainer.config import load
     from trainer.probe import probe as measured
+    from trainer.shortage import advice
 
+    run = load(arguments.run, arguments.overrides)
     with redirect_stdout(sys.stderr):
-        found = measured(load(arguments.run, arguments.overrides), world=arguments.world, seconds=arguments.seconds)
+        try:
+            found = measured(run, world=arguments.world, seconds=arguments.seconds)
+        except Exception as error:
+            if (what := advice(error, run)) is None:
+                raise
+            raise GraftError(f"the probe takes one rank's share of a step, and {what}") from error
     print(json.dumps(found.as_json()))
     return EXIT_DONE
 

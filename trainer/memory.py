@@ -1,13 +1,44 @@
-"""How much memory a training took at most."""
+"""How much memory of the machine there is, and how much a training took at most."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
 
+import psutil
 import torch
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+_OWN = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+_FILES = (("memory.max", "memory.current", "inactive_file"),  # of version 2, then of 1
+          ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))  # fmt: skip
+
+
+def available() -> int:
+    """Bytes of memory that this process may still have: those of the machine, or what the groups that it is in leave of their
+    limits (Slurm's of a job, a container's). Files in the system's cache count as free."""
+    found = [int(psutil.virtual_memory().available)]
+    with contextlib.suppress(OSError):
+        for line in _OWN.read_text(encoding="utf-8").splitlines():
+            _, kinds, place = line.split(":", 2)
+            if kinds and "memory" not in kinds.split(","):
+                continue
+            root = _GROUPS / "memory" if kinds else _GROUPS
+            folder = root / place.strip("/")
+            found += [left for one in (folder, *folder.parents) if one.is_relative_to(root) and (left := _left(one)) is not None]
+    return max(0, min(found))
+
+
+def _left(group: Path) -> int | None:
+    """What is left of the limit of a group; none where it has none."""
+    for limit, usage, cached in _FILES:
+        with contextlib.suppress(OSError, ValueError):
+            most, now = (int((group / name).read_text(encoding="ascii")) for name in (limit, usage))
+            told = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+            return most - now + int(told.get(cached, 0))
+    return None
 
 
 class Memory:

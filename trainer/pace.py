@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from trainer.config.alike import alike, cpu
+from trainer.config.alike import alike, between, cpu
 from trainer.config.peaks import peak
 from trainer.operations import Counting
 from trainer.parts import Parts
@@ -22,5 +22,6 @@ def speed_of(folder: RunDir, parts: Parts) -> Speed:
         device, runtime.world, gpus=runtime.world if cuda else 0, threads=torch.get_num_threads(),
         peak=None if most is None else most * runtime.world,
     )  # fmt: skip
-    counting = Counting(folder, run, runtime.world) if most is not None else None
-    return Speed(on, parts.steps * run.train.global_batch, alike(run), counting)
+    held = 4 * (parts.summary.learning + parts.summary.frozen)
+    counting = Counting(folder, run, runtime.world, held) if most is not None else None
+    return Speed(on, parts.steps * run.train.global_batch, alike(run), between(run), counting)

@@ -65,7 +65,10 @@ def probe(run: Run, *, world: int, seconds: float) -> Probed:
 def _probe(run: Run, world: int, seconds: float, drawn: Path) -> Probed:
     share = max(rank_shares(run.train.global_batch, world))
     micro = share if run.train.micro_batch == "auto" else run.train.micro_batch
-    update = {"steps": _MANY, "global_batch": share, "micro_batch": micro}
+    steps = run.train.steps
+    if steps is not None:  # as many samples as the run sees, which decides what is kept
+        steps = max(1, steps * run.train.global_batch // share)
+    update = {"steps": steps, "global_batch": share, "micro_batch": micro}
     alone = run.model_copy(
         update={"train": run.train.model_copy(update=update), "parallel": run.parallel.model_copy(update=_ONE)}
     )  # fmt: skip
@@ -73,6 +76,9 @@ def _probe(run: Run, world: int, seconds: float, drawn: Path) -> Probed:
     parts = building.build(alone, runtime, None)
     open_prior(parts, drawn, lambda stage: None, lambda: False, resumed=False)
     parts.open_features(lambda stage: None, lambda: False, val=False)
+    parts.steps = _MANY
+    for phase in parts.phases:
+        phase.stage = None  # the first is measured
     samples = parts.samples()
     with closing(parts.batches(0)) as batches:
         held = list(itertools.islice(batches, _HELD))

@@ -169,10 +169,13 @@ class TextEncoder(Protocol):
 
     @property
     def network(self) -> nn.Module:
-        """The encoder itself, with its weights; of several all of them."""
+        """The encoder itself, with its weights unless they are left; of several all of them."""
 
     def to(self, device: torch.device) -> None:
         """Read its weights, where that was not done, and move it to a device. Raises UserError."""
+
+    def leave(self) -> None:
+        """Never read its weights: the network is one without values from here on."""
 
     def encode(self, texts: Sequence[str | None], device: torch.device) -> dict[str, torch.Tensor]:
         """By name float32 [n, …] on the device; None: nothing is said."""

@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 
 from launcher import cache
+from tests.faults.test_repainting import file
+from tests.painter import photographs
 from tests.trainers import NETWORK, Zygote, run_file, same
-from trainer.config import GraftError, Run, UserError, load
+from trainer.config import GraftError, RefusedError, Run, UserError, load
 from trainer.config.run import Parallel, Train
 from trainer.config.sources import open_splits
 from trainer.data import ImageDataset, images
 from trainer.data.dataset import BadCount
 from trainer.features import fill
-from trainer.features.pictures import Decoded, granted
+from trainer.features.pictures import Decoded, PictureStore, granted
 from trainer.runtime import Runtime
 from trainer.spec import InputSpec
 
@@ -137,10 +139,33 @@ def test_few_files_are_mapped_at_a_time(tmp_path: Path, photos: Path, monkeypatc
         kept.fetch([(0, 0), (0, 79)])
 
 
+def test_where_one_rank_cannot_read_none_goes_on(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """The files go before they are opened: the ranks hear of it together."""
+    data = settings(photos, val=None, workers=0, augment={}, cache={"kind": "decoded", "path": str(tmp_path / "kept")})
+    run = load(run_file(tmp_path, data=data), [])
+    found = ImageDataset(open_splits(run.data, 0).train, run.data, SPEC, train=True, seed=3)
+    opens = PictureStore.pictures
+
+    def gone(store: PictureStore, name: str) -> Any:
+        (store.folder / name).unlink()
+        return opens(store, name)
+
+    monkeypatch.setattr(PictureStore, "pictures", gone)
+    with pytest.raises(RefusedError, match=r"images cannot be kept: .*No such file"):
+        opened(run, found)
+
+
 def test_there_must_be_something_to_decode(tmp_path: Path) -> None:
     run = load(run_file(tmp_path, data={"cache": "decoded"}), [])
     with pytest.raises(UserError, match=r"data.train \(digits:\) is in memory, decoded; leave cache out"):
         granted(run, {"train": open_splits(run.data, 0).train, "val": None})
+    photographs(tmp_path / "train", 4, 0)
+    pairs = load(file(tmp_path, tmp_path), ["data.cache=decoded"])
+    assert not pairs.task.translates
+    with pytest.raises(UserError, match="keeps single images, and a sample of this task diffusion is two"):
+        granted(pairs, {"train": None, "val": None})
 
 
 def test_torchvision_decodes_what_pillow_does(tmp_path: Path) -> None:

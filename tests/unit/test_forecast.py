@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from launcher import memory_view
 from tests.trainers import NETWORK, ROOT, run_file
 from tests.unit.test_generators import latent_pipeline
+from tests.unit.test_texts import text_pipeline
 from trainer.config import UserError, load
 from trainer.config.footprint import CARDS, GIB, Footprint, card, fit
 from trainer.config.parallel import Parallel
@@ -169,6 +170,30 @@ def test_what_a_generator_needs(tmp_path: Path) -> None:
     ):  # fmt: skip
         few, many = (evaluation(folder, path, f"task.samples.batch={batch}") for batch in (8, 512))
         assert many > 8 * few > 0, "the images that are made at each evaluation lie in memory together"
+
+
+def test_a_plan_reads_no_text_encoder(tmp_path: Path) -> None:
+    """Its weights count, though they are not there; nothing is encoded; and the empty text of pairs is followed as well."""
+    from tests.faults.test_repainting import file
+    from tests.painter import photographs
+
+    pipe = tmp_path / "pipe"
+    source = text_pipeline(pipe, sample_size=8)
+    held = sum(tensor.nbytes for tensor in load_file(pipe / "text_encoder" / "model.safetensors").values())
+    (pipe / "text_encoder" / "model.safetensors").unlink()
+    for name in ("train", "val"):
+        photographs(tmp_path / name, 4, 0, 16)
+    model = {"source": source, "adapt": {"in_channels": 1, "image_size": 16}}
+    parts = prepare(load(file(tmp_path, tmp_path, model=model), ["task.vae=pipeline", "task.lpips=null"]), 1)
+    assert parts.built.beside is not None
+    assert parts.built.beside.text is not None
+    network = parts.built.beside.text.network
+    assert all(parameter.is_meta for parameter in network.parameters())
+    found = Forecast(parts, gpu=False)(4, 12)
+    vae = parts.built.beside.vae
+    assert vae is not None
+    assert found.other >= sum(p.nbytes for p in network.parameters()) + sum(p.nbytes for p in vae.network.parameters())
+    assert sum(p.nbytes for p in network.parameters()) == held
 
 
 def test_what_a_critic_needs(tmp_path: Path) -> None:

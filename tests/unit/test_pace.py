@@ -10,15 +10,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from launcher.machine import Machine
 from launcher.pace import Probe, past
 from launcher.plan import plan
 from launcher.start import counts
 from tests.trainers import ROOT, run_file
-from trainer.config import Run, load
-from trainer.config.alike import alike, cpu
+from trainer import build as building
+from trainer.config import Run, UserError, load
+from trainer.config.alike import alike, between, cpu
 from trainer.data import Batch
-from trainer.probe import _paced
+from trainer.probe import _paced, probe
 from trainer.rundir import RunDir
 
 
@@ -28,8 +31,8 @@ def went(runs: Path, name: str, run: Run, *, at: float = 0.0, **differs: Any) ->
     folder.mkdir(parents=True)
     (folder / "run.yaml").write_text("name: x\n")
     speed = {
-        "alike": alike(run), "device": cpu(), "world": 1, "gpus": 0, "threads": 1, "points": 9, "samples_per_second": 100.0,
-        "quartiles": [90.0, 110.0], "overall": 80.0, "data_wait": 0.1, "mfu": None, **differs,
+        "alike": alike(run), "between": between(run), "device": cpu(), "world": 1, "gpus": 0, "threads": 1, "points": 9,
+        "samples_per_second": 100.0, "quartiles": [90.0, 110.0], "overall": 80.0, "data_wait": 0.1, "mfu": None, **differs,
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps({"name": name, "speed": speed}))
     os.utime(folder / "summary.json", (at, at))
@@ -56,6 +59,12 @@ def test_the_latest_run_that_is_alike_says_how_long(tmp_path: Path) -> None:
     assert "as the run newest went on 1 x" in text
     assert "the latest of 2 alike: 50 to 100/s" in text
     assert "does not finish in one job of 0:10:00: about 2 jobs" in text
+    often = load(tmp_path / "run.yaml", ["parallel.threads=1", "evaluate.every=2 steps"])
+    assert alike(often) == alike(run)
+    without = past(often, planned, new, runs)
+    assert without is not None
+    assert (without.overall, without.seconds) == (None, 4000 * 24 / 100)
+    assert "without evaluations and checkpoints" in without.text(None)
     (tmp_path / "new" / "checkpoints" / "step-00003990").mkdir(parents=True)
     rest = past(run, planned, new, runs)
     assert rest is not None
@@ -88,6 +97,21 @@ def test_what_workers_had_ready_is_not_their_pace() -> None:
 
     low, middle, high = _paced(8, batches(), 5, 0.3)
     assert 0 < low <= middle <= high <= 8 / 0.01
+
+
+def test_a_probe_keeps_what_the_run_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept goes by how many samples the run sees, not by the time that there is for a probe."""
+    asked = list[tuple[int, int]]()
+
+    def frozen(run: Run, runtime: Any, built: Any, groups: Any, steps: int, samples: int) -> Any:
+        asked.append((steps * run.train.global_batch, samples))
+        raise UserError("enough")
+
+    monkeypatch.setattr(building, "frozen", frozen)
+    for change, seen in (("train.steps=10", 240), ("train={epochs: 2, global_batch: 24}", None)):
+        with pytest.raises(UserError, match="enough"):
+            probe(load(run_file(tmp_path), [change, "parallel.device=cpu"]), world=2, seconds=0.1)
+        assert asked[-1][0] == (seen or pytest.approx(2 * asked[-1][1], abs=12))
 
 
 def test_a_probe_measures_and_leaves_nothing(tmp_path: Path) -> None:

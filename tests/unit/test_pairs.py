@@ -13,6 +13,7 @@ from tests.painter import photographs
 from trainer.config import Run, UserError
 from trainer.config.pairs import Edges, Grey, Masked, Small
 from trainer.config.sources import open_source, open_splits
+from trainer.data import images
 from trainer.data.images import BadImageError
 from trainer.data.pairs import PairDataset, dataset_of, derive, loaded
 from trainer.pixels import coloured
@@ -112,6 +113,22 @@ def test_halves_of_another_shape_are_named(folders: Path) -> None:
     reader: Any = dataset(odd)._inner._reader
     with pytest.raises(BadImageError, match="21 pixels wide: no two pictures side by side"):
         reader.read("002.png", 6, 10**6)
+
+
+def test_the_decoder_of_the_data_reads_both_of_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("input", "target"):
+        (tmp_path / name).mkdir()
+        Image.effect_noise((16, 16), 80).convert("RGB").save(tmp_path / name / "0.jpg")
+    asked, decode = list[str](), images._decode
+
+    def decoded(file: Any, channels: int, most: int, decoder: Any) -> Any:
+        asked.append(decoder)
+        return decode(file, channels, most, decoder)
+
+    monkeypatch.setattr(images, "_decode", decoded)
+    batch = dataset(run(f"pairs:{tmp_path}", decoder="torchvision", min_per_class=1), train=False).fetch([(0, 0)])
+    assert not batch.bad
+    assert asked == ["torchvision"] * 2
 
 
 def test_inputs_are_made_of_photographs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,19 @@ def test_transformers_and_their_pipelines(tmp_path: Path) -> None:
     made = build(Config.model_validate({"condition": "none", "pairs": "small", "samples": {"count": 0}}), Facts(()))
     assert of.beside is not None
     made.bind(of.beside, 0)
-    form, _ = pipeline.write(of.network.eval(), made, tmp_path / "new")
+    form, told = pipeline.write(of.network.eval(), made, tmp_path / "new")
     pipeline.check(of.network, made, form, tmp_path / "new")
+    # it takes four channels and gives four, two of them variances: what it was learnt with says graft.json
+    (tmp_path / "new" / "graft.json").write_text(json.dumps(told))
+    again = built(f"diffusers:{tmp_path / 'new'}", vae="pipeline")
+    assert not again.fresh
+    assert again.beside is not None
+    assert again.beside.channels == 2
+    torch.testing.assert_close(said(again, 0.3), said(of, 0.3), rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(said(again, 0.3), said(again, -0.7)), "the channels of the source are those that were learnt"
+    sees = Model(source=f"diffusers:{tmp_path / 'new'}#vae", adapt=Adapt(in_channels=1, image_size=8))
+    trunk = build_model(sees, "auto", (Output("", ("a", "b")),), 0)
+    assert trunk.spec.in_channels == 1
 
 
 @pytest.mark.parametrize(

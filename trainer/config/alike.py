@@ -25,6 +25,8 @@ _DATA = {
     "max_bad",
     "normalize",
 }
+# And what decides, of the same speed, how much of the time evaluations and checkpoints take.
+_BETWEEN = {"val", "classes", "per_class", "fraction", "min_per_class"}
 _PARALLEL = {"device", "processes", "timeout"}
 
 
@@ -42,6 +44,19 @@ def alike(run: Run) -> str:
         "train": run.train.model_dump(mode="json", exclude=_TRAIN),
         "parallel": run.parallel.model_dump(mode="json", exclude=_PARALLEL),
     }
+    return _key(decides)
+
+
+def between(run: Run) -> str:
+    """The same for runs that evaluate and save as much and as often, where they are `alike`."""
+    return _key({
+        "data": run.data.model_dump(mode="json", include=_BETWEEN),
+        "evaluate": run.evaluate.model_dump(mode="json", exclude={"early_stop"}),
+        "checkpoint": run.checkpoint.model_dump(mode="json"),
+    })  # fmt: skip
+
+
+def _key(decides: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -19,7 +19,6 @@ class Peak:
     `half`: 16 bits, of which an old card may have fp16 alone (`bf16` false). `name` is what the driver calls it, as a pattern.
     """
 
-    card: str
     name: str
     half: float
     tf32: float | None
@@ -30,20 +29,20 @@ class Peak:
 # From NVIDIA's data sheets of each card (of those that tell figures with sparsity alone, half), SXM where a name says no more.
 # None was measured here. The best product of matrices that was seen on an H100 is 794.5 of its 989.
 PEAKS = (
-    Peak("t4", r"Tesla T4", 65, None, 8.1, bf16=False),
-    Peak("v100", r"Tesla V100-SXM2-\d+GB", 125, None, 15.7, bf16=False),
-    Peak("v100-pcie", r"Tesla V100-PCIE-\d+GB", 112, None, 14.0, bf16=False),
-    Peak("a10", r"NVIDIA A10", 125, 62.5, 31.2),
-    Peak("l4", r"NVIDIA L4", 121, 60, 30.3),
-    Peak("rtx4090", r"NVIDIA GeForce RTX 4090", 165.2, 82.6, 82.6),
-    Peak("l40s", r"NVIDIA L40S", 362, 183, 91.6),
-    Peak("a100", r"NVIDIA A100(-SXM4-\d+GB|-PCIE-\d+GB| 80GB PCIe)|A100-SXM4-\d+GB", 312, 156, 19.5),
-    Peak("h100", r"NVIDIA H100( 80GB HBM3)?", 989.4, 494.7, 67),
-    Peak("h100-pcie", r"NVIDIA H100 PCIe", 756, 378, 51),
-    Peak("h100-nvl", r"NVIDIA H100 NVL", 835, 417, 60),
-    Peak("h200", r"NVIDIA H200", 989.4, 494.7, 67),
-    Peak("h200-nvl", r"NVIDIA H200 NVL", 835, 417, 60),
-    Peak("b200", r"NVIDIA B200", 2250, 1100, 75),
+    Peak(r"Tesla T4", 65, None, 8.1, bf16=False),
+    Peak(r"Tesla V100-SXM2-\d+GB", 125, None, 15.7, bf16=False),
+    Peak(r"Tesla V100-PCIE-\d+GB", 112, None, 14.0, bf16=False),
+    Peak(r"NVIDIA A10", 125, 62.5, 31.2),
+    Peak(r"NVIDIA L4", 121, 60, 30.3),
+    Peak(r"NVIDIA GeForce RTX 4090", 165.2, 82.6, 82.6),
+    Peak(r"NVIDIA L40S", 362, 183, 91.6),
+    Peak(r"NVIDIA A100(-SXM4-\d+GB|-PCIE-\d+GB| 80GB PCIe)|A100-SXM4-\d+GB", 312, 156, 19.5),
+    Peak(r"NVIDIA H100( 80GB HBM3)?", 989.4, 494.7, 67),
+    Peak(r"NVIDIA H100 PCIe", 756, 378, 51),
+    Peak(r"NVIDIA H100 NVL", 835, 417, 60),
+    Peak(r"NVIDIA H200", 989.4, 494.7, 67),
+    Peak(r"NVIDIA H200 NVL", 835, 417, 60),
+    Peak(r"NVIDIA B200", 2250, 1100, 75),
 )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ class PairDataset:
                 raise UserError("data.train: digits are single pictures; write task.pairs: small, edges or masked")
             both = spec.in_channels + channels
             of = replace(spec, in_channels=both, mean=(0.5,) * both, std=(0.5,) * both)
-            reader = _Pairs(listing, spec.in_channels, channels, way)
+            reader = _Pairs(listing, data, spec.in_channels, channels, way)
             self._inner = ImageDataset(listing, data, of, train=train, seed=seed, reader=reader)
 
     def __len__(self) -> int:
@@ -177,8 +177,8 @@ def _masked(image: torch.Tensor, way: Masked, generator: torch.Generator) -> tor
 class _Pairs:
     """Reads both pictures of a pair, one upon the other."""
 
-    def __init__(self, listing: Listing, given: int, made: int, way: Way) -> None:
-        self._inner, self._root, self._targets = readers.reader(listing), listing.root, listing.targets_of
+    def __init__(self, listing: Listing, data: Data, given: int, made: int, way: Way) -> None:
+        self._inner, self._root, self._targets = readers.reader(listing, data.decoder), listing.root, listing.targets_of
         self._given, self._made, self._way = given, made, way
 
     def read(self, key: str, channels: int, max_pixels: int) -> torch.Tensor:

@@ -92,7 +92,7 @@ def write(network: Any, task: Diffusion, new: Path, reading: dict[str, Any] | No
     form = form_of(network, task, plan, vae)
     made = scheduler(plan.settings, plan.sampler)
     classes = () if wanted.text else wanted.classes
-    told: dict[str, Any] = {"classes": list(classes), "dropped": wanted.dropped}
+    told: dict[str, Any] = {"classes": list(classes), "dropped": wanted.dropped, "source": wanted.source}
     labels = {str(index): name.replace(",", " ") for index, name in enumerate(classes)}
     words = {} if task.beside.text is None else task.beside.text.parts
     whole: Any

@@ -22,6 +22,7 @@ from trainer.data import Batch, ImageDataset, transforms
 from trainer.data.dataset import BadCount
 from trainer.data.images import BadImageError
 from trainer.data.order import Key, Order
+from trainer.data.pairs import way_of
 from trainer.features import fill, identity
 from trainer.features.identity import Ids
 from trainer.features.keeper import Complete, Keeper, NotKeptError
@@ -122,7 +123,10 @@ class Decoding:
 
 
 class KeptReader:
-    """Reads images that are kept, by the keys of a listing; with so many files mapped as this process may well hold open."""
+    """Reads images that are kept, by the keys of a listing; with so many files mapped as this process may well hold open.
+
+    Raises OSError where one of its files is not there from the start: then no rank goes on.
+    """
 
     def __init__(self, listing: Listing, found: Complete) -> None:
         assert isinstance(found.store, PictureStore)
@@ -135,24 +139,23 @@ class KeptReader:
             self._file(which)
 
     def read(self, key: str, channels: int, max_pixels: int) -> torch.Tensor:
-        """uint8 [channels, h, w]. Raises BadImageError for one that could not be decoded."""
+        """uint8 [channels, h, w]. Raises BadImageError for one that could not be decoded, GraftError for a file that went."""
         index = self._place[key]
         which = int(self._which[index])
         if which < 0:
             raise BadImageError(*self._bad[index])
-        pixels, starts, sizes = self._files.get(which) or self._file(which)
+        try:
+            pixels, starts, sizes = self._files.get(which) or self._file(which)
+        except OSError as error:
+            where = self._store.folder / self._names[which]
+            raise GraftError(f"{where}: {error.strerror}; was it removed while this run reads it? Start the run again") from None
         row = int(self._row[index])
         height, width = sizes[row].tolist()
         start = int(starts[row])
         return torch.from_numpy(pixels[start : start + channels * height * width]).view(channels, height, width)
 
     def _file(self, which: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-        name = self._names[which]
-        try:
-            found = self._store.pictures(name)
-        except OSError as error:
-            where = self._store.folder / name
-            raise GraftError(f"{where}: {error.strerror}; was it removed while this run reads it? Start the run again") from None
+        found = self._store.pictures(self._names[which])
         if len(self._files) >= self._most:
             del self._files[next(iter(self._files))]  # the one that was mapped first
         self._files[which] = found
@@ -237,9 +240,9 @@ def granted(run: Run, listings: Mapping[str, Listing | None]) -> None:
     """Raises UserError where decoded images are asked for and there is nothing to decode, or more than one image a sample."""
     if run.data.cache.kind != "decoded":
         return
-    if run.task.translates:
+    if run.task.translates or way_of(run) is not None:
         raise UserError(
-            f"data.cache: decoded keeps single images, and task {run.task.kind} reads two a sample; write data.cache: none"
+            f"data.cache: decoded keeps single images, and a sample of this task {run.task.kind} is two; write data.cache: none"
         )
     for key, listing in listings.items():
         if listing is not None and (listing.scheme == "digits" or "pixels" in listing.how):

@@ -68,6 +68,8 @@ class TableRows:
 
     def of(self, value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The new table. A new row is drawn with the mean and deviation of the old classes' rows, is zero, or their mean."""
+        if not any(pick is None for pick in self.picks):
+            return torch.stack([value[pick] for pick in self.picks])
         old = value.float()[: self.known]
         mean, spread = old.mean(dim=0), old.std(dim=0, correction=0)
         drawn = mean + spread * torch.randn(len(self.picks), value.shape[1], generator=generator)

@@ -36,7 +36,7 @@ def of(rest: str, config: Model) -> Denoiser:
     from trainer.models.diffusers import Source
 
     source = Source(located(rest), config)
-    settings, name = source.settings, str(source.settings["_class_name"])
+    settings, name = dict(source.settings), str(source.settings["_class_name"])
     if name not in KINDS:
         raise UserError(
             f"{source.name}: a {name} is no generator that is known here; those that are: {', '.join(KINDS)}"
@@ -44,6 +44,8 @@ def of(rest: str, config: Model) -> Denoiser:
         )
     for key in config.args:
         raise UserError(f"model.args.{key} cannot be set for diffusers:{rest}: its config.json says what it is")
+    if source.beside:  # what it gives is counted by the channels of one picture
+        settings["in_channels"] = source.channels
     kind = kind_of(settings)
     size = settings.get("sample_size")
     rows = kind.rows(settings)
@@ -55,7 +57,7 @@ def of(rest: str, config: Model) -> Denoiser:
     table = Table(rows, names, dropped) if rows else None
     return Denoiser(
         f"diffusers:{rest}", partial(_make, source.model, settings), partial(_parts, kind), kind.call,
-        channels=kind.channels(settings) // (1 + source.beside), source=source.beside,
+        channels=kind.channels(settings), source=source.beside,
         size=max(size) if isinstance(size, list | tuple) else size,
         read=None if config.weights == "none" else partial(_read, source), table=table,
         schedule=source.place.json("scheduler/scheduler_config.json") if source.part else None, spare=kind.spare,

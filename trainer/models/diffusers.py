@@ -153,7 +153,11 @@ class Source:
 
     @property
     def beside(self) -> bool:
-        """Whether it takes a source picture behind the noised one, as many channels (InstructPix2Pix, exports of graft's)."""
+        """Whether it takes a source picture behind the noised one, as many channels: as an export of graft's says, else where it
+        takes twice what it gives (InstructPix2Pix)."""
+        said = (self.place.json("graft.json") or {}).get("source") if self.part in denoisers.ROLES else None
+        if isinstance(said, bool):
+            return said
         return self.settings.get("in_channels") == 2 * int(self.settings.get("out_channels") or 0)
 
     def model(self, settings: dict[str, Any]) -> Any:

@@ -46,6 +46,7 @@ class Reader:
         said = (place.json(f"{self.cutter}/tokenizer_config.json") or {}).get("model_max_length") or 10**9
         self.length = most or min(int(settings.get("max_position_embeddings") or 77), int(said))
         self._parts: tuple[Any, nn.Module] | None = None
+        self._shell: nn.Module | None = None
 
     def needs(self) -> list[Need]:
         """The files that they are read from."""
@@ -64,6 +65,14 @@ class Reader:
         """The encoder, with its weights."""
         return self._read()[1]
 
+    @property
+    def shell(self) -> nn.Module:
+        """The encoder without values, on torch's meta device: its settings alone are read. Raises UserError."""
+        if self._shell is None:
+            with torch.device("meta"):
+                self._shell = self._made(importlib.import_module("transformers")).eval().requires_grad_(False)
+        return self._shell
+
     def tokens(self, texts: Sequence[str]) -> Any:
         """`input_ids` and `attention_mask` [n, length] of texts cut to `length` tokens."""
         asked = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_attention_mask": True}
@@ -78,16 +87,21 @@ class Reader:
         if self._parts is None:
             transformers: Any = importlib.import_module("transformers")
             large = self.kind == "T5EncoderModel"  # without values first: billions of numbers are drawn for minutes
-            try:
-                config = getattr(transformers, _SETTINGS[self.kind])(**self.settings)
-                with torch.random.fork_rng(devices=[]), torch.device("meta") if large else nullcontext():
-                    encoder: nn.Module = getattr(transformers, self.kind)(config)
-            except Exception as error:  # whatever the library raises for its settings
-                told = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                raise UserError(f"{self._place.name}: transformers does not take its {self.part}/config.json ({told})") from error
+            with torch.device("meta") if large else nullcontext():
+                encoder = self._made(transformers)
             self._fill(encoder, self._place.weights(f"{self.part}/model", (f"{self.part}/pytorch_model",)))
             self._parts = self._tokenizer(transformers), encoder.eval().requires_grad_(False)
         return self._parts
+
+    def _made(self, transformers: Any) -> nn.Module:
+        try:
+            config = getattr(transformers, _SETTINGS[self.kind])(**self.settings)
+            with torch.random.fork_rng(devices=[]):
+                encoder: nn.Module = getattr(transformers, self.kind)(config)
+        except Exception as error:  # whatever the library raises for its settings
+            told = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            raise UserError(f"{self._place.name}: transformers does not take its {self.part}/config.json ({told})") from error
+        return encoder
 
     def _fill(self, encoder: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
         own = encoder.state_dict()

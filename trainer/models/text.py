@@ -130,6 +130,7 @@ class Words:
         for reader in clip:
             reader.length = min(one.length for one in clip)
         self.shapes = recipe.shapes(self._readers, where.json("transformer/config.json") or {})
+        self._unread = False
         self._longest = max(self._readers, key=lambda reader: reader.length)
         self.length = self._longest.length
 
@@ -149,12 +150,15 @@ class Words:
             if next(reader.network.parameters()).device != device:
                 reader.network.to(device)
 
+    def leave(self) -> None:
+        """Never read the weights: the network is one without values from here on, and nothing can be encoded."""
+        self._unread = True
+
     @property
     def network(self) -> nn.Module:
-        """The encoder, with its weights; of several all of them."""
-        if len(self._readers) == 1:
-            return self._readers[0].network
-        return nn.ModuleDict({reader.part: reader.network for reader in self._readers})
+        """The encoder, with its weights unless they are left; of several all of them."""
+        found = {reader.part: reader.shell if self._unread else reader.network for reader in self._readers}
+        return next(iter(found.values())) if len(found) == 1 else nn.ModuleDict(found)
 
     @property
     def parts(self) -> dict[str, Any]:

@@ -215,6 +215,9 @@ class Generates(Makes, Protocol):
     def ready(self, device: torch.device) -> None:
         """Work out what can be worked out once, before a training. Raises UserError."""
 
+    def unread(self) -> None:
+        """Do without the weights of text encoders: what is told has its shapes alone."""
+
     def schedule(self) -> Mapping[str, Any]:
         """The settings of the scheduler that goes with the weights, for whoever goes on with them."""
 

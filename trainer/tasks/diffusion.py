@@ -22,7 +22,7 @@ from trainer.tasks.likening import Ruler
 from trainer.tasks.process import At, Process, process
 from trainer.tasks.repainting import PairMeasure
 from trainer.tasks.sampler import Plan, begin, sample, scheduler
-from trainer.tasks.told import Classes, Silence, Texts, Told
+from trainer.tasks.told import Classes, Silence, Texts, Told, Unread
 
 NOISE, TIMES, DROP, LATENT = 1, 2, 3, 4  # streams of draws
 MEASURED = 16  # the first stream of an evaluation's
@@ -111,6 +111,13 @@ class Diffusion:
     def ready(self, device: torch.device) -> None:
         """Encode the texts of the data."""
         self.told.ready(device)
+
+    def unread(self) -> None:
+        """Do without the weights of the text encoders: what is told has its shapes alone. Texts can be encoded no more."""
+        if isinstance(self.told, Texts):
+            assert self.beside.text is not None
+            self.beside.text.leave()
+            self.told = Unread(self.told)
 
     def number(self, word: str) -> int:
         """The number of a class, or of any text. Raises UserError for a class that there is not."""

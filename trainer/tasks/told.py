@@ -131,3 +131,15 @@ class Silence(Texts):
 
     def __call__(self, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
         return super().__call__(torch.full_like(numbers, NOTHING))
+
+
+class Unread(Told):
+    """Texts of an encoder whose weights are not read: zeros of their shapes, and the same `nothing`."""
+
+    def __init__(self, texts: Texts) -> None:
+        super().__init__(texts.words)
+        assert texts.encoder is not None
+        self.nothing, self._shapes = texts.nothing, texts.encoder.shapes
+
+    def __call__(self, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: torch.zeros(len(numbers), *shape, device=numbers.device) for name, shape in self._shapes.items()}

@@ -28,10 +28,11 @@ class Machinery:
 
 
 class Speed:
-    """Of one attempt. `total`: samples of the run; `alike`: its key among runs; `counting` knows the operations of a sample."""
+    """Of one attempt. `total`: samples of the run; `alike`: its key among runs, `between` that of what is between its steps;
+    `counting` knows the operations of a sample."""
 
-    def __init__(self, on: Machinery, total: int, alike: str, counting: Counting | None) -> None:
-        self._on, self._total, self._alike, self._counting = on, total, alike, counting
+    def __init__(self, on: Machinery, total: int, alike: str, between: str, counting: Counting | None) -> None:
+        self._on, self._total, self._alike, self._between, self._counting = on, total, alike, between, counting
         self._rates: deque[float] = deque(maxlen=_KEPT)
         self._waits: deque[float] = deque(maxlen=_KEPT)
         self._from: tuple[float, int] | None = None  # the first point: what sets things up is before it
@@ -76,9 +77,10 @@ class Speed:
             return None
         low, _, high = quantiles(rates, n=4) if len(rates) > 1 else (rates[0],) * 3
         return {
-            "alike": self._alike, "device": self._on.device, "world": self._on.world, "gpus": self._on.gpus,
-            "threads": self._on.threads, "points": len(rates), "samples_per_second": round(median(rates), 3),
-            "quartiles": [round(low, 3), round(high, 3)], "data_wait": round(median(self._waits), 4),
+            "alike": self._alike, "between": self._between, "device": self._on.device, "world": self._on.world,
+            "gpus": self._on.gpus, "threads": self._on.threads, "points": len(rates),
+            "samples_per_second": round(median(rates), 3), "quartiles": [round(low, 3), round(high, 3)],
+            "data_wait": round(median(self._waits), 4),
             "overall": None if self._overall is None else round(self._overall, 3),
             "mfu": None if self._mfu is None else round(self._mfu, 4),
         }  # fmt: skip
