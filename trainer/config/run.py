@@ -179,10 +179,8 @@ class Run(Section):
     def sources(self) -> dict[str, str]:
         """Where samples are read, by the key in the run file; data.val may be a part of data.train."""
         prior = getattr(self.task, "prior", None)
-        named = {
-            "data.train": self.data.train, "data.val": self.data.val, "task.prior.data": None if prior is None else prior.data,
-            "evaluate.source": self.evaluate.source,
-        }  # fmt: skip
+        named = {"data.train": self.data.train, "data.val": self.data.val, "evaluate.source": self.evaluate.source}
+        named |= {"task.prior.data": None if prior is None else prior.data}
         return {key: source for key, source in named.items() if source is not None}
 
     @property
