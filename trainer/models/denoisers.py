@@ -44,9 +44,10 @@ def of(rest: str, config: Model) -> Denoiser:
         )
     for key in config.args:
         raise UserError(f"model.args.{key} cannot be set for diffusers:{rest}: its config.json says what it is")
-    if source.beside:  # what it gives is counted by the channels of one picture
-        settings["in_channels"] = source.channels
     kind = kind_of(settings)
+    sourced = kind.sourced and source.beside
+    if sourced:  # what it gives is counted by the channels of one picture
+        settings["in_channels"] = source.channels
     size = settings.get("sample_size")
     rows = kind.rows(settings)
     graft = source.place.json("graft.json") or {}
@@ -57,7 +58,7 @@ def of(rest: str, config: Model) -> Denoiser:
     table = Table(rows, names, dropped) if rows else None
     return Denoiser(
         f"diffusers:{rest}", partial(_make, source.model, settings), partial(_parts, kind), kind.call,
-        channels=kind.channels(settings), source=source.beside,
+        channels=kind.channels(settings), source=sourced,
         size=max(size) if isinstance(size, list | tuple) else size,
         read=None if config.weights == "none" else partial(_read, source), table=table,
         schedule=source.place.json("scheduler/scheduler_config.json") if source.part else None, spare=kind.spare,

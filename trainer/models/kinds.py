@@ -24,7 +24,7 @@ class Kind:
     square of pixels comes as one token, the channel varying slowest. `flow`: it learns flow alone; `betas`: anything but flow.
     `vae`: the kinds of autoencoders on whose latents it works; none: of any, or pixels. `more(settings, wanted,
     side, factor)`: what it is called with besides, for images of `side` pixels, `factor` to one of what it makes. `square`: it
-    learnt places, and makes one size.
+    learnt places, and makes one size. `sourced`: it may be given a source picture beside the noised one.
     """
 
     call: Callable[..., torch.Tensor]
@@ -42,6 +42,7 @@ class Kind:
     vae: tuple[str, ...] = ()
     more: Callable[[Mapping[str, Any], Generator, int, int], dict[str, Any]] = lambda settings, wanted, side, factor: {}
     square: bool = False
+    sourced: bool = False
 
 
 def _unet(network: nn.Module, images: torch.Tensor, times: torch.Tensor, told: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -242,14 +243,14 @@ def _pooled(text: str, pooled: str, wide: int, narrow: int) -> Callable[[Mapping
 KINDS = {
     "UNet2DModel": Kind(
         _unet, _unet_settings, "conv_in", "conv_out", ("conv_norm_out",),
-        lambda settings: int(settings.get("num_class_embeds") or 0),
+        lambda settings: int(settings.get("num_class_embeds") or 0), sourced=True,
     ),
     "DiTTransformer2DModel": Kind(
         _dit, _dit_settings, "pos_embed.proj", "proj_out_2", ("proj_out_1",),
-        lambda settings: int(settings.get("num_embeds_ada_norm") or 0) + 1, spare=True, square=True,
+        lambda settings: int(settings.get("num_embeds_ada_norm") or 0) + 1, spare=True, square=True, sourced=True,
     ),
     "UNet2DConditionModel": Kind(
-        _conditioned, _conditioned_settings, "conv_in", "conv_out", ("conv_norm_out",), text=_text,
+        _conditioned, _conditioned_settings, "conv_in", "conv_out", ("conv_norm_out",), text=_text, sourced=True,
     ),
     "SD3Transformer2DModel": Kind(
         _sd3, _sd3_settings, "pos_embed.proj", "proj_out", ("norm_out",), flow=Flow(2), vae=("AutoencoderKL",), square=True,
