@@ -8,9 +8,9 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)
 	$(BIN)/graft demo
 
-# Four processes, a file at a time; all that needs the test cluster in one of them, first, as it mostly waits.
+# Three processes, a file at a time; all that needs the test cluster in one of them, first, as it mostly waits.
 test: check
-	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
