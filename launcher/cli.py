@@ -181,7 +181,7 @@ def schema(cluster: Annotated[bool, typer.Option("--cluster", help="that of a cl
 
 @app.command()
 def demo(runs: Runs = RUNS, fresh: Annotated[bool, typer.Option("--fresh", help="train again what is there")] = False) -> None:
-    """Try it: real digits, no network, two minutes.
+    """Try it: real digits, no network, some two minutes on two cores.
 
     Pretrains, grafts, compares with training from scratch, and writes a report.
     """
